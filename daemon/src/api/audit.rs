@@ -1,0 +1,241 @@
+//! The audit log: what changes is recorded in the transaction that changes it; refusals before authentication are
+//! counted and recorded once a minute; and the handlers that read it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::{HeaderMap, StatusCode, Uri};
+use serde_json::{Value, json};
+
+use super::auth::Principal;
+use super::body::{self, Reply};
+use super::problem::Problem;
+use super::query::{self, Query};
+use super::routes::Route;
+use super::{App, Call};
+use crate::clock::{self, Clock};
+use crate::error::Error;
+use crate::id::TraceId;
+use crate::store::audit::{self, Filter, Outcome, Record};
+use crate::store::{Store, Tx};
+
+const OPERATOR_CHARS_MAX: usize = 100;
+const REFUSALS_EVERY: Duration = Duration::from_secs(60);
+
+/// The record of a request that is being handled. Exactly one is written: by the handler in the transaction of its
+/// change, or else by [`Draft::settle`].
+#[derive(Clone)]
+pub struct Draft {
+    /// `None` on routes that are not audited.
+    inner: Option<Arc<Inner>>,
+}
+
+struct Inner {
+    clock: Clock,
+    action: &'static str,
+    target: String,
+    principal: String,
+    claimed_operator: Option<String>,
+    trace: String,
+    /// True once the record is in a transaction that is to commit.
+    written: AtomicBool,
+    /// True when there is nothing to record.
+    skipped: AtomicBool,
+}
+
+impl Draft {
+    /// A draft for a request to `route`.
+    pub(super) fn new(
+        app: &App,
+        route: &Route,
+        principal: Option<&Principal>,
+        headers: &HeaderMap,
+        uri: &Uri,
+        trace: TraceId,
+    ) -> Draft {
+        let Some(action) = route.audited else { return Draft { inner: None } };
+        let operator = headers.get("x-aman-operator").map(|value| {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            text.chars().filter(|c| !c.is_control()).take(OPERATOR_CHARS_MAX).collect::<String>()
+        });
+        Draft {
+            inner: Some(Arc::new(Inner {
+                clock: app.clock.clone(),
+                action,
+                target: uri.path().to_owned(),
+                principal: principal.map_or("anonymous", |p| &p.name).to_owned(),
+                claimed_operator: operator.filter(|text| !text.trim().is_empty()),
+                trace: trace.to_string(),
+                written: AtomicBool::new(false),
+                skipped: AtomicBool::new(false),
+            })),
+        }
+    }
+
+    /// Records the change as done, in its own transaction. `target` is the thing that was changed.
+    pub fn record(&self, tx: &Tx<'_>, target: &str, detail: Value) -> Result<(), Error> {
+        self.record_with(tx, target, detail, None, None)
+    }
+
+    /// As [`Draft::record`], with the digests of the thing before and after.
+    pub fn record_with(
+        &self,
+        tx: &Tx<'_>,
+        target: &str,
+        detail: Value,
+        before_digest: Option<String>,
+        after_digest: Option<String>,
+    ) -> Result<(), Error> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let record = inner.as_record(target, Outcome::Done, StatusCode::OK, detail);
+        audit::append(tx, &Record { before_digest, after_digest, ..record })?;
+        inner.written.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Leaves no record: nothing is changed, as in a dry run.
+    pub fn skip(&self) {
+        if let Some(inner) = &self.inner {
+            inner.skipped.store(true, Ordering::Release);
+        }
+    }
+
+    /// Records what the handler did not. A handler that fails has committed nothing, so a failure is always recorded.
+    pub(super) async fn settle(self, app: &App, result: Result<Reply, Problem>) -> Result<Reply, Problem> {
+        let Some(inner) = self.inner else { return result };
+        if inner.skipped.load(Ordering::Acquire) {
+            return result;
+        }
+        let (outcome, status, detail) = match &result {
+            Ok(_) if inner.written.load(Ordering::Acquire) => return result,
+            Ok(reply) => (Outcome::Done, reply.status, json!({})),
+            Err(problem) => {
+                let refused = problem.status.is_client_error() || problem.code == "draining";
+                let outcome = if refused { Outcome::Refused } else { Outcome::Failed };
+                (outcome, problem.status, json!({ "code": problem.code }))
+            }
+        };
+        let record = inner.as_record(&inner.target, outcome, status, detail);
+        match app.store.write(move |tx| audit::append(tx, &record)).await {
+            Ok(_) => result,
+            // A change that is not recorded must not look like a success.
+            Err(error) => result.and(Err(error.into())),
+        }
+    }
+}
+
+impl Inner {
+    fn as_record(&self, target: &str, outcome: Outcome, status: StatusCode, detail: Value) -> Record {
+        Record {
+            at_ms: self.clock.now_ms(),
+            principal: self.principal.clone(),
+            claimed_operator: self.claimed_operator.clone(),
+            action: self.action.to_owned(),
+            target: target.to_owned(),
+            outcome,
+            status: status.as_u16(),
+            trace: Some(self.trace.clone()),
+            detail,
+            before_digest: None,
+            after_digest: None,
+        }
+    }
+}
+
+/// Refusals before authentication, by code and status. They are written by a timer that the first of them starts.
+#[derive(Default)]
+pub struct Refusals {
+    counts: Mutex<BTreeMap<(&'static str, u16), u64>>,
+}
+
+impl Refusals {
+    /// Counts `problem` and hands it back.
+    pub(super) fn count(&self, app: &Arc<App>, problem: Problem) -> Problem {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = counts.is_empty();
+        *counts.entry((problem.code, problem.status.as_u16())).or_default() += 1;
+        drop(counts);
+        if first {
+            let app = Arc::clone(app);
+            tokio::spawn(async move {
+                tokio::time::sleep(REFUSALS_EVERY).await;
+                app.refusals.write_now(&app).await;
+            });
+        }
+        problem
+    }
+
+    /// Writes what was counted, one record a reason.
+    pub(super) async fn write_now(&self, app: &App) {
+        let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        if counts.is_empty() {
+            return;
+        }
+        let at_ms = app.clock.now_ms();
+        let records = counts.into_iter().map(move |((code, status), count)| Record {
+            at_ms,
+            principal: "anonymous".to_owned(),
+            claimed_operator: None,
+            action: "http.refused".to_owned(),
+            target: code.to_owned(),
+            outcome: Outcome::Refused,
+            status,
+            trace: None,
+            detail: json!({ "count": count }),
+            before_digest: None,
+            after_digest: None,
+        });
+        let records: Vec<Record> = records.collect();
+        let written =
+            app.store.write(move |tx| records.iter().try_for_each(|record| audit::append(tx, record).map(drop)));
+        if let Err(error) = written.await {
+            tracing::error!(chain = error.chain().join(": "), "Refusals could not be recorded.");
+        }
+    }
+}
+
+fn entry_json(entry: audit::Entry) -> Value {
+    let mut body = entry.body;
+    body["prev_hash"] = entry.prev_hash.into();
+    body["hash"] = entry.hash.into();
+    body
+}
+
+/// `GET /audit-log`
+pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let query =
+        Query::read(&call, &["action", "operator", "principal", "outcome", "since", "until", "limit", "cursor"])?;
+    let time = |name: &str| query.parsed(name, "must be an RFC 3339 time with an offset.", clock::parse_rfc3339);
+    let filter = Filter {
+        action: query.text("action"),
+        operator: query.text("operator"),
+        principal: query.text("principal"),
+        outcome: query.text("outcome"),
+        since_ms: time("since")?,
+        until_ms: time("until")?,
+    };
+    let (limit, before) = (query.limit()?, query.cursor::<1>("audit")?.map(|[seq]| seq));
+    let mut entries = app.store.read(move |conn| audit::list(conn, &filter, before, limit + 1)).await?;
+    let more = entries.len() > limit;
+    entries.truncate(limit);
+    let next_cursor = entries.last().filter(|_| more).map(|last| query::cursor("audit", &[last.seq]));
+    let items: Vec<Value> = entries.into_iter().map(entry_json).collect();
+    body::ok(&json!({ "items": items, "next_cursor": next_cursor }))
+}
+
+/// `GET /audit-log/verify`
+pub(super) async fn verify(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    let verdict = verdict(&app.store).await?;
+    let mut answer = json!({ "ok": verdict.first_bad.is_none(), "checked": verdict.checked });
+    if let Some(first_bad) = verdict.first_bad {
+        answer["first_bad"] = first_bad.into();
+    }
+    body::ok(&answer)
+}
+
+async fn verdict(store: &Store) -> Result<audit::Verdict, Error> {
+    store.read(audit::verify).await
+}

@@ -1,0 +1,287 @@
+//! Events: push, recent, dump, trace, types.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use hyper::{HeaderMap, StatusCode};
+use ring::digest::{Context, SHA256};
+use serde_json::{Value, json};
+
+use super::body::{self, Reply};
+use super::parse::{self, Pushed};
+use super::problem::Problem;
+use super::query::{self, Query};
+use super::{App, Call};
+use crate::bus::explain::Considered;
+use crate::bus::{Accepted, Idempotency, Origin, Publish};
+use crate::clock::rfc3339;
+use crate::error::Error;
+use crate::event::{Event, View};
+use crate::id::{EventSeq, Ids, TraceId};
+use crate::store::deliveries::{self, Record};
+use crate::store::events;
+
+const KEY_BYTES_MAX: usize = 255;
+const PATTERNS_MAX: usize = 64;
+/// Events of one trace that are shown.
+const TRACE_EVENTS_MAX: usize = 1000;
+
+/// `POST /events/push`: stores events durably, then answers 202 with their ids and sequences.
+pub(super) async fn push(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
+    let bytes = call.bytes().await?;
+    let Pushed { events, batch } = parse::push(&call.headers, &bytes, call.parent_trace, app.clock.now_ms())?;
+    let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized("Pushing needs a token."))?;
+    let origin = Origin { principal: principal.name.to_string(), trust: principal.trust, internal: false };
+    let alone_in_batch = batch && events.len() == 1;
+    let named = |error: Error| if alone_in_batch { error.at("/0") } else { error };
+    if dry_run {
+        let targets: Vec<Value> = events
+            .iter()
+            .map(|event| json!({ "type": event.kind, "target": target(event.agent_id.as_deref()) }))
+            .collect();
+        let publish = Publish { events, origin, idempotency: None, state: None };
+        let considered = app.bus.preview(publish).await.map_err(named)?;
+        return preview(targets, considered, batch);
+    }
+    let idempotency = idempotency(&call, &origin.principal, &bytes)?;
+    let publish = Publish { events, origin, idempotency, state: None };
+    let accepted = app.bus.publish(publish).await.map_err(named)?;
+    Ok(accepted_reply(&accepted, batch))
+}
+
+fn target(agent_id: Option<&str>) -> String {
+    agent_id.map_or_else(|| "global".to_owned(), |agent| format!("agent:{agent}"))
+}
+
+fn preview(targets: Vec<Value>, considered: Vec<Vec<Considered>>, batch: bool) -> Result<Reply, Problem> {
+    let mut items: Vec<Value> = targets;
+    for (item, considered) in items.iter_mut().zip(considered) {
+        let matched: Vec<&str> = considered.iter().filter(|c| c.matched).map(|c| c.consumer.as_str()).collect();
+        item["matched"] = json!(matched);
+        item["considered"] = json!(considered);
+        item["dry_run"] = true.into();
+    }
+    if batch { body::ok(&json!({ "dry_run": true, "items": items })) } else { body::ok(&items.pop()) }
+}
+
+fn accepted_reply(accepted: &[Accepted], batch: bool) -> Reply {
+    let mut out = Vec::with_capacity(192 * accepted.len().max(1) + 16);
+    if batch {
+        out.extend_from_slice(b"{\"items\":[");
+    }
+    for (n, one) in accepted.iter().enumerate() {
+        if n > 0 {
+            out.push(b',');
+        }
+        write_accepted(&mut out, one);
+    }
+    if batch {
+        out.extend_from_slice(b"]}");
+    }
+    let mut reply = body::raw(StatusCode::ACCEPTED, out);
+    if let [one] = accepted {
+        reply.trace = one.trace_id.parse().ok();
+    }
+    reply
+}
+
+fn write_accepted(out: &mut Vec<u8>, one: &Accepted) {
+    let text = |out: &mut Vec<u8>, text: &str| drop(serde_json::to_writer(out, text));
+    out.extend_from_slice(b"{\"id\":");
+    text(out, &one.id);
+    let _ = write!(out, ",\"sequence\":{},\"type\":", one.sequence);
+    text(out, &one.kind);
+    out.extend_from_slice(b",\"trace_id\":");
+    text(out, &one.trace_id);
+    out.extend_from_slice(b",\"target\":");
+    match &one.agent_id {
+        None => out.extend_from_slice(b"\"global\""),
+        Some(agent) => text(out, &target(Some(agent))),
+    }
+    let _ = write!(out, ",\"deduplicated\":{}}}", one.deduplicated);
+}
+
+/// The request as far as it must be the same for the same `Idempotency-Key`.
+fn idempotency(call: &Call, principal: &str, bytes: &[u8]) -> Result<Option<Idempotency>, Error> {
+    let mut given = call.headers.get_all("idempotency-key").iter();
+    let (Some(key), again) = (given.next(), given.next()) else { return Ok(None) };
+    let key = key.as_bytes();
+    if again.is_some() || key.is_empty() || key.len() > KEY_BYTES_MAX {
+        let reason = format!("must be given once, with 1 to {KEY_BYTES_MAX} bytes.");
+        return Err(Error::invalid("Idempotency-Key", reason));
+    }
+    let key = hash(&[principal.as_bytes(), call.route.route.path.as_bytes(), key]);
+    Ok(Some(Idempotency { key, body: hash(&[bytes, &attributes(&call.headers)]) }))
+}
+
+/// The headers that are part of an event.
+fn attributes(headers: &HeaderMap) -> Vec<u8> {
+    let mut lines: Vec<Vec<u8>> = headers
+        .iter()
+        .filter(|(name, _)| name.as_str().starts_with("ce-") || *name == "content-type")
+        .map(|(name, value)| [name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"].concat())
+        .collect();
+    lines.sort();
+    lines.concat()
+}
+
+fn hash(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Context::new(&SHA256);
+    for part in parts {
+        hash.update(&(part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let mut out = [0; 32];
+    out.copy_from_slice(hash.finish().as_ref());
+    out
+}
+
+/// `POST /inject-event`: as push, for tests.
+pub(super) async fn inject(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    if !app.settings.debug_endpoints {
+        let detail = "Set debug.force_enable_debug_endpoints = true to use this.";
+        return Err(Problem::new((StatusCode::FORBIDDEN, "debug_disabled"), detail));
+    }
+    push(app, call).await
+}
+
+/// Appends `"name":[event,…]`.
+pub(super) fn write_events<'a>(out: &mut Vec<u8>, name: &str, events: impl Iterator<Item = &'a Event>) {
+    let _ = write!(out, "\"{name}\":[");
+    for (n, event) in events.enumerate() {
+        if n > 0 {
+            out.push(b',');
+        }
+        event.write_json(out, View::Full);
+    }
+    out.push(b']');
+}
+
+/// Appends `,"name":value`.
+pub(super) fn write_member(out: &mut Vec<u8>, name: &str, value: &Value) {
+    let _ = write!(out, ",\"{name}\":{value}");
+}
+
+/// `GET /events/recent`: newest first.
+pub(super) async fn recent(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let query = Query::read(&call, &["limit", "types", "source", "cursor"])?;
+    let filter = events::Filter { types: query.patterns("types", PATTERNS_MAX)?, source: query.text("source") };
+    let (limit, before) = (query.limit()?, query.cursor::<1>("recent")?.map(|[at]| EventSeq(at)));
+    let ids = app.store.ids();
+    let (found, next) = app.store.read(move |conn| events::recent(conn, ids, &filter, before, limit)).await?;
+    let mut out = b"{".to_vec();
+    write_events(&mut out, "items", found.iter());
+    let next = next.map(|at| query::cursor("recent", &[at.0]));
+    write_member(&mut out, "next_cursor", &json!(next));
+    out.push(b'}');
+    Ok(body::raw(StatusCode::OK, out))
+}
+
+/// `GET /events/types`, by name.
+pub(super) async fn types(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let query = Query::read(&call, &["limit", "cursor"])?;
+    let (limit, skip) = (query.limit()?, query.cursor::<1>("types")?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
+    let all = app.store.read(events::types).await?;
+    let more = all.len() > skip.saturating_add(limit);
+    let items: Vec<Value> = all
+        .into_iter()
+        .skip(skip)
+        .take(limit)
+        .map(|seen| json!({ "type": seen.kind, "count": seen.count, "last_seen": rfc3339(seen.last_ms) }))
+        .collect();
+    let next = more.then(|| query::cursor("types", &[i64::try_from(skip + limit).unwrap_or(i64::MAX)]));
+    body::ok(&json!({ "items": items, "next_cursor": next }))
+}
+
+/// The one event that the path's `id` and the query's `source` mean.
+pub(super) async fn find(app: &App, id: &str, source: Option<String>) -> Result<Event, Problem> {
+    let (ids, wanted) = (app.store.ids(), id.to_owned());
+    let mut found = app.store.read(move |conn| events::by_id(conn, ids, &wanted, source.as_deref())).await?;
+    if found.len() > 1 {
+        let sources: Vec<&str> = found.iter().take(10).map(|event| event.sent.source.as_str()).collect();
+        let reason = format!("Several sources used this id: {}. Say which with ?source=.", sources.join(", "));
+        return Err(Error::conflict("ambiguous_id", reason).into());
+    }
+    found.pop().ok_or_else(|| Error::not_found("event", id).into())
+}
+
+/// A delivery, as every route shows it.
+pub(super) fn delivery_json(ids: Ids, received_ms: i64, record: &Record) -> Value {
+    let failures: Vec<Value> = record
+        .failures
+        .iter()
+        .map(|(attempt, at_ms, chain)| json!({ "attempt": attempt, "at": rfc3339(*at_ms), "error_chain": chain }))
+        .collect();
+    json!({
+        "id": ids.delivery(received_ms, record.id).to_string(),
+        "consumer": record.consumer,
+        "status": record.status.name(),
+        "attempt": record.attempt,
+        "next_at": record.next_ms.map(rfc3339),
+        "error": record.failures.last().and_then(|(_, _, chain)| chain.first()),
+        "ended_at": record.ended_ms.map(rfc3339),
+        "result": record.result,
+        "failures": failures,
+    })
+}
+
+/// `GET /events/dump/{id}`
+pub(super) async fn dump(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let query = Query::read(&call, &["source"])?;
+    let event = find(&app, call.param("id"), query.text("source")).await?;
+    let sequence = event.sequence;
+    let records = app.store.read(move |conn| deliveries::of_event(conn, sequence)).await?;
+    let ids = app.store.ids();
+    let records: Vec<Value> = records.iter().map(|record| delivery_json(ids, event.received_ms, record)).collect();
+    let mut out = b"{\"event\":".to_vec();
+    event.write_json(&mut out, View::Full);
+    write_member(&mut out, "deliveries", &records.into());
+    out.push(b'}');
+    Ok(body::raw(StatusCode::OK, out))
+}
+
+/// `GET /events/trace/{trace_id}`: the events of a trace in order, who caused whom, and what was delivered.
+pub(super) async fn trace(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    let text = call.param("trace_id");
+    let wrong = || Error::invalid("trace_id", "must be 32 lower-case hex digits, not all zero.");
+    let trace: TraceId = text.parse().map_err(|()| wrong())?;
+    let ids = app.store.ids();
+    let found = app
+        .store
+        .read(move |conn| {
+            let found = events::by_trace(conn, ids, trace, TRACE_EVENTS_MAX + 1)?;
+            found
+                .into_iter()
+                .map(|event| deliveries::of_event(conn, event.sequence).map(|records| (event, records)))
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
+    if found.is_empty() {
+        return Err(Error::not_found("trace", text).into());
+    }
+    let truncated = found.len() > TRACE_EVENTS_MAX;
+    let found = &found[..found.len().min(TRACE_EVENTS_MAX)];
+    let edges: Vec<Value> = found
+        .iter()
+        .filter_map(|(event, _)| Some(json!({ "from": event.causation.as_ref()?, "to": event.id() })))
+        .collect();
+    let mut records = Vec::new();
+    for (event, of_event) in found {
+        for record in of_event {
+            let mut shown = delivery_json(ids, event.received_ms, record);
+            shown["event_id"] = event.id().into();
+            records.push(shown);
+        }
+    }
+    let mut out = format!("{{\"trace_id\":\"{trace}\",").into_bytes();
+    write_events(&mut out, "events", found.iter().map(|(event, _)| event));
+    write_member(&mut out, "deliveries", &records.into());
+    write_member(&mut out, "edges", &edges.into());
+    if truncated {
+        write_member(&mut out, "truncated", &true.into());
+    }
+    out.push(b'}');
+    Ok(body::raw(StatusCode::OK, out))
+}

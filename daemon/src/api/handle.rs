@@ -1,0 +1,207 @@
+//! What every request goes through, in this order: `Host`, `Origin`, route, credentials, rate, phase, confirmation; then
+//! its handler reads the body and looks for the thing. The one place that decides access.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::auth::Passed;
+use super::body::{Body, Reply};
+use super::problem::Problem;
+use super::routes::{Confirm, Found, Handling, Mounted};
+use super::{App, Call, audit, body};
+use crate::id::TraceId;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
+const CORS_HEADERS: HeaderValue = HeaderValue::from_static(
+    "authorization, content-type, idempotency-key, last-event-id, traceparent, x-aman-confirm, x-aman-operator, \
+     x-aman-session, x-aman-token",
+);
+const CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE");
+const CORS_EXPOSED: HeaderValue = HeaderValue::from_static("location, retry-after, traceparent");
+
+/// How far a request came, for whoever finishes it.
+#[derive(Default)]
+struct Progress {
+    origin: Option<HeaderValue>,
+    mounted: Option<Arc<Mounted>>,
+}
+
+/// Answers one request; never fails and never panics.
+pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body> {
+    let (parts, incoming) = request.into_parts();
+    let parent = parts.headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(TraceId::of_traceparent);
+    let trace = parent.unwrap_or_else(|| TraceId(fastrand::u128(1..).to_be_bytes()));
+    let path = parts.uri.clone();
+    let mut progress = Progress::default();
+    let answered = answer(&app, parts, incoming, (trace, parent), &mut progress).await;
+    let reply = answered.unwrap_or_else(|problem| problem.reply(path.path(), trace));
+    if let Some(mounted) = &progress.mounted {
+        let class = usize::from(reply.status.as_u16() / 100).clamp(1, 5) - 1;
+        mounted.answers[class].fetch_add(1, Ordering::Relaxed);
+    } else {
+        app.counters.refused.fetch_add(1, Ordering::Relaxed);
+    }
+    respond(reply, trace, progress.origin)
+}
+
+fn respond(reply: Reply, trace: TraceId, origin: Option<HeaderValue>) -> Response<Body> {
+    let mut response = Response::new(reply.body);
+    *response.status_mut() = reply.status;
+    let headers = response.headers_mut();
+    headers.reserve(8);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
+    headers.insert(TRACEPARENT, traceparent(reply.trace.unwrap_or(trace)));
+    for (name, value) in reply.headers {
+        headers.insert(name, value);
+    }
+    if let Some(origin) = origin {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, CORS_EXPOSED);
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+fn traceparent(trace: TraceId) -> HeaderValue {
+    use std::io::Write;
+    let mut text = Vec::with_capacity(55);
+    let _ = write!(text, "00-{:032x}-{:016x}-01", u128::from_be_bytes(trace.0), fastrand::u64(1..));
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or(HeaderValue::from_static("-"))
+}
+
+async fn answer(
+    app: &Arc<App>,
+    parts: Parts,
+    incoming: Incoming,
+    (trace, parent_trace): (TraceId, Option<TraceId>),
+    progress: &mut Progress,
+) -> Result<Reply, Problem> {
+    let early = |problem: Problem| app.refusals.count(app, problem);
+    let passed = app.settings.places.check(&parts.method, &parts.uri, parts.version, &parts.headers).map_err(early)?;
+    if let Passed::Listed(origin) = passed {
+        progress.origin = Some(origin);
+    }
+    let (mounted, params) = route(app, &parts, progress.origin.is_some())?;
+    let (mounted, params) = match (mounted, params) {
+        (Some(mounted), params) => (mounted, params),
+        (None, _) => return preflight(),
+    };
+    progress.mounted = Some(Arc::clone(&mounted));
+    let principal = app.gate.admit(mounted.route.scope, &parts.headers).map_err(early)?;
+    let draft = audit::Draft::new(app, &mounted.route, principal.as_ref(), &parts.headers, &parts.uri, trace);
+    let call = Call {
+        head_only: parts.method == Method::HEAD,
+        uri: parts.uri,
+        headers: parts.headers,
+        body: Some(incoming),
+        params,
+        route: mounted,
+        principal,
+        parent_trace,
+        draft,
+    };
+    run(app, call).await
+}
+
+/// The route of a request; none for a CORS preflight of a listed origin.
+fn route(app: &App, parts: &Parts, listed: bool) -> Result<(Option<Arc<Mounted>>, Vec<(String, String)>), Problem> {
+    let table = app.routes.load();
+    let path = parts.uri.path();
+    let preflight =
+        parts.method == Method::OPTIONS && parts.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    if listed && preflight && table.methods_of(path).is_some() {
+        return Ok((None, Vec::new()));
+    }
+    match table.find(&parts.method, path)? {
+        Found::Route(mounted, params) => Ok((Some(mounted), params)),
+        Found::OtherMethods(allow) => Err(Problem::method_not_allowed(path, &allow)),
+        Found::Nothing => {
+            let detail = format!("There is no route {path}. GET /openapi.json lists them.");
+            Err(Problem::new((StatusCode::NOT_FOUND, "route_not_found"), detail))
+        }
+    }
+}
+
+fn preflight() -> Result<Reply, Problem> {
+    let mut reply = body::raw(StatusCode::OK, "{}");
+    reply.headers = vec![
+        (header::ACCESS_CONTROL_ALLOW_METHODS, CORS_METHODS),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, CORS_HEADERS),
+        (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600")),
+    ];
+    Ok(reply)
+}
+
+/// Phase and confirmation, for callers that are known.
+fn permit(app: &App, call: &Call) -> Result<(), Problem> {
+    let route = &call.route.route;
+    if route.method != Method::GET && !route.in_any_phase {
+        app.lifecycle.admit_work()?;
+    }
+    let wanted = match route.confirm {
+        Confirm::No => false,
+        Confirm::WhenStrict => app.settings.strict_confirm,
+        Confirm::Always => true,
+    };
+    if wanted && !is_confirmed(&call.headers) {
+        let detail = "This needs confirmation. Send the header 'x-aman-confirm: yes' if you mean it.";
+        return Err(Problem::new((StatusCode::CONFLICT, "confirmation_required"), detail));
+    }
+    Ok(())
+}
+
+fn is_confirmed(headers: &HeaderMap) -> bool {
+    headers.get("x-aman-confirm").is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"yes"))
+}
+
+async fn run(app: &Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let route = &call.route.route;
+    let (time_max, handler, audited) = (route.time_max, route.handler, route.audited.is_some());
+    let permitted = permit(app, &call);
+    if !audited {
+        permitted?;
+        let handling = guarded(app, handler(Arc::clone(app), call));
+        return tokio::time::timeout(time_max, handling).await.unwrap_or_else(|_| Err(too_slow(time_max.as_secs())));
+    }
+    // Runs to its end, and is recorded, whatever becomes of the client.
+    let (task_app, draft) = (Arc::clone(app), call.draft.clone());
+    let task = app.running.spawn(async move {
+        let result = match permitted {
+            Ok(()) => guarded(&task_app, handler(Arc::clone(&task_app), call)).await,
+            Err(problem) => Err(problem),
+        };
+        draft.settle(&task_app, result).await
+    });
+    match tokio::time::timeout(time_max, task).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => Err(Problem::internal(error.to_string())),
+        Err(_) => Err(too_slow(time_max.as_secs())),
+    }
+}
+
+fn too_slow(seconds: u64) -> Problem {
+    let detail = format!("This took longer than {seconds} s. What it began may still happen.");
+    Problem::new((StatusCode::GATEWAY_TIMEOUT, "timeout"), detail)
+}
+
+/// A handler whose panic is an answer.
+async fn guarded(app: &App, mut handling: Handling) -> Result<Reply, Problem> {
+    std::future::poll_fn(|cx| {
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(cx)));
+        polled.unwrap_or_else(|_| {
+            app.counters.panics.fetch_add(1, Ordering::Relaxed);
+            Poll::Ready(Err(Problem::internal("a handler panicked".to_owned())))
+        })
+    })
+    .await
+}

@@ -1,0 +1,117 @@
+//! What goes wrong as RFC 9457 problem details: the one place where errors become statuses.
+
+use hyper::StatusCode;
+use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use serde::Serialize;
+use serde_json::json;
+
+use super::body::{Body, Reply};
+use crate::error::{Error, FieldError};
+use crate::id::TraceId;
+
+/// An answer that is no success. Made from an [`Error`], or for what only HTTP knows (401, 405, 413 …).
+#[derive(Debug)]
+pub struct Problem {
+    /// HTTP status, 400 to 599.
+    pub status: StatusCode,
+    /// Stable code; each has a section in `schemas/errors.md`.
+    pub code: &'static str,
+    /// What happened and what to do, for people.
+    pub detail: String,
+    /// Broken fields, if that is what is wrong.
+    pub fields: Vec<FieldError>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// What failed inside, outermost first; for the log only.
+    chain: Option<String>,
+}
+
+impl Problem {
+    /// A problem without further headers.
+    pub fn new((status, code): (StatusCode, &'static str), detail: impl Into<String>) -> Problem {
+        Problem { status, code, detail: detail.into(), fields: Vec::new(), headers: Vec::new(), chain: None }
+    }
+
+    /// 401, with the scheme that would work.
+    pub fn unauthorized(detail: &str) -> Problem {
+        let mut problem = Problem::new((StatusCode::UNAUTHORIZED, "unauthorized"), detail);
+        problem.headers.push((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"aman\"")));
+        problem
+    }
+
+    /// 405, with the methods that would work.
+    pub fn method_not_allowed(path: &str, allow: &str) -> Problem {
+        let detail = format!("{path} answers {allow} only.");
+        let mut problem = Problem::new((StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"), detail);
+        problem.headers.extend(HeaderValue::from_str(allow).ok().map(|value| (ALLOW, value)));
+        problem
+    }
+
+    /// 500: the client learns nothing but where to look; `chain` goes to the log with the request's trace.
+    pub fn internal(chain: String) -> Problem {
+        let detail = "The daemon failed. Its log says more, under this trace_id.";
+        let problem = Problem::new((StatusCode::INTERNAL_SERVER_ERROR, "internal"), detail);
+        Problem { chain: Some(chain), ..problem }
+    }
+
+    /// Adds `Retry-After`, rounded up to whole seconds.
+    #[must_use]
+    pub fn retry_after_ms(mut self, after_ms: u64) -> Problem {
+        self.headers.push((RETRY_AFTER, HeaderValue::from(after_ms.div_ceil(1000).max(1))));
+        self
+    }
+
+    /// The answer that is sent.
+    pub fn reply(self, path: &str, trace: TraceId) -> Reply {
+        if let Some(chain) = &self.chain {
+            tracing::error!(trace_id = %trace, path, chain, "A request failed inside.");
+        }
+        #[derive(Serialize)]
+        struct Field<'a> {
+            field: &'a str,
+            reason: &'a str,
+        }
+        let errors: Vec<Field<'_>> = self.fields.iter().map(|f| Field { field: &f.field, reason: &f.reason }).collect();
+        let body = json!({
+            "type": format!("urn:aman:error:{}", self.code),
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+            "instance": path,
+            "code": self.code,
+            "message": self.detail,
+            "trace_id": trace.to_string(),
+            "errors": errors,
+        });
+        Reply {
+            status: self.status,
+            content_type: "application/problem+json",
+            headers: self.headers,
+            body: Body::full(body.to_string()),
+            trace: None,
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Problem {
+        let status_and_code = match &error {
+            Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            Error::Invalid { code, .. } => (StatusCode::BAD_REQUEST, *code),
+            Error::Forbidden { code, .. } => (StatusCode::FORBIDDEN, *code),
+            Error::Conflict { code, .. } => (StatusCode::CONFLICT, *code),
+            Error::Mismatch { code, .. } => (StatusCode::UNPROCESSABLE_ENTITY, *code),
+            Error::Busy { code, .. } => (StatusCode::SERVICE_UNAVAILABLE, *code),
+            Error::Internal { .. } => return Problem::internal(error.chain().join(": ")),
+        };
+        let problem = Problem::new(status_and_code, error.to_string());
+        match error {
+            Error::Invalid { fields, .. } => Problem { fields, ..problem },
+            Error::Busy { retry_after_ms, .. } => problem.retry_after_ms(retry_after_ms),
+            Error::NotFound { .. }
+            | Error::Forbidden { .. }
+            | Error::Conflict { .. }
+            | Error::Mismatch { .. }
+            | Error::Internal { .. } => problem,
+        }
+    }
+}

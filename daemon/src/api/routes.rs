@@ -1,0 +1,281 @@
+//! THE route table: method, path, scope, audit flag, confirmation, limits, handler. The router, the counters and the
+//! tests of access all come from it.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use hyper::Method;
+use percent_encoding::percent_decode_str;
+
+use super::auth::Scope;
+use super::body::Reply;
+use super::problem::Problem;
+use super::{App, Call, audit, dlq, events, health, metrics, runtime, skills, stream, why};
+use crate::error::Error;
+
+/// What a handler gives back.
+pub type Handling = Pin<Box<dyn Future<Output = Result<Reply, Problem>> + Send>>;
+/// A handler: decodes, calls, encodes.
+pub type Handler = fn(Arc<App>, Call) -> Handling;
+
+/// Largest body of a route that says nothing else, in bytes.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// Time limit of a route that says nothing else.
+pub const TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Whether a request must carry `x-aman-confirm: yes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirm {
+    /// No.
+    No,
+    /// Only with `http.strict_confirm`.
+    WhenStrict,
+    /// Yes.
+    Always,
+}
+
+/// One row of the table.
+#[derive(Clone)]
+pub struct Route {
+    /// The method; `GET` answers `HEAD` too.
+    pub method: Method,
+    /// The path, with `{name}` for one segment.
+    pub path: String,
+    /// What the caller must be allowed.
+    pub scope: Scope,
+    /// The action under which each request is recorded in the audit log; `None` = not recorded.
+    pub audited: Option<&'static str>,
+    /// See [`Confirm`].
+    pub confirm: Confirm,
+    /// Largest body, in bytes.
+    pub body_bytes_max: usize,
+    /// How long the handler may take.
+    pub time_max: Duration,
+    /// True when it is answered while the daemon starts or shuts down although it is no GET.
+    pub in_any_phase: bool,
+    /// Who answers.
+    pub handler: Handler,
+}
+
+impl Route {
+    /// A route with the usual limits.
+    pub fn new(method: Method, path: impl Into<String>, scope: Scope, handler: Handler) -> Route {
+        Route {
+            method,
+            path: path.into(),
+            scope,
+            audited: None,
+            confirm: Confirm::No,
+            body_bytes_max: BODY_BYTES_MAX,
+            time_max: TIME_MAX,
+            in_any_phase: false,
+            handler,
+        }
+    }
+
+    fn audited(mut self, action: &'static str) -> Route {
+        self.audited = Some(action);
+        self
+    }
+
+    fn confirmed(mut self, confirm: Confirm) -> Route {
+        self.confirm = confirm;
+        self
+    }
+
+    fn in_any_phase(mut self) -> Route {
+        self.in_any_phase = true;
+        self
+    }
+}
+
+macro_rules! route {
+    ($method:ident $path:literal $scope:ident $module:ident :: $handler:ident) => {
+        Route::new(Method::$method, $path, Scope::$scope, |app, call| Box::pin($module::$handler(app, call)))
+    };
+}
+
+/// Every route of the core.
+pub fn core() -> Vec<Route> {
+    vec![
+        route!(GET "/health" Public health::ready),
+        route!(GET "/health/live" Public health::live),
+        route!(GET "/health/ready" Public health::ready),
+        route!(GET "/health/llm" Public health::llm),
+        route!(GET "/metrics" Public metrics::prometheus),
+        route!(GET "/debug/metrics" Admin metrics::debug),
+        route!(POST "/agent/start" Admin runtime::start).audited("agent.start").in_any_phase(),
+        route!(POST "/agent/shutdown" Admin runtime::shutdown)
+            .audited("agent.shutdown")
+            .confirmed(Confirm::Always)
+            .in_any_phase(),
+        route!(GET "/runtime/status" Admin runtime::status),
+        route!(GET "/runtime/config" Admin runtime::config),
+        route!(POST "/events/push" EventsWrite events::push),
+        route!(POST "/inject-event" Admin events::inject),
+        route!(GET "/events/stream" PublicOrEventsRead stream::open),
+        route!(GET "/events/recent" EventsRead events::recent),
+        route!(GET "/events/types" EventsRead events::types),
+        route!(GET "/events/dump/{id}" EventsRead events::dump),
+        route!(GET "/events/trace/{trace_id}" EventsRead events::trace),
+        route!(GET "/events/{id}/why" EventsRead why::why),
+        route!(GET "/dlq" EventsRead dlq::list),
+        route!(GET "/dlq/depth" EventsRead dlq::depth),
+        route!(GET "/dlq/groups" EventsRead dlq::groups),
+        route!(POST "/dlq/retry" Admin dlq::retry_group).audited("dlq.retry").confirmed(Confirm::Always),
+        route!(POST "/dlq/{id}/retry" Admin dlq::retry).audited("dlq.retry").confirmed(Confirm::Always),
+        route!(POST "/dlq/{id}/discard" Admin dlq::discard).audited("dlq.discard").confirmed(Confirm::WhenStrict),
+        route!(GET "/audit-log" Admin audit::list),
+        route!(GET "/audit-log/verify" Admin audit::verify),
+        route!(GET "/skills" Admin skills::list),
+        route!(GET "/llm-skills" Admin skills::for_models),
+        route!(GET "/skills/search" Admin skills::search),
+        route!(POST "/skills/reload" Admin skills::reload).audited("skill.reload"),
+        route!(GET "/skill/{name}" Admin skills::show),
+        route!(GET "/skill/{name}/content" Admin skills::content),
+        route!(GET "/skill/{name}/versions" Admin skills::versions),
+        route!(POST "/skill/{name}/enable" Admin skills::enable).audited("skill.enable"),
+        route!(POST "/skill/{name}/disable" Admin skills::disable).audited("skill.disable"),
+    ]
+}
+
+/// A route in the router, with what is counted for it.
+pub struct Mounted {
+    /// The row.
+    pub route: Route,
+    /// Answers by status class, 1xx to 5xx.
+    pub answers: [AtomicU64; 5],
+}
+
+/// The routes as they are served; replaced as a whole.
+#[derive(Default)]
+pub struct Table {
+    paths: matchit::Router<Vec<Arc<Mounted>>>,
+    all: Vec<Arc<Mounted>>,
+}
+
+/// What a path leads to.
+pub enum Found {
+    /// A route, and the decoded values of its path.
+    Route(Arc<Mounted>, Vec<(String, String)>),
+    /// The path exists, the method does not; these do.
+    OtherMethods(String),
+    /// No such path.
+    Nothing,
+}
+
+impl Table {
+    /// A table of `routes`; fails when two of them cannot be told apart.
+    pub fn new(routes: Vec<Route>) -> Result<Table, Error> {
+        let mut by_path: BTreeMap<String, Vec<Arc<Mounted>>> = BTreeMap::new();
+        let mut table = Table::default();
+        for route in routes {
+            let mounted = Arc::new(Mounted { route, answers: Default::default() });
+            let same_path = by_path.entry(mounted.route.path.clone()).or_default();
+            if same_path.iter().any(|other| other.route.method == mounted.route.method) {
+                let taken = format!("{} {} is there already.", mounted.route.method, mounted.route.path);
+                return Err(Error::conflict("already_exists", taken));
+            }
+            same_path.push(Arc::clone(&mounted));
+            table.all.push(mounted);
+        }
+        for (path, routes) in by_path {
+            let clash = |error: matchit::InsertError| Error::conflict("already_exists", format!("{path}: {error}"));
+            table.paths.insert(path.clone(), routes).map_err(clash)?;
+        }
+        Ok(table)
+    }
+
+    /// All routes in order of the table.
+    pub fn all(&self) -> &[Arc<Mounted>] {
+        &self.all
+    }
+
+    /// What `method path` leads to. Fails when a path value is not UTF-8.
+    pub fn find(&self, method: &Method, path: &str) -> Result<Found, Error> {
+        let Ok(found) = self.paths.at(path) else { return Ok(Found::Nothing) };
+        let wanted = if method == Method::HEAD { &Method::GET } else { method };
+        let Some(mounted) = found.value.iter().find(|mounted| mounted.route.method == *wanted) else {
+            return Ok(Found::OtherMethods(methods(found.value)));
+        };
+        let mut params = Vec::with_capacity(found.params.len());
+        for (name, value) in found.params.iter() {
+            let value = percent_decode_str(value)
+                .decode_utf8()
+                .map_err(|_| Error::invalid(name, "in the path is not UTF-8 when its percent signs are decoded."))?;
+            if value.chars().any(char::is_control) {
+                return Err(Error::invalid(name, "in the path must not contain control characters."));
+            }
+            params.push((name.to_owned(), value.into_owned()));
+        }
+        Ok(Found::Route(Arc::clone(mounted), params))
+    }
+
+    /// The methods that a path answers, for `Allow`; `None` when there is no such path.
+    pub fn methods_of(&self, path: &str) -> Option<String> {
+        self.paths.at(path).ok().map(|found| methods(found.value))
+    }
+}
+
+fn methods(routes: &[Arc<Mounted>]) -> String {
+    let mut names: Vec<&str> = routes.iter().map(|mounted| mounted.route.method.as_str()).collect();
+    if names.contains(&"GET") {
+        names.push("HEAD");
+    }
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(method: Method, path: &str) -> String {
+        let table = Table::new(core()).expect("the table is sound");
+        match table.find(&method, path) {
+            Ok(Found::Route(mounted, params)) => {
+                let params: Vec<String> = params.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+                format!("{} {}", mounted.route.path, params.join(" ")).trim().to_owned()
+            }
+            Ok(Found::OtherMethods(allow)) => format!("405 {allow}"),
+            Ok(Found::Nothing) => "404".to_owned(),
+            Err(error) => format!("400 {error}"),
+        }
+    }
+
+    #[test]
+    fn paths_lead_where_they_should() {
+        for (method, path, want) in [
+            (Method::GET, "/dlq/depth", "/dlq/depth"),
+            (Method::HEAD, "/dlq/depth", "/dlq/depth"),
+            (Method::POST, "/dlq/depth", "405 GET, HEAD"),
+            (Method::POST, "/dlq/x/retry", "/dlq/{id}/retry id=x"),
+            (Method::POST, "/dlq/retry", "/dlq/retry"),
+            (Method::GET, "/dlq/retry", "405 POST"),
+            (Method::GET, "/events/dump/a%2Fb%20c", "/events/dump/{id} id=a/b c"),
+            (Method::GET, "/events/recent/why", "/events/{id}/why id=recent"),
+            (Method::GET, "/events/dump/why", "/events/dump/{id} id=why"),
+            (Method::GET, "/events/recent/", "404"),
+            (Method::GET, "/events", "404"),
+            (Method::GET, "//events/recent", "404"),
+            (Method::GET, "/events/../metrics", "404"),
+            (Method::GET, "*", "404"),
+            (Method::GET, "", "404"),
+        ] {
+            assert_eq!(check(method.clone(), path), want, "{method} {path}");
+        }
+        assert!(check(Method::GET, "/events/dump/%ff").starts_with("400 id"));
+        assert!(check(Method::GET, "/events/dump/%00").starts_with("400 id"));
+    }
+
+    #[test]
+    fn what_changes_something_is_audited_or_ingestion() {
+        for route in core() {
+            let changes = route.method != Method::GET;
+            let ingests = ["/events/push", "/inject-event"].contains(&route.path.as_str());
+            assert_eq!(changes && !ingests, route.audited.is_some(), "{} {}", route.method, route.path);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! `GET /events/stream`: server-sent events with replay.
+//!
+//! A stream is a body that knows its place in the global order. What follows comes from the live tail, where the bytes
+//! are shared by all streams, or, when the stream is behind, page by page from disk. It needs no task of its own and
+//! never slows anybody: hyper asks for more only when the socket takes more.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{CACHE_CONTROL, HeaderName, HeaderValue};
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
+
+use super::body::{Body, Reply};
+use super::metrics;
+use super::problem::Problem;
+use super::{App, Call, PublicStream, query};
+use crate::bus::live::{Next, Tail, write_frame};
+use crate::error::Error;
+use crate::event::{Event, TypePattern, View};
+use crate::id::{EventSeq, TraceId};
+use crate::store::events;
+
+/// Streams without credentials that may be open at a time.
+pub const PUBLIC_STREAMS_MAX: usize = 32;
+const HEARTBEAT: Duration = Duration::from_secs(15);
+const METRICS_EVERY: Duration = Duration::from_secs(2);
+const PATTERNS_MAX: usize = 64;
+/// Shared batches smaller than this are gathered into one chunk, so that a burst of small commits is one write.
+const GATHER_BYTES: usize = 2048;
+
+/// Which events a stream shows.
+#[derive(Debug, Default)]
+struct Filter {
+    types: Vec<TypePattern>,
+    agent: Option<String>,
+    trace: Option<TraceId>,
+}
+
+impl Filter {
+    fn is_open(&self) -> bool {
+        self.types.is_empty() && self.agent.is_none() && self.trace.is_none()
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        (self.types.is_empty() || self.types.iter().any(|pattern| pattern.matches(&event.sent.kind)))
+            && (self.agent.is_none() || self.agent == event.sent.agent_id)
+            && self.trace.is_none_or(|trace| trace == event.trace)
+    }
+}
+
+type Woken = (watch::Receiver<EventSeq>, CancellationToken, bool);
+/// The head before the page was read, and the page.
+type Page = Pin<Box<dyn Future<Output = Result<(EventSeq, Vec<Event>), Error>> + Send>>;
+
+/// An open stream.
+pub struct Stream {
+    app: Arc<App>,
+    tail: Tail,
+    /// Everything up to here was shown or filtered out.
+    cursor: EventSeq,
+    filter: Filter,
+    view: View,
+    named: bool,
+    /// Sent before anything else.
+    prelude: Option<Bytes>,
+    /// Becomes ready when the head moved or the daemon stops.
+    wake: ReusableBoxFuture<'static, Woken>,
+    page: Option<Page>,
+    /// Fires when a heartbeat or metrics may be due.
+    timer: Pin<Box<Sleep>>,
+    sent_at: Instant,
+    /// When metrics are due next; `None` when they are not wanted.
+    metrics_at: Option<Instant>,
+    over: bool,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+async fn moved(mut head: watch::Receiver<EventSeq>, stop: CancellationToken) -> Woken {
+    let stopped = tokio::select! {
+        biased;
+        () = stop.cancelled() => true,
+        changed = head.changed() => changed.is_err(),
+    };
+    (head, stop, stopped)
+}
+
+impl Stream {
+    /// The next bytes to send; `None` ends the stream.
+    pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.over || self.app.lifecycle.is_draining() {
+            return Poll::Ready(None);
+        }
+        if let Some(prelude) = self.prelude.take() {
+            return self.send(prelude);
+        }
+        loop {
+            if let Some(page) = &mut self.page {
+                let Poll::Ready(read) = page.as_mut().poll(cx) else { return self.idle(cx) };
+                self.page = None;
+                match read {
+                    Ok((head, events)) => {
+                        if let Some(bytes) = self.take_page(head, &events) {
+                            return self.send(bytes);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(chain = error.chain().join(": "), "A stream could not read on and was ended.");
+                        self.over = true;
+                        return Poll::Ready(None);
+                    }
+                }
+                continue;
+            }
+            match self.tail.next(self.cursor) {
+                Next::Batch(batch) => {
+                    let whole = self.filter.is_open() && batch.first() > self.cursor;
+                    let bytes = if whole && batch.events().len() > 1 {
+                        self.cursor = batch.last();
+                        Some(batch.frames(self.view, self.named))
+                    } else if whole {
+                        Some(self.gather(batch.last(), batch.frames(self.view, self.named)))
+                    } else {
+                        let wanted: Vec<&Event> = batch.events().iter().map(|event| &**event).collect();
+                        self.take(&wanted, batch.last())
+                    };
+                    if let Some(bytes) = bytes {
+                        return self.send(bytes);
+                    }
+                }
+                Next::Behind => {
+                    let (store, cursor, head) = (self.app.store.clone(), self.cursor, self.app.live.head());
+                    self.page = Some(Box::pin(async move {
+                        let ids = store.ids();
+                        store.read(move |conn| events::after(conn, ids, cursor)).await.map(|events| (head, events))
+                    }));
+                }
+                Next::UpToDate => match self.wake.poll(cx) {
+                    Poll::Ready((_, _, true)) => {
+                        self.over = true;
+                        return Poll::Ready(None);
+                    }
+                    Poll::Ready((head, stop, false)) => self.wake.set(moved(head, stop)),
+                    Poll::Pending => return self.idle(cx),
+                },
+            }
+        }
+    }
+
+    /// Adds the small batches that follow to `first`, up to [`GATHER_BYTES`].
+    fn gather(&mut self, last: EventSeq, first: Bytes) -> Bytes {
+        self.cursor = last;
+        let mut gathered: Vec<u8> = Vec::new();
+        while first.len() + gathered.len() < GATHER_BYTES {
+            let Next::Batch(batch) = self.tail.next(self.cursor) else { break };
+            if gathered.is_empty() {
+                gathered.extend_from_slice(&first);
+            }
+            gathered.extend_from_slice(&batch.frames(self.view, self.named));
+            self.cursor = batch.last();
+        }
+        if gathered.is_empty() { first } else { gathered.into() }
+    }
+
+    fn take_page(&mut self, head: EventSeq, events: &[Event]) -> Option<Bytes> {
+        // Nothing after the cursor is left on disk: what the tail holds is next, even if numbers were skipped.
+        let Some(last) = events.last().map(|event| event.sequence) else {
+            self.cursor = self.cursor.max(head);
+            return None;
+        };
+        self.take(&events.iter().collect::<Vec<_>>(), last)
+    }
+
+    fn take(&mut self, events: &[&Event], last: EventSeq) -> Option<Bytes> {
+        let mut out = Vec::new();
+        for event in events {
+            if event.sequence > self.cursor && self.filter.wants(event) {
+                write_frame(&mut out, event, self.view, self.named);
+            }
+        }
+        self.cursor = self.cursor.max(last);
+        (!out.is_empty()).then(|| out.into())
+    }
+
+    fn send(&mut self, bytes: Bytes) -> Poll<Option<Bytes>> {
+        self.sent_at = Instant::now();
+        Poll::Ready(Some(bytes))
+    }
+
+    /// Nothing to show: a heartbeat or metrics if they are due, else sleep until they may be.
+    fn idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            if let Some(due) = self.metrics_at
+                && due <= now
+            {
+                self.metrics_at = Some(now + METRICS_EVERY);
+                self.arm();
+                let frame = format!("event: aman.metrics\ndata: {}\n\n", metrics::snapshot(&self.app));
+                return self.send(frame.into());
+            }
+            if now >= self.sent_at + HEARTBEAT {
+                self.sent_at = now;
+                self.arm();
+                return self.send(Bytes::from_static(b": \n\n"));
+            }
+            self.arm();
+        }
+    }
+
+    fn arm(&mut self) {
+        let heartbeat = self.sent_at + HEARTBEAT;
+        self.timer.as_mut().reset(self.metrics_at.map_or(heartbeat, |at| at.min(heartbeat)));
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.app.counters.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a request for a stream says.
+struct Wanted {
+    filter: Filter,
+    named: bool,
+    metrics: bool,
+    cursor: Option<EventSeq>,
+}
+
+fn wanted(call: &Call) -> Result<Wanted, Problem> {
+    let query = query::Query::read(call, &["types", "agent_id", "trace_id", "since", "named", "metrics", "ticket"])?;
+    if query.get("ticket").is_some() {
+        return Err(Problem::unauthorized("This ticket is not valid, or was used."));
+    }
+    let types = query.patterns("types", PATTERNS_MAX)?;
+    let trace = query.parsed("trace_id", "must be 32 lower-case hex digits, not all zero.", |t| t.parse().ok())?;
+    let agent = query.get("agent_id").map(str::to_owned);
+    let sequence = |text: &str| text.trim().parse::<i64>().ok().filter(|n| *n >= 0).map(EventSeq);
+    let since = query.parsed("since", "must be a sequence, 0 or more.", sequence)?;
+    // A browser that comes back repeats its address and adds the header: the header is newer.
+    let cursor = match call.headers.get("last-event-id") {
+        Some(value) if !value.is_empty() => {
+            let known = value.to_str().ok().and_then(sequence);
+            let unreadable = || Error::invalid("Last-Event-ID", "must be the id of a frame: a sequence, 0 or more.");
+            Some(known.ok_or_else(unreadable)?)
+        }
+        _ => since,
+    };
+    Ok(Wanted {
+        filter: Filter { types, agent, trace },
+        named: query.flag("named", true)?,
+        metrics: query.flag("metrics", false)?,
+        cursor,
+    })
+}
+
+/// Who may see what: with credentials everything, without what `http.public_stream` says.
+fn view(app: &App, call: &Call) -> Result<(View, Option<OwnedSemaphorePermit>), Problem> {
+    if call.principal.is_some() {
+        return Ok((View::Full, None));
+    }
+    let view = match app.settings.public_stream {
+        PublicStream::Off => return Err(Problem::unauthorized("The stream needs a token here.")),
+        PublicStream::Metadata => View::Metadata,
+        PublicStream::Full => View::Full,
+    };
+    let permit = Arc::clone(&app.public_streams).try_acquire_owned().map_err(|_| {
+        let detail = format!("{PUBLIC_STREAMS_MAX} streams without credentials are open. Use a token.");
+        Problem::new((StatusCode::SERVICE_UNAVAILABLE, "overloaded"), detail).retry_after_ms(10_000)
+    })?;
+    Ok((view, Some(permit)))
+}
+
+/// Where the stream begins, and the reset frame when that is not where the client wanted.
+async fn place(app: &App, cursor: Option<EventSeq>, head: EventSeq) -> Result<(EventSeq, Option<String>), Problem> {
+    let Some(cursor) = cursor else { return Ok((head, None)) };
+    let oldest = app.store.read(events::oldest).await?.unwrap_or(EventSeq(head.0 + 1));
+    let reset = |reason: &str| {
+        let data = json!({ "oldest": oldest.0, "sequence": head.0, "reason": reason });
+        Some(format!("event: aman.reset\ndata: {data}\n\n"))
+    };
+    let before_oldest = EventSeq(oldest.0 - 1);
+    Ok(match cursor {
+        EventSeq(0) => (before_oldest, None),
+        newer if newer > head => (head, reset("newer_than_head")),
+        older if older < before_oldest => (before_oldest, reset("older_than_retention")),
+        kept => (kept, None),
+    })
+}
+
+/// `GET /events/stream`
+pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let wanted = wanted(&call)?;
+    let (view, permit) = view(&app, &call)?;
+    let stop = app.lifecycle.stop_streams().clone();
+    if stop.is_cancelled() {
+        return Err(super::draining());
+    }
+    let headers = vec![
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
+    ];
+    let reply = |body| Reply { status: StatusCode::OK, content_type: "text/event-stream", headers, body, trace: None };
+    if call.head_only {
+        return Ok(reply(Body::Full(None)));
+    }
+    let tail = app.live.subscribe();
+    let head = app.live.head();
+    let (cursor, reset) = place(&app, wanted.cursor, head).await?;
+    let now = Instant::now();
+    let metrics_at = wanted.metrics.then_some(now);
+    app.counters.streams.fetch_add(1, Ordering::Relaxed);
+    let stream = Stream {
+        wake: ReusableBoxFuture::new(moved(tail.head(), stop)),
+        timer: Box::pin(tokio::time::sleep_until(metrics_at.unwrap_or(now + HEARTBEAT))),
+        prelude: Some(format!("retry: 2000\n\n{}", reset.unwrap_or_default()).into()),
+        tail,
+        cursor,
+        filter: wanted.filter,
+        view,
+        named: wanted.named,
+        page: None,
+        sent_at: now,
+        metrics_at,
+        over: false,
+        _permit: permit,
+        app,
+    };
+    Ok(reply(Body::Stream(Box::new(stream))))
+}

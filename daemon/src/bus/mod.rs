@@ -1,0 +1,103 @@
+//! The one way through: everything enters by [`Bus::publish`], is matched by the [`router`], delivered by
+//! [`dispatch`], and what consumers ask for ([`effects`]) is applied where their delivery is settled.
+
+pub mod dispatch;
+pub mod effects;
+pub mod explain;
+pub mod live;
+pub mod retry;
+pub mod router;
+mod publish;
+mod settle;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::event::{Event, Trust, TypePattern};
+use crate::expr::Expr;
+use crate::id::DeliveryId;
+
+pub use effects::{Effects, Failure, NewIntent, NewNotification, Outcome, Severity, StateWrite};
+pub use publish::{Accepted, Bus, Idempotency, Origin, Publish, Settings, Stats};
+pub use retry::RetryPolicy;
+
+/// Which deliveries of one consumer may run side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concurrency {
+    /// One at a time in sequence order; a waiting retry holds the rest.
+    Serial,
+    /// At most this many; equal partition keys keep order, higher priority first among the ready.
+    Parallel(usize),
+}
+
+/// When a consumer wants an event: its type matches and, if there is one, its condition holds.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// The types.
+    pub pattern: TypePattern,
+    /// jq over the event; wanted when the first output is neither null nor false.
+    pub condition: Option<Expr>,
+}
+
+/// Whether a consumer may get events now. What it would have got is explained by `/why` all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It gets what matches.
+    Active,
+    /// Switched off by the operator.
+    Disabled,
+    /// Its content is not trusted (yet).
+    Untrusted,
+}
+
+/// What the bus must know of a consumer.
+#[derive(Debug, Clone)]
+pub struct ConsumerSpec {
+    /// Unique, for example `skill/inbox-triage`; also the source of its events.
+    pub name: String,
+    /// `skill`, `workflow`, `plugin`, `agent` or `internal`.
+    pub kind: &'static str,
+    /// Any of them brings an event to it, once.
+    pub rules: Vec<Rule>,
+    /// See [`Concurrency`].
+    pub concurrency: Concurrency,
+    /// What happens after a failed attempt.
+    pub retry: RetryPolicy,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// Its effects are trusted no further than this.
+    pub trust: Trust,
+    /// See [`Standing`].
+    pub standing: Standing,
+    /// True when an attempt can act outside the settling transaction (a script, an outgoing call): such attempts are
+    /// claimed durably before they run, so that a crash cannot hide that they began.
+    pub acts_outside: bool,
+}
+
+/// One attempt to deliver an event.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// What to deliver.
+    pub event: Arc<Event>,
+    /// The delivery, the same over all attempts.
+    pub delivery: DeliveryId,
+    /// The delivery's id as programs see it.
+    pub delivery_id: String,
+    /// Counts from 1.
+    pub number: u32,
+    /// Ends the attempt: time limit, or the daemon stops.
+    pub cancel: CancellationToken,
+}
+
+/// The future of an attempt.
+pub type Delivered<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+
+/// Whoever gets events. It answers with an [`Outcome`] and writes no table of the bus.
+pub trait Consumer: Send + Sync {
+    /// Handles one event. May be called again for the same delivery after a failure or a crash.
+    fn deliver(&self, attempt: Attempt) -> Delivered<'_>;
+}

@@ -1,0 +1,508 @@
+//! [`Bus`]: the way in, and the registry of consumers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::dispatch::Lane;
+use super::live::Live;
+use super::router::{self, Entry, Router};
+use super::{Consumer, ConsumerSpec, StateWrite};
+use crate::clock::{Clock, Millis};
+use crate::error::Error;
+use crate::event::{Event, NewEvent, Priority, Trust};
+use crate::id::{ConsumerId, EventSeq, TraceId};
+use crate::store::events::{Appended, Cause, KeptAnswer, Match, Prepared};
+use crate::store::{Committed, Store, consumers, events};
+
+/// What the bus can be told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long keys of events are remembered, in milliseconds.
+    pub dedup_window_ms: Millis,
+    /// How many effects may follow each other.
+    pub max_causation_depth: u32,
+    /// Share of the write queue above which low priority and `at_most_once` are refused; everything else at 1.0.
+    pub high_water: f64,
+    /// Deliveries that may wait; above it pushes are refused.
+    pub max_pending: i64,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { dedup_window_ms: 86_400_000, max_causation_depth: 64, high_water: 0.5, max_pending: 1_000_000 }
+    }
+}
+
+/// Who brings events in.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The authenticated principal, or the source.
+    pub principal: String,
+    /// How far it is believed.
+    pub trust: Trust,
+    /// True for the daemon's own producers: they may use the reserved names.
+    pub internal: bool,
+}
+
+/// The request behind a publication, so that the same one again gives the same answer.
+#[derive(Debug, Clone)]
+pub struct Idempotency {
+    /// Hash of principal, route and `Idempotency-Key`.
+    pub key: [u8; 32],
+    /// Hash of the request body.
+    pub body: [u8; 32],
+}
+
+/// Something to publish: all of it, or nothing.
+pub struct Publish {
+    /// The events, stored in this order.
+    pub events: Vec<NewEvent>,
+    /// Who brings them in.
+    pub origin: Origin,
+    /// See [`Idempotency`].
+    pub idempotency: Option<Idempotency>,
+    /// A change of the producer's own tables that commits with the events.
+    pub state: Option<StateWrite>,
+}
+
+impl Publish {
+    /// One event from `origin`.
+    pub fn one(event: NewEvent, origin: Origin) -> Publish {
+        Publish { events: vec![event], origin, idempotency: None, state: None }
+    }
+}
+
+/// What became of one event. Once it is answered, the event is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Its id.
+    pub id: String,
+    /// Its place in the global order.
+    pub sequence: i64,
+    /// Its type.
+    pub kind: String,
+    /// Its trace, 32 hex digits.
+    pub trace_id: String,
+    /// The agent it is for.
+    pub agent_id: Option<String>,
+    /// True when it was there already and nothing was stored.
+    pub deduplicated: bool,
+}
+
+impl Accepted {
+    fn of(appended: &Appended) -> Accepted {
+        let event = appended.event();
+        Accepted {
+            id: event.id(),
+            sequence: event.sequence.0,
+            kind: event.sent.kind.clone(),
+            trace_id: event.trace.to_string(),
+            agent_id: event.sent.agent_id.clone(),
+            deduplicated: matches!(appended, Appended::Duplicate(_)),
+        }
+    }
+}
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Events stored.
+    pub published: AtomicU64,
+    /// Pushes that named an event which was there already.
+    pub deduplicated: AtomicU64,
+    /// Publications refused by back-pressure.
+    pub refused: AtomicU64,
+    /// Attempts begun.
+    pub attempts: AtomicU64,
+    /// Deliveries settled as done.
+    pub done: AtomicU64,
+    /// Attempts that failed and will be repeated.
+    pub retried: AtomicU64,
+    /// Deliveries given up.
+    pub dead: AtomicU64,
+    /// Deliveries whose event was too old.
+    pub expired: AtomicU64,
+    /// Deliveries that wait or run; at a start counted in the background.
+    pub pending: AtomicI64,
+}
+
+/// The bus; cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub store: Store,
+    pub clock: Clock,
+    pub settings: Settings,
+    pub router: ArcSwap<Router>,
+    pub live: Live,
+    pub lanes: Mutex<HashMap<ConsumerId, Lane>>,
+    pub stats: Stats,
+    pub draining: AtomicBool,
+    /// Ends the claiming of new work.
+    pub stop: CancellationToken,
+    /// Cancels attempts that still run when the drain time is over.
+    pub abort: CancellationToken,
+    pub lane_tasks: tokio_util::task::TaskTracker,
+    /// Changes whenever an intent is added to the outbox.
+    pub intents: tokio::sync::watch::Sender<u64>,
+}
+
+impl Bus {
+    /// A bus over `store`, without consumers. Deliveries begin with [`Bus::start`].
+    pub fn new(store: Store, clock: Clock, settings: Settings) -> Bus {
+        let live = Live::new(store.head_at_open());
+        let inner = Arc::new(Inner {
+            store: store.clone(),
+            clock,
+            settings,
+            router: ArcSwap::default(),
+            live,
+            lanes: Mutex::default(),
+            stats: Stats::default(),
+            draining: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            abort: CancellationToken::new(),
+            lane_tasks: tokio_util::task::TaskTracker::new(),
+            intents: tokio::sync::watch::Sender::new(0),
+        });
+        let weak = Arc::downgrade(&inner);
+        store.on_commit(Box::new(move |committed: Committed| {
+            if let Some(inner) = weak.upgrade() {
+                inner.committed(committed);
+            }
+        }));
+        Bus { inner }
+    }
+
+    /// Stores events durably and answers once they are: all of them, or none.
+    ///
+    /// `Invalid` names broken fields (in a batch as `/3/type`), `Forbidden` reserved names, `Busy` back-pressure,
+    /// draining or a disk that cannot be written, `Mismatch` a reused `Idempotency-Key`.
+    pub async fn publish(&self, publish: Publish) -> Result<Vec<Accepted>, Error> {
+        self.admit(&publish)?;
+        check(&publish)?;
+        let Publish { events, origin, idempotency, state } = publish;
+        let now_ms = self.inner.clock.now_ms();
+        let router = self.inner.router.load_full();
+        let prepared = self.prepare_all(router, events, &origin, now_ms).await?;
+        let answers = match (idempotency, state) {
+            (None, None) => self.inner.store.write_hot(move |tx| append_all(tx, prepared)).await?,
+            (idempotency, state) => {
+                let keep_until = now_ms + self.inner.settings.dedup_window_ms;
+                self.inner
+                    .store
+                    .write(move |tx| {
+                        if let Some(state) = state {
+                            state(tx)?;
+                        }
+                        let Some(request) = idempotency else { return append_all(tx, prepared) };
+                        if let Some(answers) = answered_before(tx, &request, now_ms)? {
+                            return Ok(answers);
+                        }
+                        let answers = append_all(tx, prepared)?;
+                        keep(tx, &request, &answers, keep_until)?;
+                        Ok(answers)
+                    })
+                    .await?
+            }
+        };
+        for answer in &answers {
+            let counter =
+                if answer.deduplicated { &self.inner.stats.deduplicated } else { &self.inner.stats.published };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(answers)
+    }
+
+    /// What would happen to these events: the same checks, nothing stored. For each event, who would get it and why.
+    pub async fn preview(&self, publish: Publish) -> Result<Vec<Vec<super::explain::Considered>>, Error> {
+        check(&publish)?;
+        let now_ms = self.inner.clock.now_ms();
+        let router = self.inner.router.load_full();
+        if publish.events.len() == 1 && router.candidates(&publish.events[0].kind).is_empty() {
+            return Ok(vec![Vec::new()]);
+        }
+        tokio::task::spawn_blocking(move || {
+            let events = publish.events.into_iter();
+            events
+                .map(|sent| {
+                    let event = provisional(sent, publish.origin.trust, now_ms);
+                    super::explain::consider_now(&router, &event)
+                })
+                .collect()
+        })
+        .await
+        .map_err(Error::internal("previewing events"))
+    }
+
+    fn admit(&self, publish: &Publish) -> Result<(), Error> {
+        if self.inner.draining.load(Ordering::Acquire) {
+            return Err(Error::Busy {
+                code: "draining",
+                what: "The daemon is shutting down and takes no new work.".to_owned(),
+                retry_after_ms: 5000,
+            });
+        }
+        let load = self.inner.store.load();
+        let first_refused = publish.events.iter().any(|event| {
+            event.priority == Priority::Low || event.delivery == crate::event::Delivery::AtMostOnce
+        });
+        let full = load >= 1.0 || (first_refused && load >= self.inner.settings.high_water);
+        if full || self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.max_pending {
+            self.inner.stats.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Error::Busy {
+                code: "overloaded",
+                what: "More is waiting than the daemon lets wait.".to_owned(),
+                retry_after_ms: 1000,
+            });
+        }
+        Ok(())
+    }
+
+    async fn prepare_all(
+        &self,
+        router: Arc<Router>,
+        events: Vec<NewEvent>,
+        origin: &Origin,
+        now_ms: Millis,
+    ) -> Result<Vec<Prepared>, Error> {
+        let until = now_ms + self.inner.settings.dedup_window_ms;
+        let conditions = events.iter().any(|event| {
+            let candidates = router.candidates(&event.kind);
+            router.needs_conditions(&candidates)
+        });
+        let (trust, principal) = (origin.trust, origin.principal.clone());
+        let prepare = move || {
+            let one = |sent| prepare(&router, sent, trust, principal.clone(), None, now_ms, until);
+            events.into_iter().map(one).collect::<Vec<_>>()
+        };
+        if !conditions {
+            return Ok(prepare());
+        }
+        tokio::task::spawn_blocking(prepare).await.map_err(Error::internal("evaluating conditions"))
+    }
+
+    /// Prepares the effects of a delivery; their trust is the lower of the cause's and the consumer's.
+    pub(super) fn prepare_effects(&self, entry: &Entry, cause: &Cause, events: Vec<NewEvent>) -> Vec<Prepared> {
+        let now_ms = self.inner.clock.now_ms();
+        let router = self.inner.router.load_full();
+        let trust = cause.event.trust.min(entry.spec.trust);
+        let until = now_ms + self.inner.settings.dedup_window_ms;
+        let one = |sent| prepare(&router, sent, trust, entry.spec.name.clone(), Some(cause.clone()), now_ms, until);
+        events.into_iter().map(one).collect()
+    }
+
+    /// Adds consumers, or replaces those of the same name, in one step; work that waits for them begins.
+    pub async fn register(&self, added: Vec<(ConsumerSpec, Arc<dyn Consumer>)>) -> Result<(), Error> {
+        let names: Vec<_> = added
+            .iter()
+            .map(|(spec, _)| {
+                let rules = spec.rules.iter().map(|rule| {
+                    let condition = rule.condition.as_ref().map_or("", |c| c.source());
+                    (rule.pattern.as_str().to_owned(), condition.to_owned())
+                });
+                (spec.name.clone(), spec.kind, rules.collect::<Vec<_>>())
+            })
+            .collect();
+        let numbers = self
+            .inner
+            .store
+            .write(move |tx| {
+                let mut numbers = Vec::with_capacity(names.len());
+                for (name, kind, rules) in &names {
+                    let (id, since) = consumers::ensure(tx, name, kind)?;
+                    let rules = rules
+                        .iter()
+                        .map(|(pattern, condition)| consumers::ensure_rule(tx, id, pattern, condition))
+                        .collect::<Result<Vec<_>, _>>()?;
+                    numbers.push((id, since, rules));
+                }
+                Ok(numbers)
+            })
+            .await?;
+        let entries: Vec<Arc<Entry>> = added
+            .into_iter()
+            .zip(numbers)
+            .map(|((spec, consumer), (id, since, rule_ids))| Arc::new(Entry { id, since, spec, rule_ids, consumer }))
+            .collect();
+        self.inner.router.rcu(|old| {
+            let new_ids: std::collections::HashSet<ConsumerId> = entries.iter().map(|entry| entry.id).collect();
+            let kept = old.entries().iter().filter(|entry| !new_ids.contains(&entry.id));
+            Router::new(kept.chain(&entries).cloned().collect())
+        });
+        self.place_lanes(&entries);
+        Ok(())
+    }
+
+    /// Removes consumers. What waits for them waits on, and goes on when they come back.
+    pub fn unregister(&self, names: &[String]) {
+        self.inner.router.rcu(|old| {
+            let kept = old.entries().iter().filter(|entry| !names.contains(&entry.spec.name));
+            Router::new(kept.cloned().collect())
+        });
+        let router = self.inner.router.load();
+        if let Ok(mut lanes) = self.inner.lanes.lock() {
+            lanes.retain(|id, _| router.by_id(*id).is_some());
+        }
+    }
+
+    /// The present consumers.
+    pub fn router(&self) -> Arc<Router> {
+        self.inner.router.load_full()
+    }
+
+    /// The live tail.
+    pub fn live(&self) -> &Live {
+        &self.inner.live
+    }
+
+    /// Changes whenever an intent is added to the outbox.
+    pub fn intents(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.intents.subscribe()
+    }
+
+    /// Counts since the start.
+    pub fn stats(&self) -> &Stats {
+        &self.inner.stats
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Clock {
+        &self.inner.clock
+    }
+
+    /// True once new work is refused.
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Acquire)
+    }
+}
+
+impl Inner {
+    /// Tells the streams and the lanes what a commit added. Wake-ups carry no data: whoever wakes looks for itself.
+    fn committed(&self, committed: Committed) {
+        self.live.push(committed.events);
+        self.stats.pending.fetch_add(i64::try_from(committed.deliveries).unwrap_or(0), Ordering::Relaxed);
+        if committed.intents {
+            self.intents.send_modify(|count| *count += 1);
+        }
+        if committed.woken.is_empty() {
+            return;
+        }
+        let Ok(lanes) = self.lanes.lock() else { return };
+        for (consumer, priority) in committed.woken {
+            if let Some(lane) = lanes.get(&consumer) {
+                lane.wake(priority);
+            }
+        }
+    }
+}
+
+fn check(publish: &Publish) -> Result<(), Error> {
+    let batch = publish.events.len() > 1;
+    for (n, event) in publish.events.iter().enumerate() {
+        let checked = event.check().and_then(|()| if publish.origin.internal { Ok(()) } else { event.check_names_free() });
+        checked.map_err(|error| if batch { error.at(&format!("/{n}")) } else { error })?;
+    }
+    Ok(())
+}
+
+/// The event as far as it is known before it is stored; conditions see it without id and sequence.
+fn provisional(sent: NewEvent, trust: Trust, now_ms: Millis) -> Event {
+    Event {
+        sequence: EventSeq(0),
+        received_ms: now_ms,
+        made_id: None,
+        trace: sent.trace.unwrap_or(TraceId([0; 16])),
+        correlation: None,
+        causation: None,
+        cause: None,
+        depth: 0,
+        trust,
+        principal: String::new(),
+        sent,
+    }
+}
+
+fn prepare(
+    router: &Router,
+    sent: NewEvent,
+    trust: Trust,
+    principal: String,
+    cause: Option<Cause>,
+    now_ms: Millis,
+    dedup_until_ms: Millis,
+) -> Prepared {
+    let candidates = router.candidates(&sent.kind);
+    let (matches, decisions) = if candidates.is_empty() {
+        (Vec::<Match>::new(), Vec::new())
+    } else {
+        let event = provisional(sent.clone(), trust, now_ms);
+        router.decide(&candidates, || event.to_json())
+    };
+    let keys = [("id", &sent.id), ("key", &sent.dedup_key)];
+    let dedup = keys.into_iter().filter_map(|(what, key)| Some(dedup_key(&sent.source, what, key.as_deref()?)));
+    Prepared {
+        dedup: dedup.collect(),
+        decision: router::encode(&decisions),
+        matches,
+        trust,
+        principal,
+        received_ms: now_ms,
+        cause,
+        dedup_until_ms,
+        sent,
+    }
+}
+
+fn dedup_key(source: &str, what: &str, key: &str) -> [u8; 16] {
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    for part in [source, what, key] {
+        hash.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut short = [0; 16];
+    short.copy_from_slice(&hash.finish().as_ref()[..16]);
+    short
+}
+
+fn append_all(tx: &mut crate::store::Tx<'_>, prepared: Vec<Prepared>) -> Result<Vec<Accepted>, Error> {
+    prepared.into_iter().map(|one| events::append(tx, one).map(|appended| Accepted::of(&appended))).collect()
+}
+
+fn answered_before(
+    tx: &crate::store::Tx<'_>,
+    request: &Idempotency,
+    now_ms: Millis,
+) -> Result<Option<Vec<Accepted>>, Error> {
+    let Some(kept) = events::kept_answer_in(tx, &request.key, now_ms)? else { return Ok(None) };
+    if kept.body != request.body {
+        return Err(Error::Mismatch {
+            code: "idempotency_mismatch",
+            reason: "This Idempotency-Key came before with another body. Use a new key for a new request.".to_owned(),
+        });
+    }
+    serde_json::from_str(&kept.answer).map(Some).map_err(Error::internal("reading a kept answer"))
+}
+
+fn keep(
+    tx: &crate::store::Tx<'_>,
+    request: &Idempotency,
+    answers: &[Accepted],
+    until_ms: Millis,
+) -> Result<(), Error> {
+    let answer = serde_json::to_string(answers).map_err(Error::internal("keeping an answer"))?;
+    events::keep_answer(tx, &request.key, &KeptAnswer { body: request.body, status: 202, answer }, until_ms)
+}

@@ -1,0 +1,309 @@
+//! The end of an attempt: one transaction that ends the delivery and applies its effects, or lets it wait, or buries it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::effects::{Effects, NewIntent, NewNotification};
+use super::publish::Bus;
+use super::router::Entry;
+use super::Failure;
+use crate::clock::Millis;
+use crate::error::Error;
+use crate::event::{Delivery as Mode, NewEvent};
+use crate::id::{DeliveryId, sha256_hex};
+use crate::store::dead_letters::{Death, Reason};
+use crate::store::deliveries::{CutOff, Ready, Status};
+use crate::store::events::{Cause, Prepared};
+use crate::store::{Tx, dead_letters, deliveries, events, outbox};
+
+/// How long to wait before a settlement that the disk refused is tried again.
+const DISK_WAIT: Duration = Duration::from_secs(1);
+
+/// What became of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// The delivery has ended, or the daemon stops.
+    Ended,
+    /// It waits for another attempt until then.
+    Waits(Millis),
+}
+
+/// Everything that an end of a delivery writes; cloneable, so that a full disk only delays it.
+#[derive(Clone)]
+struct Ending {
+    id: DeliveryId,
+    status: Status,
+    attempt: u32,
+    result: Option<serde_json::Value>,
+    publish: Vec<Prepared>,
+    notify: Vec<NewNotification>,
+    outgoing: Vec<NewIntent>,
+    death: Option<Burial>,
+}
+
+#[derive(Clone)]
+struct Burial {
+    reason: Reason,
+    chain: Vec<String>,
+    fingerprint: String,
+}
+
+/// Applies the effects of a successful attempt with its settlement.
+pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Settled {
+    let depth_max = bus.inner.settings.max_causation_depth;
+    if !effects.publish.is_empty() && ready.event.depth + 1 > depth_max {
+        let failure = Failure::new(format!("Its effects would be number {} of a chain; at most {depth_max}.", ready.event.depth + 1));
+        return die(bus, entry, ready, Reason::CausationLoop, failure).await;
+    }
+    if let Some((n, error)) = effects.publish.iter().enumerate().find_map(|(n, e)| e.check().err().map(|e| (n, e))) {
+        let failure = Failure::new(format!("publish/{n}: {error}")).within("The consumer published an invalid event.");
+        return die(bus, entry, ready, Reason::Rejected, failure).await;
+    }
+    let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
+    let ending = Ending {
+        id: ready.id,
+        status: Status::Done,
+        attempt: ready.attempt + 1,
+        result: effects.result,
+        publish: bus.prepare_effects(entry, &cause, effects.publish),
+        notify: effects.notify,
+        outgoing: effects.outgoing,
+        death: None,
+    };
+    let settled = match effects.state {
+        None => end(bus, ready, ending).await,
+        Some(state) => end_with_state(bus, ready, ending, state).await,
+    };
+    if settled == Settled::Ended {
+        bus.inner.stats.done.fetch_add(1, Ordering::Relaxed);
+    }
+    settled
+}
+
+/// Ends a delivery whose event is too old.
+pub(super) async fn expire(bus: &Bus, entry: &Entry, ready: &Ready) -> Settled {
+    tracing::info!(consumer = entry.spec.name, event = ready.event.id(), "Delivery expired.");
+    bus.inner.stats.expired.fetch_add(1, Ordering::Relaxed);
+    end(bus, ready, Ending::bare(ready.id, Status::Expired, ready.attempt)).await
+}
+
+/// Gives a delivery up: dead letter, and an event that says so.
+pub(super) async fn die(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, failure: Failure) -> Settled {
+    let attempts = if reason == Reason::AttemptsExhausted && ready.attempt >= entry.spec.retry.max_attempts {
+        ready.attempt
+    } else {
+        ready.attempt + 1
+    };
+    tracing::warn!(
+        consumer = entry.spec.name,
+        event = ready.event.id(),
+        reason = reason.name(),
+        error = failure.chain.join(": "),
+        "Delivery is dead."
+    );
+    let ending = bury(bus, entry, ready, reason, failure.chain, attempts);
+    bus.inner.stats.dead.fetch_add(1, Ordering::Relaxed);
+    end(bus, ready, ending).await
+}
+
+fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Vec<String>, attempts: u32) -> Ending {
+    let fingerprint = fingerprint(&entry.spec.name, reason, &chain);
+    let mut publish = Vec::new();
+    if ready.event.depth < bus.inner.settings.max_causation_depth {
+        let ids = bus.store().ids();
+        let data = json!({
+            "delivery_id": ids.delivery(ready.event.received_ms, ready.id).to_string(),
+            "event_id": ready.event.id(),
+            "type": ready.event.sent.kind,
+            "consumer": entry.spec.name,
+            "reason": reason,
+            "error": chain.first(),
+            "attempts": attempts,
+            "fingerprint": fingerprint,
+        });
+        let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
+        let mut told = bus.prepare_effects(entry, &cause, vec![NewEvent::new("aman/bus", "aman.delivery.dead", &data)]);
+        for event in &mut told {
+            // It is the bus that says so, whatever its consumer may say.
+            event.principal = "aman/bus".to_owned();
+            event.trust = ready.event.trust;
+        }
+        publish = told;
+    }
+    let death = Some(Burial { reason, chain, fingerprint });
+    Ending { publish, death, ..Ending::bare(ready.id, Status::Dead, attempts) }
+}
+
+/// What letters with the same cause share: consumer, reason and error without its numbers.
+fn fingerprint(consumer: &str, reason: Reason, chain: &[String]) -> String {
+    let error = chain.last().map_or("", String::as_str);
+    let shape: String = error.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).take(500).collect();
+    sha256_hex(format!("{consumer}\n{}\n{shape}", reason.name()).as_bytes())[..16].to_owned()
+}
+
+/// Lets a delivery wait for another attempt.
+pub(super) async fn wait(bus: &Bus, ready: &Ready, wait: Duration, failure: Failure) -> Settled {
+    bus.inner.stats.retried.fetch_add(1, Ordering::Relaxed);
+    let (id, attempt) = (ready.id, ready.attempt + 1);
+    let chain = Arc::new(failure.chain);
+    tracing::info!(event = ready.event.id(), attempt, error = chain.join(": "), "Attempt failed; it is tried again.");
+    until_stored(bus, || {
+        let chain = Arc::clone(&chain);
+        let now_ms = bus.clock().now_ms();
+        let next_ms = now_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+        move |tx: &mut Tx<'_>| {
+            if deliveries::wait(tx, id, attempt, next_ms)? {
+                deliveries::record_failure(tx, id, attempt, now_ms, &chain)?;
+            }
+            Ok(())
+        }
+    })
+    .await;
+    Settled::Waits(bus.clock().now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
+}
+
+impl Ending {
+    fn bare(id: DeliveryId, status: Status, attempt: u32) -> Ending {
+        Ending {
+            id,
+            status,
+            attempt,
+            result: None,
+            publish: Vec::new(),
+            notify: Vec::new(),
+            outgoing: Vec::new(),
+            death: None,
+        }
+    }
+
+    /// Ends the delivery and applies everything, unless it had ended already.
+    fn apply(self, tx: &mut Tx<'_>, ready: &Ready, now_ms: Millis) -> Result<bool, Error> {
+        if !deliveries::end(tx, self.id, self.status, self.attempt, now_ms, self.result.as_ref())? {
+            return Ok(false);
+        }
+        if let Some(death) = &self.death {
+            deliveries::record_failure(tx, self.id, self.attempt, now_ms, &death.chain)?;
+            let death = Death {
+                id: self.id,
+                event: &ready.event,
+                consumer: ready.consumer,
+                reason: death.reason,
+                chain: &death.chain,
+                attempts: self.attempt,
+                fingerprint: &death.fingerprint,
+            };
+            dead_letters::bury(tx, &death, now_ms)?;
+        } else {
+            dead_letters::resolve(tx, self.id)?;
+        }
+        for event in self.publish {
+            events::append(tx, event)?;
+        }
+        for one in &self.notify {
+            let text = (one.severity.name(), one.title.as_str(), one.message.as_str());
+            outbox::notify(tx, self.id, ready.event.sequence, now_ms, text)?;
+        }
+        for (number, intent) in self.outgoing.iter().enumerate() {
+            let origin = outbox::Origin { delivery: self.id, event: ready.event.sequence, number };
+            let expires_ms = now_ms.saturating_add(i64::try_from(intent.ttl.as_millis()).unwrap_or(i64::MAX));
+            outbox::add(tx, &origin, &intent.sink, &intent.payload, now_ms, expires_ms)?;
+        }
+        Ok(true)
+    }
+}
+
+async fn end(bus: &Bus, ready: &Ready, ending: Ending) -> Settled {
+    let stored = until_stored(bus, || {
+        let (ending, ready, now_ms) = (ending.clone(), ready.clone(), bus.clock().now_ms());
+        move |tx: &mut Tx<'_>| ending.apply(tx, &ready, now_ms).map(|_| ())
+    })
+    .await;
+    if stored {
+        bus.inner.stats.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+    Settled::Ended
+}
+
+async fn end_with_state(bus: &Bus, ready: &Ready, ending: Ending, state: super::StateWrite) -> Settled {
+    let (ready, now_ms) = (ready.clone(), bus.clock().now_ms());
+    let change = move |tx: &mut Tx<'_>| {
+        if ending.apply(tx, &ready, now_ms)? {
+            state(tx)?;
+        }
+        Ok(())
+    };
+    match bus.store().write(change).await {
+        Ok(()) => {
+            bus.inner.stats.pending.fetch_sub(1, Ordering::Relaxed);
+            Settled::Ended
+        }
+        Err(error) => {
+            // A change of state runs once; without it the attempt has to run again.
+            tracing::error!(error = ?error, "A settlement could not be stored; the delivery runs again.");
+            tokio::time::sleep(DISK_WAIT).await;
+            Settled::Waits(bus.clock().now_ms())
+        }
+    }
+}
+
+/// Writes until the disk takes it; false when the daemon stops before. Nothing of an attempt is lost to a full disk.
+async fn until_stored<F, C>(bus: &Bus, change: F) -> bool
+where
+    F: Fn() -> C,
+    C: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+{
+    loop {
+        match bus.store().write_hot(change()).await {
+            Ok(()) => return true,
+            Err(error) => tracing::error!(error = ?error, "A settlement could not be stored; it is tried again."),
+        }
+        tokio::select! {
+            () = bus.inner.abort.cancelled() => return false,
+            () = tokio::time::sleep(DISK_WAIT) => {}
+        }
+    }
+}
+
+/// Settles what the end of the last run cut off, by the delivery mode of each event.
+pub(super) async fn recover(bus: &Bus) -> Result<(), Error> {
+    let ids = bus.store().ids();
+    let cut_off = bus.store().read(move |conn| deliveries::running(conn, ids)).await?;
+    for one in cut_off {
+        let chain = vec!["The attempt was cut off by the end of the daemon.".to_owned()];
+        let reason = match one.mode() {
+            Mode::AtMostOnce => Some(Reason::Interrupted),
+            Mode::ExactlyOnce if one.outside => Some(Reason::UnknownOutcome),
+            Mode::ExactlyOnce | Mode::AtLeastOnce => None,
+        };
+        tracing::warn!(event = one.event.id(), attempt = one.attempt, "A delivery was cut off by the last end of the daemon.");
+        let router = bus.router();
+        match (reason, router.by_id(one.consumer)) {
+            (Some(reason), Some(entry)) => {
+                let ready = ready_of(&one);
+                let ending = bury(bus, entry, &ready, reason, chain, one.attempt);
+                let now_ms = bus.clock().now_ms();
+                bus.store().write(move |tx| ending.apply(tx, &ready, now_ms).map(|_| ())).await?;
+                bus.inner.stats.dead.fetch_add(1, Ordering::Relaxed);
+            }
+            // Without its consumer it waits as it is, marked running, until a start that knows the consumer.
+            (Some(_), None) => {}
+            (None, _) => {
+                let now_ms = bus.clock().now_ms();
+                bus.store()
+                    .write(move |tx| {
+                        deliveries::wait(tx, one.id, one.attempt, now_ms)?;
+                        deliveries::record_failure(tx, one.id, one.attempt, now_ms, &chain)
+                    })
+                    .await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ready_of(one: &CutOff) -> Ready {
+    Ready { id: one.id, consumer: one.consumer, event: Arc::clone(&one.event), attempt: one.attempt, next_ms: None, keyed: false }
+}

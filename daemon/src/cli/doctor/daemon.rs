@@ -1,0 +1,176 @@
+//! What only a running daemon can tell.
+
+use serde_json::Value;
+
+use super::Check;
+use crate::cli::Context;
+use crate::cli::client::{Call, Client};
+use crate::cli::failure::Failure;
+use crate::cli::out::{count, text};
+use crate::clock::{Clock, Millis, parse_rfc3339};
+use crate::config::Paths;
+
+/// Events are stamped by this machine's clock; one so far ahead means that the clock was set back.
+const AHEAD_MS_MAX: Millis = 5 * 60_000;
+
+/// All of them; only the first one when nobody answers.
+pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
+    let client = match context.client() {
+        Ok(client) => client,
+        Err(failure) => return vec![absent(&failure, context, paths)],
+    };
+    let health = match client.call_any(Call::get("/health")).await {
+        Ok(reply) => reply.json().unwrap_or(Value::Null),
+        Err(failure) => return vec![absent(&failure, context, paths)],
+    };
+    if !health["status"].is_string() {
+        let message = format!("{} answers, and is no aman daemon", client.base());
+        return vec![Check::fail("daemon", message, "Another program has this port; give the right --url.")];
+    }
+    let mut checks = vec![Check::ok("daemon", format!("answers at {}", client.base())), ready(&health)];
+    match client.call(Call::get("/runtime/status")).await.and_then(|reply| reply.json()) {
+        Ok(status) => {
+            checks.push(same_version(&status));
+            checks.push(access(&status));
+        }
+        Err(failure) => {
+            let advice = "`aman serve` makes the token file; is AMAN_HTTP_TOKEN set to another daemon's token?";
+            checks.push(Check::fail("access", failure.message(), advice));
+            return checks;
+        }
+    }
+    checks.extend(newest_event(&client).await);
+    checks.extend(dead_letters(&client).await);
+    checks
+}
+
+/// No daemon: fine on a machine where none was started, a failure where one left its address behind.
+fn absent(failure: &Failure, context: &Context, paths: &Paths) -> Check {
+    let advice = "Start it with `aman serve`.";
+    if context.global.url.is_none() && paths.address_file.exists() {
+        let message = format!("{} It left {} behind.", failure.message(), paths.address_file.display());
+        return Check::fail("daemon", message, advice);
+    }
+    match failure {
+        Failure::NoDaemon { .. } if context.global.url.is_none() => Check::warn("daemon", "No daemon runs", advice),
+        other => Check::fail("daemon", other.message(), advice),
+    }
+}
+
+fn ready(health: &Value) -> Check {
+    let phase = text(&health["phase"]);
+    let all = health["checks"].as_object().into_iter().flatten();
+    let failed: Vec<(&String, &Value)> = all.filter(|(_, check)| check["ok"] == false).collect();
+    let shown: Vec<String> =
+        failed.iter().map(|(name, check)| format!("{name} ({})", text(&check["detail"]))).collect();
+    let shown = shown.join(", ");
+    let advice = "`aman status` and the daemon's log say more.";
+    if failed.is_empty() && phase == "ready" {
+        Check::ok("ready", "ready, every check of its own is fine")
+    } else if failed.iter().all(|(name, _)| *name == "phase") {
+        Check::warn("ready", format!("It is in phase {phase}"), "Wait a moment, then try again.")
+    } else if health["status"] == "ok" {
+        Check::warn("ready", format!("It serves, with something amiss: {shown}"), advice)
+    } else {
+        Check::fail("ready", format!("It is in phase {phase}; failed: {shown}"), advice)
+    }
+}
+
+fn same_version(status: &Value) -> Check {
+    let (ours, theirs) = (env!("CARGO_PKG_VERSION"), text(&status["version"]));
+    if theirs == ours {
+        return Check::ok("same_version", format!("the daemon is version {theirs}, too"));
+    }
+    let message = format!("The daemon is version {theirs}, this program {ours}");
+    Check::warn("same_version", message, "Restart the daemon with the new program.")
+}
+
+fn access(status: &Value) -> Check {
+    if status["safe_mode"] == true {
+        let advice = "Correct the configuration file, then restart.";
+        return Check::fail("access", "It runs in safe mode: the configuration file is broken", advice);
+    }
+    match text(&status["auth"]).as_str() {
+        "none" => {
+            let advice = "Remove http.auth = \"none\"; now every program of every user here may use it.";
+            Check::warn("access", "The daemon asks nobody for a token", advice)
+        }
+        _ => Check::ok("access", "the token is accepted"),
+    }
+}
+
+async fn newest_event(client: &Client) -> Option<Check> {
+    let reply = client.call(Call::get("/events/recent").query("limit", 1)).await.ok()?;
+    let newest = reply.json().ok()?["items"][0].take();
+    let at_ms = parse_rfc3339(newest["time"].as_str()?)?;
+    let ahead_ms = at_ms - Clock::System.now_ms();
+    Some(if ahead_ms > AHEAD_MS_MAX {
+        let message = format!("The newest event is {} minutes ahead of the machine's clock", ahead_ms / 60_000);
+        let advice = "Its producer's clock is wrong, or this machine's was set back.";
+        Check::warn("event_time", message, advice)
+    } else {
+        Check::ok("event_time", "the newest event is not ahead of the clock")
+    })
+}
+
+async fn dead_letters(client: &Client) -> Option<Check> {
+    let reply = client.call(Call::get("/dlq/depth")).await.ok()?;
+    let depth = reply.json().ok()?["depth"].as_u64()?;
+    Some(if depth == 0 {
+        Check::ok("dead_letters", "none")
+    } else {
+        let advice = "`aman dlq groups` shows them, `aman dlq retry` tries again.";
+        Check::warn("dead_letters", format!("{} wait for a decision", count(depth, "dead letter")), advice)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::doctor::Verdict;
+    use crate::cli::fake::Fake;
+    use crate::cli::out::tests::Printed;
+
+    #[tokio::test]
+    async fn a_daemon_that_is_well() {
+        let status = json!({ "version": env!("CARGO_PKG_VERSION"), "auth": "token", "ready": true }).to_string();
+        let fake = Fake::answering(&[
+            &Fake::json(200, r#"{"status":"ok","phase":"ready","checks":{"store":{"ok":true,"detail":""}}}"#),
+            &Fake::json(200, &status),
+            &Fake::json(200, r#"{"items":[{"time":"2020-01-01T00:00:00.000Z"}]}"#),
+            &Fake::json(200, r#"{"depth":2,"by_consumer":{}}"#),
+        ])
+        .await;
+        let context = Context::fake(&fake.base, Printed::default(), false);
+        let paths = context.paths().expect("the test has a home");
+        let found: Vec<_> = checks(&context, &paths).await.into_iter().map(|check| (check.id, check.status)).collect();
+        let ok = Verdict::Ok;
+        assert_eq!(
+            found,
+            [
+                ("daemon", ok),
+                ("ready", ok),
+                ("same_version", ok),
+                ("access", ok),
+                ("event_time", ok),
+                ("dead_letters", Verdict::Warn)
+            ]
+        );
+    }
+
+    #[test]
+    fn health_that_is_not_well() {
+        let health = json!({ "phase": "ready", "checks": { "store": { "ok": false, "detail": "disk full" } } });
+        let check = ready(&health);
+        assert_eq!(check.status, Verdict::Fail);
+        assert!(check.message.contains("store (disk full)"));
+        let starting =
+            json!({ "status": "unavailable", "phase": "bus", "checks": { "phase": { "ok": false, "detail": "bus" } } });
+        assert_eq!(ready(&starting).status, Verdict::Warn);
+        let limping =
+            json!({ "status": "ok", "phase": "ready", "checks": { "tasks": { "ok": false, "detail": "1 failed" } } });
+        assert_eq!(ready(&limping).status, Verdict::Warn);
+    }
+}

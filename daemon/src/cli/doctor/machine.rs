@@ -1,0 +1,309 @@
+//! What can be checked without a daemon: folders, files, limits of the machine.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
+
+use super::Check;
+use crate::cli::out::size;
+use crate::clock::{Clock, Millis, rfc3339};
+use crate::config::{self, Flags, Paths};
+use crate::error::Error;
+use crate::sandbox::Sandbox;
+
+/// Below this the daemon may stop soon: SQLite needs room for its log beside the database.
+const DISK_BYTES_FAIL: u64 = 100 << 20;
+const DISK_BYTES_WARN: u64 = 1 << 30;
+/// Connections, streams, scripts and the database together stay well below this.
+const FILES_WARN: u64 = 1024;
+/// One watch is one folder of a watched tree.
+const WATCHES_WARN: u64 = 8192;
+const INSTANCES_WARN: u64 = 64;
+/// A write-ahead log of this size means that no checkpoint gets through.
+const WAL_BYTES_WARN: u64 = 512 << 20;
+/// The program is newer than this: 2026-01-01T00:00:00Z.
+const NOW_MS_MIN: Millis = 1_767_225_600_000;
+/// A machine that shows a later time has a broken clock: 2100-01-01T00:00:00Z.
+const NOW_MS_MAX: Millis = 4_102_444_800_000;
+
+/// All of them, in the order in which a person would look.
+pub fn checks(paths: &Paths, home: Option<PathBuf>) -> Vec<Check> {
+    vec![
+        Check::ok("version", format!("aman {}", env!("CARGO_PKG_VERSION"))),
+        clock(Clock::System.now_ms()),
+        data_folder(&paths.data),
+        disk_space(&paths.data),
+        config_file(&paths.config_file, home),
+        token_file(&paths.token_file),
+        database(&paths.db_file),
+        open_files(),
+        inotify(Path::new("/proc/sys/fs/inotify")),
+    ]
+}
+
+fn clock(now_ms: Millis) -> Check {
+    let shown = rfc3339(now_ms);
+    if (NOW_MS_MIN..NOW_MS_MAX).contains(&now_ms) {
+        return Check::ok("clock", shown);
+    }
+    let advice = "Set the clock, as with `timedatectl set-ntp true`; expiry, retries and schedules go by it.";
+    Check::fail("clock", format!("The machine's clock shows {shown}"), advice)
+}
+
+fn data_folder(data: &Path) -> Check {
+    let shown = data.display();
+    match fs::metadata(data) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let above = existing(data);
+            if access(&above, AccessFlags::W_OK | AccessFlags::X_OK).is_ok() {
+                return Check::ok("data_folder", format!("{shown} is not there yet; the first start makes it"));
+            }
+            let advice = format!("Make {shown} writable for this user, or choose another with --home.");
+            Check::fail("data_folder", format!("{shown} is not there and cannot be made"), advice)
+        }
+        Err(error) => Check::fail("data_folder", format!("{shown}: {error}"), "Let this user read it."),
+        Ok(found) if !found.is_dir() => {
+            Check::fail("data_folder", format!("{shown} is no folder"), "Move it away, or choose another with --home.")
+        }
+        Ok(_) if access(data, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK).is_err() => {
+            let advice = format!("Give it to the user who runs aman: chown -R $USER {shown}");
+            Check::fail("data_folder", format!("{shown} cannot be written"), advice)
+        }
+        Ok(_) => Check::ok("data_folder", format!("{shown} is there and writable")),
+    }
+}
+
+/// The nearest folder above `path` that is there.
+fn existing(path: &Path) -> PathBuf {
+    let here = path.ancestors().find(|above| above.is_dir());
+    here.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+fn disk_space(data: &Path) -> Check {
+    let folder = existing(data);
+    let found = match statvfs(&folder) {
+        Ok(found) => found,
+        Err(error) => {
+            let message = format!("The free space of {} is unknown: {error}", folder.display());
+            return Check::warn("disk_space", message, "Check it by hand with df.");
+        }
+    };
+    let free = found.blocks_available().saturating_mul(found.fragment_size());
+    let message = format!("{} free", size(free));
+    let advice = "Make room on the disk of the data folder; a full disk stops the daemon.";
+    if free < DISK_BYTES_FAIL {
+        Check::fail("disk_space", message, advice)
+    } else if free < DISK_BYTES_WARN {
+        Check::warn("disk_space", message, advice)
+    } else if found.files() > 0 && found.files_available() < 1000 {
+        Check::warn("disk_space", format!("only {} inodes free", found.files_available()), advice)
+    } else {
+        Check::ok("disk_space", message)
+    }
+}
+
+fn config_file(file: &Path, home: Option<PathBuf>) -> Check {
+    let shown = file.display();
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Check::ok("config", format!("no {shown}; everything has its default"));
+        }
+        Err(error) => return Check::fail("config", format!("{shown}: {error}"), "Let this user read it."),
+    };
+    let advice = "Correct it; the daemon does not start with it.";
+    if let Err(error) = text.parse::<toml::Table>() {
+        // The message alone: the lines it would quote may hold a secret.
+        let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+        let at = line.map_or_else(String::new, |line| format!(" line {line}"));
+        return Check::fail("config", format!("{shown}{at}: {}", error.message()), advice);
+    }
+    match config::load(&Flags { home, ..Flags::default() }) {
+        Ok(config) if config.warnings.is_empty() => Check::ok("config", format!("{shown} is read and right")),
+        Ok(config) => Check::warn("config", config.warnings.join(" "), format!("Look at {shown}.")),
+        Err(Error::Internal { context, source }) => {
+            Check::fail("config", format!("{context} failed: {source}"), advice)
+        }
+        Err(error) => Check::fail("config", error.to_string(), advice),
+    }
+}
+
+fn token_file(file: &Path) -> Check {
+    let shown = file.display();
+    match fs::metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Check::ok("token_file", format!("{shown} is not there yet; the first start makes it"))
+        }
+        Err(error) => Check::fail("token_file", format!("{shown}: {error}"), "Let this user read its folder."),
+        Ok(found) if found.permissions().mode() & 0o077 != 0 => {
+            let mode = found.permissions().mode() & 0o777;
+            let message = format!("{shown} has mode {mode:04o}: other users can use the daemon");
+            Check::fail(
+                "token_file",
+                message,
+                format!("chmod 600 {shown}; then delete it and restart for a new token."),
+            )
+        }
+        Ok(found) if found.len() == 0 => {
+            Check::fail("token_file", format!("{shown} is empty"), "Delete it; the next start makes a new token.")
+        }
+        Ok(_) if access(file, AccessFlags::R_OK).is_err() => {
+            let advice = "Run as the user who runs the daemon, or set AMAN_HTTP_TOKEN.";
+            Check::warn("token_file", format!("{shown} cannot be read by this user"), advice)
+        }
+        Ok(_) => Check::ok("token_file", format!("{shown} is readable by its owner only")),
+    }
+}
+
+fn database(file: &Path) -> Check {
+    let Ok(found) = fs::metadata(file) else {
+        return Check::ok("database", format!("{} is not there yet; the first start makes it", file.display()));
+    };
+    let mut log = file.as_os_str().to_owned();
+    log.push("-wal");
+    let log_bytes = fs::metadata(PathBuf::from(log)).map_or(0, |found| found.len());
+    let message = format!("{}, write-ahead log {}", size(found.len()), size(log_bytes));
+    if found.permissions().mode() & 0o077 != 0 && found.permissions().mode() & 0o044 != 0 {
+        let readable = file.parent().and_then(|folder| fs::metadata(folder).ok());
+        if readable.is_none_or(|folder| folder.permissions().mode() & 0o011 != 0) {
+            let advice = format!("chmod 600 {}*", file.display());
+            return Check::warn("database", format!("{message}; other users can read it"), advice);
+        }
+    }
+    if log_bytes > WAL_BYTES_WARN {
+        let advice = "Restart the daemon; if it grows again, some program holds the database open.";
+        return Check::warn("database", message, advice);
+    }
+    Check::ok("database", message)
+}
+
+fn open_files() -> Check {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < FILES_WARN => {
+            let advice = format!("Raise it with `ulimit -n {}` before the start.", hard.min(65_536));
+            Check::warn("open_files", format!("A process may open only {soft} files"), advice)
+        }
+        Ok((soft, _)) => Check::ok("open_files", format!("a process may open {soft} files")),
+        Err(error) => Check::warn("open_files", format!("The limit is unknown: {error}"), "Check it with `ulimit -n`."),
+    }
+}
+
+fn inotify(folder: &Path) -> Check {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let (Some(watches), Some(instances)) = (read("max_user_watches"), read("max_user_instances")) else {
+        let advice = "Watching folders needs inotify; other sources work without.";
+        return Check::warn("inotify", "The limits of inotify are unknown", advice);
+    };
+    let message = format!("{watches} watched folders, {instances} instances allowed for each user");
+    if watches < WATCHES_WARN || instances < INSTANCES_WARN {
+        let advice = "Raise them: sysctl fs.inotify.max_user_watches=524288 fs.inotify.max_user_instances=512";
+        return Check::warn("inotify", message, advice);
+    }
+    Check::ok("inotify", message)
+}
+
+/// What the machine offers to keep scripts in bounds, found by trying it.
+pub async fn sandbox() -> Check {
+    // A folder of its own: the lock in the daemon's would make its next start wait for this probe.
+    let run_dir = Path::new("/tmp").join(format!("aman-doctor-{:016x}", fastrand::u64(..)));
+    if let Err(error) = fs::create_dir(&run_dir) {
+        let message = format!("Not tried: {} cannot be made: {error}", run_dir.display());
+        return Check::warn("sandbox", message, "Make /tmp writable.");
+    }
+    let check = probe(&run_dir).await;
+    // What stays behind is one empty folder in /tmp.
+    drop(fs::remove_dir_all(&run_dir));
+    check
+}
+
+async fn probe(run_dir: &Path) -> Check {
+    let advice = "Scripts of skills run with less protection; run only skills you trust. A kernel with Landlock and user \
+                  namespaces gives all of it.";
+    let sandbox = Sandbox::new(run_dir);
+    let enforced = match sandbox.probe().await {
+        Ok(enforced) => serde_json::to_value(enforced).unwrap_or_default(),
+        Err(error) => return Check::fail("sandbox", format!("No script can run: {error}"), advice),
+    };
+    let parts = ["filesystem", "network", "processes"];
+    let parts: Vec<(&str, String)> =
+        parts.iter().map(|part| (*part, enforced[*part].as_str().unwrap_or("unknown").to_owned())).collect();
+    let message = parts.iter().map(|(part, by)| format!("{part}: {by}")).collect::<Vec<_>>().join(", ");
+    let weak = |by: &str| matches!(by, "none" | "partial" | "unknown") || by.starts_with("partial");
+    if parts.iter().any(|(_, by)| weak(by)) {
+        return Check::warn("sandbox", message, advice);
+    }
+    Check::ok("sandbox", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::Verdict;
+
+    /// A folder below the system's temporary one that ends with the test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Folder {
+            let path = std::env::temp_dir().join(format!("aman-doctor-test-{:016x}", fastrand::u64(..)));
+            fs::create_dir(&path).expect("the temporary folder is writable");
+            Folder(path)
+        }
+
+        fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+            let path = self.0.join(name);
+            fs::write(&path, text).expect("the folder is writable");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("the file is ours");
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            drop(fs::remove_dir_all(&self.0));
+        }
+    }
+
+    #[test]
+    fn clocks() {
+        assert_eq!(clock(1_795_000_000_000).status, Verdict::Ok);
+        assert_eq!(clock(0).status, Verdict::Fail);
+        assert_eq!(clock(i64::MAX).status, Verdict::Fail);
+    }
+
+    #[test]
+    fn files_of_a_home() {
+        let folder = Folder::new();
+        assert_eq!(data_folder(&folder.0).status, Verdict::Ok);
+        assert_eq!(data_folder(&folder.0.join("a/b")).status, Verdict::Ok);
+        assert_eq!(data_folder(&folder.file("plain", "", 0o600)).status, Verdict::Fail);
+        assert_eq!(token_file(&folder.0.join("none")).status, Verdict::Ok);
+        assert_eq!(token_file(&folder.file("token", "t", 0o600)).status, Verdict::Ok);
+        assert_eq!(token_file(&folder.file("open", "t", 0o640)).status, Verdict::Fail);
+        let config = |text: &str| config_file(&folder.file("aman.toml", text, 0o600), Some(folder.0.clone()));
+        assert_eq!(config_file(&folder.0.join("none"), None).status, Verdict::Ok);
+        assert_eq!(config("[http]\nbind = \"127.0.0.1:0\"\n").status, Verdict::Ok);
+        assert_eq!(config("[http]\nbind = \"nowhere\"\n").status, Verdict::Fail);
+        assert_eq!(config("[htttp]\nbind = \"127.0.0.1:0\"\n").status, Verdict::Warn);
+        let broken = config("[http]\ntoken = \"secret\n");
+        assert_eq!(broken.status, Verdict::Fail);
+        assert!(broken.message.contains("line 2") && !broken.message.contains("secret"), "{}", broken.message);
+        assert_eq!(database(&folder.file("db", "x", 0o600)).status, Verdict::Ok);
+    }
+
+    #[test]
+    fn watch_limits() {
+        let folder = Folder::new();
+        assert_eq!(inotify(&folder.0).status, Verdict::Warn);
+        folder.file("max_user_watches", "65536\n", 0o600);
+        folder.file("max_user_instances", "128\n", 0o600);
+        assert_eq!(inotify(&folder.0).status, Verdict::Ok);
+        folder.file("max_user_watches", "100\n", 0o600);
+        assert_eq!(inotify(&folder.0).status, Verdict::Warn);
+    }
+}

@@ -1,0 +1,311 @@
+//! The command line: one file per noun. It talks HTTP to the daemon and knows nothing of its inside.
+
+mod audit;
+mod client;
+mod dlq;
+mod doctor;
+mod event;
+mod explain;
+mod failure;
+#[cfg(test)]
+mod fake;
+mod jq;
+mod out;
+mod skill;
+mod sse;
+mod status;
+mod tail;
+mod tree;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+
+use self::client::{Call, Client, Reply};
+use self::failure::{Failure, unexpected};
+use self::out::Out;
+use crate::config::Paths;
+
+pub use self::jq::{JqArgs, run as run_jq};
+
+/// Most items that one page of a list may have.
+const PAGE_MAX: u64 = 1000;
+
+/// A daemon on your own machine that turns things that happen into things that get done.
+#[derive(Parser, Debug)]
+#[command(
+    name = "aman",
+    version,
+    after_help = "\
+Examples:
+  aman serve                                  start the daemon
+  aman status                                 is it there, and well?
+  aman event push --type hello --data '{\"n\": 1}'
+  aman tail                                   see events as they happen
+  aman why 0193…                              why something happened, or did not
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 the state forbids it now.
+Every command that asks the daemon takes --json and then prints the daemon's answer unchanged."
+)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Args, Debug, Clone, Default)]
+pub struct Global {
+    /// Print documents for programs instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The folder that holds everything of one daemon [env: AMAN_HOME]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Which daemon")]
+    pub home: Option<PathBuf>,
+    /// Its address; else the one that the running daemon wrote down
+    #[arg(long, global = true, value_name = "URL", help_heading = "Which daemon")]
+    pub url: Option<String>,
+    /// The token; better in AMAN_HTTP_TOKEN, as other users can read a command line [default: the daemon's token file]
+    #[arg(long, global = true, value_name = "TOKEN", help_heading = "Which daemon")]
+    pub token: Option<String>,
+}
+
+/// What `aman` can do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Start the daemon in the foreground
+    Serve(ServeArgs),
+    /// Show whether the daemon is there, and how it is
+    Status(status::StatusArgs),
+    /// Store, see and explain events
+    #[command(subcommand)]
+    Event(event::EventCommand),
+    /// Follow events as they are stored (same as `event tail`)
+    Tail(tail::TailArgs),
+    /// Explain what became of an event and why (same as `event why`)
+    Why(explain::WhyArgs),
+    /// What failed for good: look at it, try again, discard
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
+    /// What reacts to events: look at it, switch it on and off
+    #[command(subcommand)]
+    Skill(skill::SkillCommand),
+    /// Who changed what
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Check this machine and the daemon, and say what to do
+    Doctor(doctor::DoctorArgs),
+    /// Run a jq filter over JSON, for scripts on machines without jq
+    Jq(JqArgs),
+}
+
+/// Starts the daemon.
+#[derive(Args, Debug, Clone, Default)]
+#[command(after_help = "\
+Examples:
+  aman serve
+  aman serve --home /tmp/try --bind 127.0.0.1:0
+  AMAN_HOME=/tmp/try aman serve
+
+It prints one line, `aman ready http://127.0.0.1:PORT`, when it is ready. Ctrl-C or SIGTERM ends it cleanly; what was
+accepted is kept either way. One daemon per data folder.")]
+pub struct ServeArgs {
+    /// The configuration file [default: aman.toml of --home, else ~/.config/aman/aman.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Listen here instead of 127.0.0.1:9090; port 0 takes a free one [env: AMAN_HTTP_BIND]
+    #[arg(long, value_name = "ADDR")]
+    pub bind: Option<String>,
+    /// What is logged: error, warn, info, debug, trace, or rules such as info,aman::bus=debug
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+}
+
+/// What a command works with.
+struct Context {
+    global: Global,
+    out: Out,
+}
+
+impl Context {
+    /// The way to the daemon, found anew.
+    fn client(&self) -> Result<Client, Failure> {
+        Client::find(&self.global)
+    }
+
+    /// Where the daemon keeps its things.
+    fn paths(&self) -> Result<Paths, Failure> {
+        Paths::find(self.global.home.as_deref()).map_err(|error| Failure::Usage(error.to_string()))
+    }
+
+    /// Sends `call`.
+    async fn call(&self, call: Call) -> Result<Reply, Failure> {
+        self.client()?.call(call).await
+    }
+
+    /// Sends `call`. For programs prints the answer as it came and gives `None`; else gives it to be shown.
+    async fn answer(&mut self, call: Call) -> Result<Option<Value>, Failure> {
+        let reply = self.call(call).await?;
+        if self.out.json() {
+            self.out.raw(&reply.body)?;
+            return Ok(None);
+        }
+        reply.json().map(Some)
+    }
+
+    /// Reads a list: one page of `limit`, or with `all` every page. For programs prints it and gives `None`.
+    async fn list(&mut self, call: Call, limit: u64, all: bool) -> Result<Option<List>, Failure> {
+        if !all {
+            let Some(mut page) = self.answer(call.query("limit", limit)).await? else { return Ok(None) };
+            let more = page["next_cursor"].is_string();
+            return Ok(Some(List { items: take_items(&mut page)?, more }));
+        }
+        let items = self.every_item(call).await?;
+        if self.out.json() {
+            let document = serde_json::json!({ "items": items, "next_cursor": null });
+            self.out.line(&document.to_string())?;
+            return Ok(None);
+        }
+        Ok(Some(List { items, more: false }))
+    }
+
+    /// Every item of a list, page after page.
+    async fn every_item(&self, call: Call) -> Result<Vec<Value>, Failure> {
+        let client = self.client()?;
+        let call = call.query("limit", PAGE_MAX);
+        let (mut items, mut next) = (Vec::new(), call.clone());
+        loop {
+            let mut page = client.call(next).await?.json()?;
+            items.append(&mut take_items(&mut page)?);
+            match page["next_cursor"].as_str() {
+                Some(cursor) => next = call.clone().query("cursor", cursor),
+                None => return Ok(items),
+            }
+        }
+    }
+
+    /// Makes sure that a person, or the caller by `--yes`, wants this.
+    fn confirm(&mut self, yes: bool, question: &str) -> Result<(), Failure> {
+        if yes {
+            return Ok(());
+        }
+        match self.out.ask(question) {
+            Some(true) => Ok(()),
+            Some(false) => Err(Failure::Failed("Nothing was done.".to_owned())),
+            None => Err(Failure::Usage(format!("{question} Confirm with --yes; no terminal is there to ask on."))),
+        }
+    }
+
+    #[cfg(test)]
+    fn fake(base: &str, printed: out::tests::Printed, json: bool) -> Context {
+        let global = Global { url: Some(base.to_owned()), token: Some("fake".to_owned()), json, ..Global::default() };
+        Context { global, out: Out::to(printed, json, None) }
+    }
+}
+
+/// A list as it was read.
+struct List {
+    items: Vec<Value>,
+    /// Whether there is more than was asked for.
+    more: bool,
+}
+
+fn take_items(page: &mut Value) -> Result<Vec<Value>, Failure> {
+    match page["items"].take() {
+        Value::Array(items) => Ok(items),
+        _ => Err(unexpected("items", page)),
+    }
+}
+
+/// `--limit` and `--all` of every list.
+#[derive(Args, Debug, Clone)]
+struct Paging {
+    /// Show at most this many, newest first
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    limit: u64,
+    /// Show all of them
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+}
+
+/// Runs every command that asks the daemon; `serve` and `jq` are the caller's, and answered with a usage error here.
+pub async fn run(cli: Cli) -> ExitCode {
+    let out = Out::stdout(cli.global.json);
+    let mut context = Context { global: cli.global, out };
+    let done = dispatch(&mut context, cli.command).await;
+    let done = done.and_then(|()| context.out.flush());
+    match done {
+        Ok(()) => ExitCode::from(failure::OK),
+        Err(failure) => {
+            let code = failure.report(&mut context.out);
+            // The failure itself is told already; a reader that left does not change it.
+            drop(context.out.flush());
+            code
+        }
+    }
+}
+
+async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Status(args) => status::run(context, &args).await,
+        Command::Event(command) => event::run(context, command).await,
+        Command::Tail(args) => tail::run(context, &args).await,
+        Command::Why(args) => explain::why(context, &args).await,
+        Command::Dlq(command) => dlq::run(context, command).await,
+        Command::Skill(command) => skill::run(context, command).await,
+        Command::Audit(command) => audit::run(context, command).await,
+        Command::Doctor(args) => doctor::run(context, &args).await,
+        Command::Serve(_) | Command::Jq(_) => Err(Failure::Usage("This command needs no daemon.".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::fake::Fake;
+    use crate::cli::out::tests::Printed;
+
+    #[test]
+    fn definitions_hold_together_and_each_command_has_examples() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            if command.has_subcommands() {
+                command.get_subcommands().filter(|sub| sub.get_name() != "help").for_each(|sub| check(sub, &path));
+            } else {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "{path} shows no example in --help");
+                assert!(command.get_about().is_some(), "{path} does not say what it does");
+            }
+        }
+        Cli::command().debug_assert();
+        check(&Cli::command(), "");
+    }
+
+    #[tokio::test]
+    async fn lists_are_read_page_after_page() {
+        let first = Fake::json(200, "{\"items\":[1,2],\"next_cursor\":\"a b\"}");
+        let last = Fake::json(200, "{\"items\":[3],\"next_cursor\":null}");
+        let fake = Fake::answering(&[&first, &last]).await;
+        let context = Context::fake(&fake.base, Printed::default(), false);
+        let items = context.every_item(Call::get("/dlq").query("reason", "timeout")).await.expect("both pages come");
+        assert_eq!(items, [1, 2, 3]);
+        assert!(fake.requests()[1].starts_with("GET /dlq?reason=timeout&limit=1000&cursor=a%20b "));
+    }
+
+    #[tokio::test]
+    async fn programs_get_the_answer_unchanged() {
+        let body = "{ \"z\": 1,\n \"a\": 1.0e2 }";
+        let fake = Fake::answering(&[&Fake::json(200, body)]).await;
+        let printed = Printed::default();
+        let mut context = Context::fake(&fake.base, printed.clone(), true);
+        assert!(context.answer(Call::get("/x")).await.expect("it answers").is_none());
+        assert_eq!(printed.text(), format!("{body}\n"));
+    }
+}

@@ -1,0 +1,154 @@
+//! Where things are: the XDG folders, or one folder for all with `AMAN_HOME`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::Secret;
+use crate::error::Error;
+
+/// Every place that the daemon or the command line touches.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// The configuration file; it need not exist.
+    pub config_file: PathBuf,
+    /// Database, skills, workflows, plugins, soul, inbox.
+    pub data: PathBuf,
+    /// Logs.
+    pub state: PathBuf,
+    /// Lock, address, working folders of scripts.
+    pub runtime: PathBuf,
+    /// The database.
+    pub db_file: PathBuf,
+    /// The generated token, mode 0600.
+    pub token_file: PathBuf,
+    /// Holds the address of the running daemon.
+    pub address_file: PathBuf,
+    /// Held by the running daemon.
+    pub lock_file: PathBuf,
+    /// The person's home folder, for `~`.
+    pub home_dir: Option<PathBuf>,
+    /// True when `AMAN_HOME` (or `--home`) puts everything under one folder.
+    pub portable: bool,
+}
+
+impl Paths {
+    /// Finds the folders: `home` or `AMAN_HOME` if set, else XDG.
+    pub fn find(home: Option<&Path>) -> Result<Paths, Error> {
+        let home_dir = variable("HOME").map(PathBuf::from);
+        if let Some(home) = home.map(Path::to_owned).or_else(|| variable("AMAN_HOME").map(PathBuf::from)) {
+            let home = std::path::absolute(&home).map_err(Error::internal("finding AMAN_HOME"))?;
+            return Ok(Paths::under(home, home_dir));
+        }
+        let Some(person) = home_dir.clone() else {
+            return Err(Error::invalid("HOME", "is not set. Set HOME, or AMAN_HOME to a folder for aman."));
+        };
+        let xdg = |name: &str, default: &str| {
+            let folder = variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+            folder.unwrap_or_else(|| person.join(default)).join("aman")
+        };
+        let state = xdg("XDG_STATE_HOME", ".local/state");
+        let runtime = match variable("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute()) {
+            Some(folder) => folder.join("aman"),
+            None => state.join("run"),
+        };
+        let config_file = xdg("XDG_CONFIG_HOME", ".config").join("aman.toml");
+        Ok(Paths::of(config_file, xdg("XDG_DATA_HOME", ".local/share"), state, runtime, home_dir, false))
+    }
+
+    /// Everything under `home`.
+    pub fn under(home: PathBuf, home_dir: Option<PathBuf>) -> Paths {
+        Paths::of(home.join("aman.toml"), home.clone(), home.join("logs"), home.join("run"), home_dir, true)
+    }
+
+    fn of(
+        config_file: PathBuf,
+        data: PathBuf,
+        state: PathBuf,
+        runtime: PathBuf,
+        home_dir: Option<PathBuf>,
+        portable: bool,
+    ) -> Paths {
+        Paths {
+            db_file: data.join("aman.db"),
+            token_file: data.join("token"),
+            address_file: runtime.join("address"),
+            lock_file: data.join("aman.lock"),
+            config_file,
+            data,
+            state,
+            runtime,
+            home_dir,
+            portable,
+        }
+    }
+
+    /// Makes the folders, closed to others.
+    pub fn make(&self) -> Result<(), Error> {
+        use std::os::unix::fs::DirBuilderExt;
+        for folder in [&self.data, &self.state, &self.runtime] {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+                Error::internal("making the data folder")(std::io::Error::new(
+                    error.kind(),
+                    format!("{}: {error}", folder.display()),
+                ))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// What the command line takes from the environment to find a daemon.
+#[derive(Debug, Clone, Default)]
+pub struct ClientEnv {
+    /// `AMAN_HTTP_TOKEN`
+    pub token: Option<Secret>,
+    /// `AMAN_HTTP_BIND`
+    pub bind: Option<String>,
+    /// `COLUMNS`
+    pub columns: Option<u16>,
+}
+
+/// Reads [`ClientEnv`].
+pub fn client_env() -> ClientEnv {
+    ClientEnv {
+        token: variable("AMAN_HTTP_TOKEN").map(Secret::new),
+        bind: variable("AMAN_HTTP_BIND"),
+        columns: variable("COLUMNS").and_then(|text| text.parse().ok()),
+    }
+}
+
+/// The `AMAN_*` variables that are settings.
+pub(super) fn environment() -> BTreeMap<String, String> {
+    const NOT_SETTINGS: [&str; 2] = ["AMAN_HOME", "AMAN_BIN"];
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, value)| {
+            name.starts_with("AMAN_") && !NOT_SETTINGS.contains(&name.as_str()) && !value.is_empty()
+        })
+        .collect()
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// `~` and `~/…` in the person's home folder.
+pub(super) fn expand(path: &str, home: Option<&Path>) -> PathBuf {
+    match (path.strip_prefix('~'), home) {
+        (Some(""), Some(home)) => home.to_owned(),
+        (Some(rest), Some(home)) if rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
+        _ => PathBuf::from(path),
+    }
+}
+
+/// The value behind `env:NAME` or `file:PATH`; any other text is the value itself. The error never holds the value.
+pub(super) fn resolve_secret(text: &str) -> Result<String, String> {
+    if let Some(name) = text.strip_prefix("env:") {
+        return variable(name).ok_or_else(|| format!("names the variable {name}, which is not set."));
+    }
+    if let Some(path) = text.strip_prefix("file:") {
+        let read = std::fs::read_to_string(path);
+        return read.map(|s| s.trim().to_owned()).map_err(|error| format!("names the file {path}: {error}"));
+    }
+    Ok(text.to_owned())
+}

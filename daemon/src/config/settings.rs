@@ -1,0 +1,277 @@
+//! The table of settings, and the layers that a value can come from.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde::Serialize;
+use toml::{Table, Value};
+
+use super::{LATER, Secret, field, parse_duration, paths};
+use crate::error::FieldError;
+
+/// One setting.
+pub struct Setting {
+    /// Section and key, as `http.bind`.
+    pub key: &'static str,
+    /// Default as TOML; empty = none.
+    pub default: &'static str,
+    /// True when its value is never shown.
+    pub secret: bool,
+    /// What it does, with its unit.
+    pub help: &'static str,
+}
+
+const fn setting(key: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { key, default, secret: false, help }
+}
+
+/// Every setting of the fixed sections.
+pub const SETTINGS: &[Setting] = &[
+    setting("http.bind", "\"127.0.0.1:9090\"", "Address and port to listen on; port 0 takes a free one."),
+    Setting {
+        key: "http.token",
+        default: "",
+        secret: true,
+        help: "The static token, or env:NAME or file:PATH; without it one is generated.",
+    },
+    setting("http.auth", "\"token\"", "token, or none (loopback only)."),
+    setting("http.allowed_hosts", "[]", "Host names besides localhost that requests may name."),
+    setting("http.allowed_origins", "[]", "Web origins that may call the API."),
+    setting("http.allow_remote", "false", "Allows a bind address beyond loopback."),
+    setting("http.public_stream", "\"metadata\"", "What /events/stream shows without credentials: metadata, full, off."),
+    setting("http.strict_confirm", "false", "Asks for x-aman-confirm on more actions; on when bound beyond loopback."),
+    setting("http.max_connections", "4096", "Connections open at one time."),
+    setting("bus.durability", "\"full\"", "full survives power loss, normal survives a crash of the process only."),
+    setting("bus.dedup_window", "\"24h\"", "How long keys of events are remembered."),
+    setting("bus.max_causation_depth", "64", "How many effects may follow each other."),
+    setting("bus.max_pending", "1000000", "Deliveries that may wait before pushes are refused."),
+    setting("runtime.drain_timeout", "\"30s\"", "How long a shutdown waits for running work."),
+    setting("runtime.log", "\"info\"", "Log level, or a filter such as info,aman::bus=debug."),
+    setting("runtime.log_format", "\"text\"", "text or json."),
+    setting("skills.paths", "[]", "Folders with skills, besides the data folder's."),
+    setting("debug.force_enable_debug_endpoints", "false", "Lets /inject-event and other test helpers answer."),
+];
+
+/// Where a value came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// The configuration file.
+    File,
+    /// An `AMAN_*` variable.
+    Env,
+    /// The command line.
+    Flag,
+}
+
+/// A setting as it is in force.
+#[derive(Debug, Clone, Serialize)]
+pub struct Effective {
+    /// Section and key.
+    pub key: String,
+    /// Its value; a secret is `{"populated": bool}`.
+    pub value: serde_json::Value,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Collects values from all layers, and everything that is wrong with them.
+pub(super) struct Layers {
+    values: BTreeMap<&'static str, (Value, Origin)>,
+    wrong: Vec<FieldError>,
+    warnings: Vec<String>,
+}
+
+impl Layers {
+    pub fn new(file: &Table) -> Layers {
+        let mut layers = Layers { values: BTreeMap::new(), wrong: Vec::new(), warnings: Vec::new() };
+        for setting in SETTINGS {
+            if !setting.default.is_empty()
+                && let Ok(value) = setting.default.parse::<Value>()
+            {
+                layers.values.insert(setting.key, (value, Origin::Default));
+            }
+            let (section, key) = setting.key.split_once('.').unwrap_or((setting.key, ""));
+            if let Some(value) = file.get(section).and_then(|section| section.get(key)) {
+                layers.values.insert(setting.key, (value.clone(), Origin::File));
+            }
+        }
+        layers
+    }
+
+    /// `AMAN_HTTP_BIND` sets `http.bind`; lists cannot be set so.
+    pub fn add_environment(&mut self, variables: BTreeMap<String, String>) {
+        for (name, text) in variables {
+            let Some(setting) = SETTINGS.iter().find(|s| s.key.replace('.', "_").to_uppercase() == name[5..]) else {
+                self.warnings.push(format!("The variable {name} is no setting of aman and has no effect."));
+                continue;
+            };
+            let value = match setting.default.parse::<Value>() {
+                Ok(Value::Boolean(_)) => text.parse().map_or(Value::String(text), Value::Boolean),
+                Ok(Value::Integer(_)) => text.parse().map_or(Value::String(text), Value::Integer),
+                Ok(Value::Array(_)) => {
+                    self.warnings.push(format!("{name}: a list is set in the file, not by a variable."));
+                    continue;
+                }
+                _ => Value::String(text),
+            };
+            self.set(setting.key, value, Origin::Env);
+        }
+    }
+
+    pub fn set(&mut self, key: &'static str, value: Value, origin: Origin) {
+        self.values.insert(key, (value, origin));
+    }
+
+    pub fn wrong(&mut self, key: &str, reason: &str) {
+        let origin = self.values.get(key).map(|(_, origin)| *origin);
+        let place = match origin {
+            Some(Origin::Env) => " (set by the environment)",
+            Some(Origin::Flag) => " (set on the command line)",
+            _ => "",
+        };
+        self.wrong.push(field(key, format!("{reason}{place}")));
+    }
+
+    fn value(&self, key: &'static str) -> Option<&Value> {
+        self.values.get(key).map(|(value, _)| value)
+    }
+
+    pub fn text(&mut self, key: &'static str) -> String {
+        match self.value(key) {
+            Some(Value::String(text)) => text.clone(),
+            Some(_) => {
+                self.wrong(key, "must be a text in quotes.");
+                String::new()
+            }
+            None => String::new(),
+        }
+    }
+
+    pub fn one_of(&mut self, key: &'static str, names: &[&'static str]) -> &'static str {
+        let text = self.text(key);
+        if let Some(name) = names.iter().find(|name| **name == text) {
+            return name;
+        }
+        self.wrong(key, &format!("must be one of {}.", names.join(", ")));
+        names[0]
+    }
+
+    pub fn flag(&mut self, key: &'static str) -> bool {
+        match self.value(key) {
+            Some(Value::Boolean(flag)) => *flag,
+            _ => {
+                self.wrong(key, "must be true or false.");
+                false
+            }
+        }
+    }
+
+    pub fn number(&mut self, key: &'static str, range: RangeInclusive<i64>) -> i64 {
+        match self.value(key) {
+            Some(Value::Integer(number)) if range.contains(number) => *number,
+            _ => {
+                self.wrong(key, &format!("must be a whole number from {} to {}.", range.start(), range.end()));
+                *range.start()
+            }
+        }
+    }
+
+    pub fn duration(&mut self, key: &'static str) -> Duration {
+        let text = self.text(key);
+        parse_duration(&text).unwrap_or_else(|| {
+            self.wrong(key, "must be a duration such as 250ms, 30s, 10m, 24h or 7d.");
+            Duration::ZERO
+        })
+    }
+
+    pub fn list(&mut self, key: &'static str) -> Vec<String> {
+        let texts = match self.value(key) {
+            Some(Value::Array(all)) => all.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>(),
+            _ => None,
+        };
+        texts.unwrap_or_else(|| {
+            self.wrong(key, "must be a list of texts.");
+            Vec::new()
+        })
+    }
+
+    /// A secret, given as itself or as a reference `env:NAME` or `file:PATH`. At least 16 characters.
+    pub fn secret(&mut self, key: &'static str) -> Option<Secret> {
+        self.value(key)?;
+        let text = self.text(key);
+        match paths::resolve_secret(&text) {
+            Ok(value) if value.len() >= 16 && !value.chars().any(char::is_control) => Some(Secret::new(value)),
+            Ok(_) => {
+                self.wrong(key, "must have at least 16 characters, none of them a control character.");
+                None
+            }
+            Err(reason) => {
+                self.wrong(key, &reason);
+                None
+            }
+        }
+    }
+
+    pub fn warn_unknown(&mut self, shown: &str, key: &str, known: &[&str]) {
+        let near = known.iter().min_by_key(|name| distance(name, key)).filter(|name| distance(name, key) <= 3);
+        let hint = near.map_or_else(String::new, |name| {
+            let section = shown.strip_suffix(key).unwrap_or_default();
+            format!(" Did you mean {section}{name}?")
+        });
+        self.warnings.push(format!("{shown} is not a setting and has no effect.{hint}"));
+    }
+
+    /// The effective values, the warnings and everything that is wrong.
+    pub fn finish(mut self, file: &Table) -> (Vec<Effective>, Vec<String>, Vec<FieldError>) {
+        let mut sections: Vec<&str> = SETTINGS.iter().filter_map(|s| s.key.split_once('.')).map(|(s, _)| s).collect();
+        sections.dedup();
+        for (section, content) in file {
+            if section == "sources" {
+                continue;
+            }
+            if LATER.contains(&section.as_str()) {
+                self.warnings.push(format!("[{section}] has no effect in this version of aman."));
+            } else if !sections.contains(&section.as_str()) {
+                self.warn_unknown(section, section, &sections);
+            } else if let Some(table) = content.as_table() {
+                let prefix = format!("{section}.");
+                let known: Vec<&str> = SETTINGS.iter().filter_map(|s| s.key.strip_prefix(&prefix)).collect();
+                for key in table.keys().filter(|key| !known.contains(&key.as_str())) {
+                    self.warn_unknown(&format!("{section}.{key}"), key, &known);
+                }
+            } else {
+                self.wrong.push(field(section, "must be a section, such as [http].".to_owned()));
+            }
+        }
+        let effective = SETTINGS.iter().map(|setting| {
+            let (value, origin) = match self.values.get(setting.key) {
+                Some((value, origin)) => (serde_json::to_value(value).unwrap_or_default(), *origin),
+                None => (serde_json::Value::Null, Origin::Default),
+            };
+            let value =
+                if setting.secret { serde_json::json!({ "populated": !value.is_null() }) } else { value };
+            Effective { key: setting.key.to_owned(), value, origin }
+        });
+        (effective.collect(), self.warnings, self.wrong)
+    }
+}
+
+/// How many characters must be added, removed or replaced (Levenshtein), for suggestions.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

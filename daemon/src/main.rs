@@ -1,0 +1,82 @@
+//! The program `aman`: arguments, configuration, start, wait for a signal, exit code; nothing else.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use aman::cli::{Cli, Command, ServeArgs};
+use aman::config::{self, Config, Flags};
+use aman::error::Error;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    // First of all, before any thread: a confined command begins by running this program once more.
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "__sandbox") {
+        std::process::exit(aman::sandbox::child_main());
+    }
+    let cli = Cli::parse();
+    match &cli.command {
+        Command::Jq(args) => return aman::cli::run_jq(args),
+        Command::Serve(args) => {
+            let flags = flags(&cli, args);
+            return match serve(&flags) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error),
+            };
+        }
+        _ => {}
+    }
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(aman::cli::run(cli)),
+        Err(error) => fail(&Error::internal("starting the runtime")(error)),
+    }
+}
+
+fn flags(cli: &Cli, args: &ServeArgs) -> Flags {
+    Flags {
+        home: cli.global.home.clone(),
+        config: args.config.clone(),
+        bind: args.bind.clone(),
+        log: args.log.clone(),
+    }
+}
+
+fn serve(flags: &Flags) -> Result<(), Error> {
+    let config = config::load(flags)?;
+    aman::telemetry::init(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("aman")
+        .enable_all()
+        .build()
+        .map_err(Error::internal("starting the runtime"))?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> Result<(), Error> {
+    let catch = |kind| signal(kind).map_err(Error::internal("listening for signals"));
+    let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+    let daemon = aman::start::start(config).await?;
+    let mut out = std::io::stdout().lock();
+    // Whoever started it may have closed the other end; the daemon runs all the same.
+    let _told = writeln!(out, "aman ready http://{}", daemon.address()).and_then(|()| out.flush());
+    drop(out);
+    let _told = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = daemon.shutdown_asked() => {}
+    }
+    let _told = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    daemon.stop().await;
+    Ok(())
+}
+
+fn fail(error: &Error) -> ExitCode {
+    let mut err = std::io::stderr().lock();
+    let _told = writeln!(err, "aman: {}", error.chain().join(": "));
+    match error {
+        Error::Conflict { .. } => ExitCode::from(3),
+        Error::Invalid { .. } => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,119 @@
+//! Sends what is to leave the machine. Each sink has a lane: intent → sending → sent, unknown or failed.
+//!
+//! An intent is marked as sending before the first byte leaves, so a crash cannot hide that it may have arrived: at a
+//! sink that is idempotent it is sent again under the same key, elsewhere it ends as unknown and is never repeated.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::{Bus, RetryPolicy};
+use crate::error::Error;
+use crate::store::outbox::{self as rows, Intent, Status};
+use crate::tasks::{OnExit, Supervisor};
+
+/// How an attempt to send ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    /// The other side has it.
+    Yes,
+    /// The other side does not have it, and may take it later; after this time if it said one.
+    Later(String, Option<Duration>),
+    /// Nobody knows whether the other side has it.
+    Unknown(String),
+    /// The other side will never take it.
+    Refused(String),
+}
+
+/// The future of an attempt to send.
+pub type Sending<'a> = Pin<Box<dyn Future<Output = Sent> + Send + 'a>>;
+
+/// A way out of the machine.
+pub trait Sink: Send + Sync {
+    /// The name that intents give.
+    fn name(&self) -> &str;
+    /// True when sending the same key twice has the effect of sending it once.
+    fn is_idempotent(&self) -> bool;
+    /// How often and how long to try.
+    fn retry(&self) -> RetryPolicy;
+    /// Sends `payload`; `key` is the same for every attempt.
+    fn send<'a>(&'a self, key: &'a str, payload: &'a Value) -> Sending<'a>;
+}
+
+/// Settles what the last run left half sent and starts a lane for each sink.
+pub async fn start(bus: &Bus, supervisor: &Supervisor, sinks: Vec<Arc<dyn Sink>>) -> Result<(), Error> {
+    for sink in sinks {
+        let (name, idempotent, now_ms) = (sink.name().to_owned(), sink.is_idempotent(), bus.clock().now_ms());
+        let left = bus.store().write(move |tx| rows::recover(tx, &name, idempotent, now_ms)).await?;
+        if left > 0 {
+            tracing::warn!(sink = sink.name(), left, "Sending was cut off by the last end of the daemon.");
+        }
+        let (bus, stop) = (bus.clone(), supervisor.stop_token());
+        supervisor.spawn(format!("sink/{}", sink.name()), OnExit::Restart, move || {
+            lane(bus.clone(), Arc::clone(&sink), stop.clone())
+        });
+    }
+    Ok(())
+}
+
+async fn lane(bus: Bus, sink: Arc<dyn Sink>, stop: CancellationToken) -> Result<(), Error> {
+    let mut added = bus.intents();
+    loop {
+        added.mark_unchanged();
+        let name = sink.name().to_owned();
+        let next = bus.store().read(move |conn| rows::next(conn, &name)).await?;
+        let now_ms = bus.clock().now_ms();
+        let wait = match next {
+            Some(intent) if intent.next_ms <= now_ms || intent.expires_ms <= now_ms => {
+                attempt(&bus, sink.as_ref(), intent).await?;
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                continue;
+            }
+            Some(intent) => Some(Duration::from_millis((intent.next_ms - now_ms).unsigned_abs())),
+            None => None,
+        };
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = added.changed() => if changed.is_err() { return Ok(()) },
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+        }
+    }
+}
+
+async fn attempt(bus: &Bus, sink: &dyn Sink, intent: Intent) -> Result<(), Error> {
+    let (id, now_ms) = (intent.id, bus.clock().now_ms());
+    if intent.expires_ms <= now_ms {
+        let why = "It was too old to be sent.";
+        return bus.store().write(move |tx| rows::end(tx, id, Status::Failed, now_ms, Some(why))).await;
+    }
+    if !bus.store().write(move |tx| rows::begin(tx, id)).await? {
+        return Ok(());
+    }
+    let sent = sink.send(&intent.key, &intent.payload).await;
+    let (now_ms, number) = (bus.clock().now_ms(), intent.attempt + 1);
+    let policy = sink.retry();
+    let sent = match sent {
+        Sent::Unknown(why) if sink.is_idempotent() => Sent::Later(why, None),
+        other => other,
+    };
+    bus.store()
+        .write(move |tx| match sent {
+            Sent::Yes => rows::end(tx, id, Status::Sent, now_ms, None),
+            Sent::Unknown(why) => rows::end(tx, id, Status::Unknown, now_ms, Some(&why)),
+            Sent::Refused(why) => rows::end(tx, id, Status::Failed, now_ms, Some(&why)),
+            Sent::Later(why, after) => match policy.wait_drawn(number, fastrand::f64()) {
+                Some(wait) => {
+                    let wait = after.unwrap_or(wait).as_millis();
+                    rows::wait(tx, id, now_ms.saturating_add(i64::try_from(wait).unwrap_or(i64::MAX)), &why)
+                }
+                None => rows::end(tx, id, Status::Failed, now_ms, Some(&why)),
+            },
+        })
+        .await
+}

@@ -1,0 +1,438 @@
+//! Skills: folders with a `SKILL.md`. This is their registry: what is there, what may run, what the bus knows of it.
+
+mod answer;
+mod folder;
+mod front;
+mod load;
+mod manifest;
+mod permissions;
+mod run;
+mod stats;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use folder::File;
+pub use load::{Failed, Place, SearchPath, Shadowed};
+pub use manifest::{Manifest, Run, Schedule, check_name};
+pub use permissions::{Permissions, Places};
+pub use view::{Shown, Text, Trigger, VersionShown};
+
+use crate::bundled;
+use crate::bus::{Bus, Consumer, ConsumerSpec, Standing};
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::event::Trust;
+use crate::sandbox::{Enforced, Sandbox};
+use crate::store::skills::{self as records, Decided};
+use crate::store::{Store, Tx};
+use load::{Found, Scan};
+use run::{OnChange, Refuser, Runner, Surroundings};
+use stats::Stats;
+
+/// How much longer than a script's own limit the bus waits, so that the sandbox ends it and says so.
+const SLACK: Duration = Duration::from_secs(10);
+/// Why a skill that needs a model does not run.
+const NO_MODEL: &str = "no model configured";
+
+/// Where skills lie and what they work with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the skills of the binary are unpacked; the first search path.
+    pub bundled: PathBuf,
+    /// The data folder's `skills`; the second search path.
+    pub own: PathBuf,
+    /// `[skills] paths`.
+    pub configured: Vec<PathBuf>,
+    /// `~/.agents/skills`; none when `AMAN_HOME` is set.
+    pub agents: Option<PathBuf>,
+    /// Every attempt gets a folder below it; emptied at start.
+    pub work: PathBuf,
+    /// This program's file.
+    pub binary: PathBuf,
+    /// What `~` and `$AMAN_DATA` stand for.
+    pub places: Places,
+    /// Files whose reach makes a permission worth a warning: the token, the database.
+    pub secrets: Vec<PathBuf>,
+}
+
+impl Settings {
+    fn search_paths(&self) -> Vec<SearchPath> {
+        let at = |place| move |path: &PathBuf| SearchPath { place, path: path.clone() };
+        let own = [at(Place::Bundled)(&self.bundled), at(Place::Data)(&self.own)];
+        own.into_iter()
+            .chain(self.configured.iter().map(at(Place::Configured)))
+            .chain(self.agents.iter().map(at(Place::Agents)))
+            .collect()
+    }
+}
+
+/// What a reload found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Reloaded {
+    /// Names that are new.
+    pub added: Vec<String>,
+    /// Names whose content, place or standing is another one.
+    pub changed: Vec<String>,
+    /// Names that are gone, or broken now.
+    pub removed: Vec<String>,
+    /// What could not be loaded.
+    pub failed: Vec<Failed>,
+    /// What another skill of the same name hides.
+    pub shadowed: Vec<Shadowed>,
+}
+
+/// A skill as the registry holds it.
+struct Skill {
+    found: Found,
+    enabled: bool,
+    trusted: bool,
+    stats: Arc<Stats>,
+}
+
+impl Skill {
+    fn standing(&self) -> Standing {
+        if !self.trusted {
+            Standing::Untrusted
+        } else if !self.enabled || self.found.manifest.run == Run::Agent {
+            Standing::Disabled
+        } else {
+            Standing::Active
+        }
+    }
+
+    /// Why it does not run; none when it does.
+    fn reason(&self) -> Option<String> {
+        let name = &self.found.manifest.name;
+        if !self.trusted {
+            Some(format!(
+                "its content {} is not trusted; read it, then enable '{name}' with this digest",
+                self.found.content.digest
+            ))
+        } else if !self.enabled {
+            Some(format!("it is switched off; enable '{name}' to let it run"))
+        } else if self.found.manifest.run == Run::Agent {
+            Some(NO_MODEL.to_owned())
+        } else {
+            None
+        }
+    }
+
+    /// True when the bus has to hear of it as `self` after `before`.
+    fn differs(&self, before: &Skill) -> bool {
+        let key = |skill: &Skill| (skill.standing(), skill.enabled, skill.found.place);
+        key(self) != key(before)
+            || self.found.content.digest != before.found.content.digest
+            || self.found.path != before.found.path
+    }
+}
+
+/// The skills of this daemon; cheap to clone.
+#[derive(Clone)]
+pub struct Skills {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    surroundings: Arc<Surroundings>,
+    store: Store,
+    bus: Bus,
+    clock: Clock,
+    sandbox: Sandbox,
+    probed: Option<Enforced>,
+    loaded: RwLock<BTreeMap<String, Arc<Skill>>>,
+    /// Held while something changes, so that changes follow each other.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Skills {
+    /// Unpacks the bundled skills, loads all and registers them with the bus. A bad skill is reported and left out.
+    pub async fn start(settings: Settings, bus: &Bus, sandbox: Sandbox) -> Result<(Skills, Reloaded), Error> {
+        let (unpack_to, work) = (settings.bundled.clone(), settings.work.clone());
+        tokio::task::spawn_blocking(move || {
+            let _leftovers = std::fs::remove_dir_all(&work);
+            std::fs::create_dir_all(&work).map_err(Error::internal("making the folder for scripts' work"))?;
+            bundled::unpack_skills(&unpack_to)
+        })
+        .await
+        .map_err(Error::internal("unpacking the bundled skills"))??;
+        let probed = match sandbox.probe().await {
+            Ok(enforced) => Some(enforced.clone()),
+            Err(error) => {
+                tracing::warn!(%error, "The sandbox for scripts does not work here.");
+                None
+            }
+        };
+        let surroundings = Surroundings {
+            data: settings.places.data.clone(),
+            work: settings.work.clone(),
+            binary: settings.binary.clone(),
+        };
+        let skills = Skills {
+            inner: Arc::new(Inner {
+                surroundings: Arc::new(surroundings),
+                store: bus.store().clone(),
+                bus: bus.clone(),
+                clock: bus.clock().clone(),
+                sandbox,
+                probed,
+                loaded: RwLock::default(),
+                changing: tokio::sync::Mutex::default(),
+                settings,
+            }),
+        };
+        let report = skills.reload(|_| Ok(())).await?;
+        Ok((skills, report))
+    }
+
+    /// Reads all skills from the disk again. `audit` is written in the same transaction as what is recorded of them.
+    pub async fn reload<A>(&self, audit: A) -> Result<Reloaded, Error>
+    where
+        A: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    {
+        let inner = &self.inner;
+        let _alone = inner.changing.lock().await;
+        let (paths, places) = (inner.settings.search_paths(), inner.settings.places.clone());
+        let scan = tokio::task::spawn_blocking(move || load::scan(&paths, &places))
+            .await
+            .map_err(Error::internal("loading the skills"))?;
+        let decided = inner.store.read(records::decided).await?;
+        let decided: BTreeMap<String, Decided> = decided.into_iter().map(|one| (one.name.clone(), one)).collect();
+        let Scan { found, failed, shadowed } = scan;
+        let before = inner.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let now: BTreeMap<String, Arc<Skill>> = found
+            .into_iter()
+            .map(|(name, found)| {
+                let skill = inner.assess(found, decided.get(&name), before.get(&name));
+                (name, Arc::new(skill))
+            })
+            .collect();
+        inner.record(&now, audit).await?;
+        let report = compare(&before, &now, failed, shadowed);
+        inner.tell_bus(&before, &now, &report).await?;
+        log(&report);
+        *inner.loaded.write().unwrap_or_else(PoisonError::into_inner) = now;
+        Ok(report)
+    }
+
+    /// Switches a skill on. `digest` names the content that the caller has seen: it is needed for one that is not
+    /// trusted, and refused as `version_conflict` when it is not the content that is loaded.
+    pub async fn enable<A>(&self, name: &str, digest: Option<&str>, audit: A) -> Result<Shown, Error>
+    where
+        A: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    {
+        let _alone = self.inner.changing.lock().await;
+        let skill = self.inner.skill(name)?;
+        let current = &skill.found.content.digest;
+        match digest {
+            Some(digest) if digest != current => Err(Error::conflict(
+                "version_conflict",
+                format!("The content of '{name}' is {current} now, not {digest}. Look at it again."),
+            )),
+            None if !skill.trusted => Err(Error::conflict(
+                "invalid_state",
+                format!("The content of '{name}' is not trusted. Read it, then enable it with its digest {current}."),
+            )),
+            _ => self.decide(&skill, true, audit).await,
+        }
+    }
+
+    /// Switches a skill off. Deliveries that wait for it wait on.
+    pub async fn disable<A>(&self, name: &str, audit: A) -> Result<Shown, Error>
+    where
+        A: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    {
+        let _alone = self.inner.changing.lock().await;
+        let skill = self.inner.skill(name)?;
+        self.decide(&skill, false, audit).await
+    }
+
+    /// Records the decision and its audit row in one transaction, then tells the bus.
+    async fn decide<A>(&self, skill: &Arc<Skill>, enabled: bool, audit: A) -> Result<Shown, Error>
+    where
+        A: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    {
+        let inner = &self.inner;
+        let name = skill.found.manifest.name.clone();
+        // Switching off decides nothing about the content.
+        let trust = enabled.then(|| skill.found.content.digest.clone());
+        let (key, now_ms) = (name.clone(), inner.clock.now_ms());
+        inner
+            .store
+            .write(move |tx| {
+                records::decide(tx, &key, enabled, trust.as_deref(), now_ms)?;
+                audit(tx)
+            })
+            .await?;
+        let decided = Arc::new(Skill {
+            found: skill.found.clone(),
+            enabled,
+            trusted: skill.trusted || enabled,
+            stats: Arc::clone(&skill.stats),
+        });
+        inner.bus.register(inner.consumer(&decided).into_iter().collect()).await?;
+        inner.loaded.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&decided));
+        Ok(view::show(&decided, inner.probed.as_ref()))
+    }
+
+    fn weak(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+}
+
+impl Inner {
+    fn skill(&self, name: &str) -> Result<Arc<Skill>, Error> {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        loaded.get(name).cloned().ok_or_else(|| Error::not_found("skill", name))
+    }
+
+    fn assess(&self, found: Found, decided: Option<&Decided>, before: Option<&Arc<Skill>>) -> Skill {
+        let data = &self.settings.places.data;
+        // What came with the daemon and reaches beyond its data folder waits for a word of its owner.
+        let reaches_out = found.place == Place::Bundled && found.manifest.permissions.writes_outside(data).is_some();
+        Skill {
+            enabled: decided.and_then(|decided| decided.enabled).unwrap_or(!reaches_out),
+            trusted: load::is_trusted(found.place, &found.content.digest, decided),
+            stats: before.map(|before| Arc::clone(&before.stats)).unwrap_or_default(),
+            found: self.warn_of_secrets(found),
+        }
+    }
+
+    fn warn_of_secrets(&self, mut found: Found) -> Found {
+        let reach = self.settings.secrets.iter().find_map(|secret| found.manifest.permissions.reaches(secret));
+        if let Some(path) = reach {
+            let warning =
+                format!("metadata.aman.permissions: {} holds the daemon's own token or database.", path.display());
+            Arc::make_mut(&mut found.manifest).warnings.push(warning);
+        }
+        found
+    }
+
+    async fn record<A>(&self, now: &BTreeMap<String, Arc<Skill>>, audit: A) -> Result<(), Error>
+    where
+        A: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    {
+        let seen: Vec<records::Found> = now
+            .values()
+            .map(|skill| records::Found {
+                name: skill.found.manifest.name.clone(),
+                digest: skill.found.content.digest.clone(),
+                version: skill.found.manifest.version.clone(),
+                origin: skill.found.place.name(),
+                path: skill.found.path.display().to_string(),
+                trusted: skill.trusted,
+            })
+            .collect();
+        let now_ms = self.clock.now_ms();
+        self.store
+            .write(move |tx| {
+                seen.iter().try_for_each(|one| records::see(tx, one, now_ms))?;
+                audit(tx)
+            })
+            .await
+    }
+
+    async fn tell_bus(
+        self: &Arc<Self>,
+        before: &BTreeMap<String, Arc<Skill>>,
+        now: &BTreeMap<String, Arc<Skill>>,
+        report: &Reloaded,
+    ) -> Result<(), Error> {
+        let fresh = report.added.iter().chain(&report.changed).filter_map(|name| now.get(name));
+        let consumers: Vec<_> = fresh.filter_map(|skill| self.consumer(skill)).collect();
+        if !consumers.is_empty() {
+            self.bus.register(consumers).await?;
+        }
+        let acts = |skills: &BTreeMap<String, Arc<Skill>>, name: &String| {
+            skills.get(name).is_some_and(|skill| skill.found.manifest.run != Run::Nothing)
+        };
+        let gone: Vec<String> = before
+            .keys()
+            .filter(|name| acts(before, name) && !acts(now, name))
+            .map(|name| format!("skill/{name}"))
+            .collect();
+        if !gone.is_empty() {
+            self.bus.unregister(&gone);
+        }
+        Ok(())
+    }
+
+    /// What the bus gets for a skill; nothing for one that only has text.
+    fn consumer(self: &Arc<Self>, skill: &Arc<Skill>) -> Option<(ConsumerSpec, Arc<dyn Consumer>)> {
+        let manifest = &skill.found.manifest;
+        if manifest.run == Run::Nothing {
+            return None;
+        }
+        let spec = ConsumerSpec {
+            name: format!("skill/{}", manifest.name),
+            kind: "skill",
+            rules: manifest.rules.clone(),
+            concurrency: manifest.concurrency,
+            retry: manifest.retry,
+            timeout: manifest.timeout + SLACK,
+            trust: Trust::Owner,
+            standing: skill.standing(),
+            acts_outside: true,
+        };
+        let consumer: Arc<dyn Consumer> = match (&manifest.run, skill.reason()) {
+            (Run::Script(argv), None) => Arc::new(Runner {
+                manifest: Arc::clone(manifest),
+                argv: argv.clone(),
+                folder: skill.found.path.clone(),
+                content: skill.found.content.clone(),
+                stats: Arc::clone(&skill.stats),
+                surroundings: Arc::clone(&self.surroundings),
+                sandbox: self.sandbox.clone(),
+                clock: self.clock.clone(),
+                on_change: reload_later(Skills { inner: Arc::clone(self) }.weak()),
+            }),
+            (_, reason) => Arc::new(Refuser(format!("the skill may not run: {}", reason.unwrap_or_default()))),
+        };
+        Some((spec, consumer))
+    }
+}
+
+/// Reads the skills again, without holding up who asks. Many may ask at once: each reload finds what is there.
+fn reload_later(inner: Weak<Inner>) -> OnChange {
+    Arc::new(move || {
+        let Some(inner) = inner.upgrade() else { return };
+        tokio::spawn(async move {
+            if let Err(error) = (Skills { inner }).reload(|_| Ok(())).await {
+                tracing::warn!(%error, "The skills could not be read again.");
+            }
+        });
+    })
+}
+
+fn compare(
+    before: &BTreeMap<String, Arc<Skill>>,
+    now: &BTreeMap<String, Arc<Skill>>,
+    failed: Vec<Failed>,
+    shadowed: Vec<Shadowed>,
+) -> Reloaded {
+    let changed = now.iter().filter(|(name, skill)| before.get(*name).is_some_and(|old| skill.differs(old)));
+    Reloaded {
+        added: now.keys().filter(|name| !before.contains_key(*name)).cloned().collect(),
+        changed: changed.map(|(name, _)| name.clone()).collect(),
+        removed: before.keys().filter(|name| !now.contains_key(*name)).cloned().collect(),
+        failed,
+        shadowed,
+    }
+}
+
+fn log(report: &Reloaded) {
+    for Failed { path, error } in &report.failed {
+        tracing::warn!(path, error, "A skill was left out.");
+    }
+    for Shadowed { name, path, by } in &report.shadowed {
+        tracing::warn!(name, path, by, "A skill is hidden by another of the same name.");
+    }
+    let (added, changed, removed) = (report.added.len(), report.changed.len(), report.removed.len());
+    tracing::info!(added, changed, removed, failed = report.failed.len(), "Skills were loaded.");
+}

@@ -1,0 +1,299 @@
+//! Who changed what: a chain of rows, each holding the hash of the one before.
+
+use ring::digest::{SHA256, digest};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+use serde_json::{Value, json};
+
+use super::Tx;
+use crate::clock::{Millis, rfc3339};
+use crate::error::Error;
+use crate::id::hex;
+
+/// How a change ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It begins; its effect is outside the database.
+    Begun,
+    /// It was made.
+    Done,
+    /// It was not allowed.
+    Refused,
+    /// It was tried and failed.
+    Failed,
+    /// It was begun, and the daemon ended before it was known how it ended.
+    Unknown,
+}
+
+impl Outcome {
+    /// Its name in JSON and in the database.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Begun => "begun",
+            Outcome::Done => "done",
+            Outcome::Refused => "refused",
+            Outcome::Failed => "failed",
+            Outcome::Unknown => "unknown",
+        }
+    }
+}
+
+/// One change, as it is to be recorded.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// When.
+    pub at_ms: Millis,
+    /// Who, authenticated.
+    pub principal: String,
+    /// Who, as claimed by `x-aman-operator`.
+    pub claimed_operator: Option<String>,
+    /// What was done, for example `dlq.retry`.
+    pub action: String,
+    /// What it was done to.
+    pub target: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// Trace of the request.
+    pub trace: Option<String>,
+    /// Anything else worth keeping; never a secret.
+    pub detail: Value,
+    /// Digest of the thing before.
+    pub before_digest: Option<String>,
+    /// Digest of the thing after.
+    pub after_digest: Option<String>,
+}
+
+/// A record as it stands in the chain.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its place in the chain, from 1.
+    pub seq: i64,
+    /// What it records; `outcome` as text, since old rows may know others.
+    pub body: Value,
+    /// Hash of the entry before.
+    pub prev_hash: String,
+    /// Hash of this entry.
+    pub hash: String,
+}
+
+fn unwritten(error: rusqlite::Error) -> Error {
+    Error::internal("writing the audit log")(error)
+}
+
+fn unread(error: rusqlite::Error) -> Error {
+    Error::internal("reading the audit log")(error)
+}
+
+/// Appends a record to the chain and returns its number.
+pub fn append(tx: &Tx<'_>, record: &Record) -> Result<i64, Error> {
+    let last: Option<(i64, String)> = tx
+        .conn
+        .prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
+        .and_then(|mut s| s.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+        .map_err(unwritten)?;
+    let (seq, prev_hash) = last.map_or_else(|| (1, "0".repeat(64)), |(seq, hash)| (seq + 1, hash));
+    let detail = record.detail.to_string();
+    let body = body(
+        seq,
+        record.at_ms,
+        &record.principal,
+        record.claimed_operator.as_deref(),
+        &record.action,
+        &record.target,
+        record.outcome.name(),
+        i64::from(record.status),
+        record.trace.as_deref(),
+        &detail,
+        record.before_digest.as_deref(),
+        record.after_digest.as_deref(),
+    );
+    let hash = hash_of(&prev_hash, &body);
+    tx.conn
+        .prepare_cached(
+            "INSERT INTO audit (seq, at_ms, principal, claimed_operator, action, target, outcome, status, trace, detail, \
+             before_digest, after_digest, prev_hash, hash) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)",
+        )
+        .and_then(|mut s| {
+            s.execute(params![
+                seq,
+                record.at_ms,
+                record.principal,
+                record.claimed_operator,
+                record.action,
+                record.target,
+                record.outcome.name(),
+                record.status,
+                record.trace,
+                detail,
+                record.before_digest,
+                record.after_digest,
+                prev_hash,
+                hash
+            ])
+        })
+        .map_err(unwritten)?;
+    Ok(seq)
+}
+
+#[allow(clippy::too_many_arguments)] // one argument a column: the hash must cover every one of them
+fn body(
+    seq: i64,
+    at_ms: Millis,
+    principal: &str,
+    claimed_operator: Option<&str>,
+    action: &str,
+    target: &str,
+    outcome: &str,
+    status: i64,
+    trace: Option<&str>,
+    detail: &str,
+    before_digest: Option<&str>,
+    after_digest: Option<&str>,
+) -> Value {
+    json!({
+        "seq": seq, "time": rfc3339(at_ms), "principal": principal, "claimed_operator": claimed_operator,
+        "action": action, "target": target, "outcome": outcome, "status": status, "trace_id": trace,
+        "detail": serde_json::from_str::<Value>(detail).unwrap_or(Value::Null),
+        "before_digest": before_digest, "after_digest": after_digest,
+    })
+}
+
+/// SHA-256 over the previous hash and the record as JSON with its keys in alphabetical order.
+fn hash_of(prev_hash: &str, body: &Value) -> String {
+    let mut bytes = prev_hash.as_bytes().to_vec();
+    bytes.push(b'\n');
+    bytes.extend_from_slice(body.to_string().as_bytes());
+    hex(digest(&SHA256, &bytes).as_ref())
+}
+
+const COLUMNS: &str = "seq, at_ms, principal, claimed_operator, action, target, outcome, status, trace, detail, \
+    before_digest, after_digest, prev_hash, hash";
+
+fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    let text = |column: usize| row.get::<_, Option<String>>(column);
+    let seq = row.get(0)?;
+    let body = body(
+        seq,
+        row.get(1)?,
+        &row.get::<_, String>(2)?,
+        text(3)?.as_deref(),
+        &row.get::<_, String>(4)?,
+        &row.get::<_, String>(5)?,
+        &row.get::<_, String>(6)?,
+        row.get(7)?,
+        text(8)?.as_deref(),
+        &row.get::<_, String>(9)?,
+        text(10)?.as_deref(),
+        text(11)?.as_deref(),
+    );
+    Ok(Entry { seq, body, prev_hash: row.get(12)?, hash: row.get(13)? })
+}
+
+/// Which records a listing wants; `None` = any.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Action name.
+    pub action: Option<String>,
+    /// Claimed operator.
+    pub operator: Option<String>,
+    /// Principal.
+    pub principal: Option<String>,
+    /// Outcome name.
+    pub outcome: Option<String>,
+    /// Not before.
+    pub since_ms: Option<Millis>,
+    /// Before.
+    pub until_ms: Option<Millis>,
+}
+
+/// Records, newest first, those before `before`; at most `limit`.
+pub fn list(conn: &Connection, filter: &Filter, before: Option<i64>, limit: usize) -> Result<Vec<Entry>, Error> {
+    let before = before.unwrap_or(i64::MAX);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut sql = format!("SELECT {COLUMNS} FROM audit WHERE seq < ?1");
+    let mut values: Vec<&dyn ToSql> = vec![&before];
+    let texts = [
+        ("action =", &filter.action),
+        ("claimed_operator =", &filter.operator),
+        ("principal =", &filter.principal),
+        ("outcome =", &filter.outcome),
+    ];
+    for (test, value) in &texts {
+        if let Some(value) = value {
+            values.push(value);
+            sql.push_str(&format!(" AND {test} ?{}", values.len()));
+        }
+    }
+    for (test, value) in [("at_ms >=", &filter.since_ms), ("at_ms <", &filter.until_ms)] {
+        if let Some(value) = value {
+            values.push(value);
+            sql.push_str(&format!(" AND {test} ?{}", values.len()));
+        }
+    }
+    values.push(&limit);
+    sql.push_str(&format!(" ORDER BY seq DESC LIMIT ?{}", values.len()));
+    conn.prepare_cached(&sql)
+        .map_err(unread)?
+        .query_map(values.as_slice(), entry_of)
+        .and_then(Iterator::collect)
+        .map_err(unread)
+}
+
+/// What checking the chain found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Records that were checked.
+    pub checked: i64,
+    /// The first record whose number, link or hash is wrong.
+    pub first_bad: Option<i64>,
+}
+
+/// Checks every record against the one before.
+pub fn verify(conn: &Connection) -> Result<Verdict, Error> {
+    let mut statement = conn.prepare(&format!("SELECT {COLUMNS} FROM audit ORDER BY seq")).map_err(unread)?;
+    let mut rows = statement.query([]).map_err(unread)?;
+    let (mut checked, mut prev_hash) = (0, "0".repeat(64));
+    while let Some(row) = rows.next().map_err(unread)? {
+        let entry = entry_of(row).map_err(unread)?;
+        let linked = entry.seq == checked + 1 && entry.prev_hash == prev_hash;
+        if !linked || hash_of(&prev_hash, &entry.body) != entry.hash {
+            return Ok(Verdict { checked, first_bad: Some(entry.seq) });
+        }
+        checked += 1;
+        prev_hash = entry.hash;
+    }
+    Ok(Verdict { checked, first_bad: None })
+}
+
+/// Marks what was begun and never finished: called once at start-up, when nothing can still be running.
+pub fn close_begun(tx: &Tx<'_>, at_ms: Millis) -> Result<usize, Error> {
+    let begun: Vec<Entry> = tx
+        .conn
+        .prepare(&format!(
+            "SELECT {COLUMNS} FROM audit b WHERE outcome = 'begun' AND NOT EXISTS (SELECT 1 FROM audit e \
+             WHERE e.seq > b.seq AND e.action = b.action AND e.target = b.target AND e.outcome <> 'begun')"
+        ))
+        .and_then(|mut s| s.query_map([], entry_of)?.collect())
+        .map_err(unread)?;
+    for entry in &begun {
+        let text = |name: &str| entry.body[name].as_str().unwrap_or_default().to_owned();
+        append(
+            tx,
+            &Record {
+                at_ms,
+                principal: text("principal"),
+                claimed_operator: entry.body["claimed_operator"].as_str().map(str::to_owned),
+                action: text("action"),
+                target: text("target"),
+                outcome: Outcome::Unknown,
+                status: 500,
+                trace: entry.body["trace_id"].as_str().map(str::to_owned),
+                detail: json!({ "begun": entry.seq }),
+                before_digest: None,
+                after_digest: None,
+            },
+        )?;
+    }
+    Ok(begun.len())
+}

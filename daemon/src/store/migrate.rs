@@ -1,0 +1,88 @@
+//! Brings a database to this version: numbered SQL files, each applied once in a transaction, checked by digest.
+
+use rusqlite::{Connection, TransactionBehavior, params};
+
+use crate::error::Error;
+use crate::id::{random_bytes, sha256_hex};
+
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("0001_core", include_str!("../../../schemas/sql/0001_core.sql")),
+    ("0002_skills", include_str!("../../../schemas/sql/0002_skills.sql")),
+    ("0003_files", include_str!("../../../schemas/sql/0003_files.sql")),
+];
+
+/// Applies what is missing, all or nothing. Refuses a database that a newer aman wrote, or whose applied files differ
+/// from the ones in this binary.
+pub fn apply(conn: &mut Connection) -> Result<(), Error> {
+    let version: usize = conn
+        .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
+        .map_err(Error::internal("reading the schema version"))
+        .map(|v| usize::try_from(v).unwrap_or(usize::MAX))?;
+    if version > MIGRATIONS.len() {
+        return Err(Error::Internal {
+            context: "opening the database",
+            source: format!(
+                "it has schema version {version}, this aman knows {}. Start the newer aman, or restore a backup.",
+                MIGRATIONS.len()
+            )
+            .into(),
+        });
+    }
+    if version == MIGRATIONS.len() {
+        return check_digests(conn);
+    }
+    let tx = conn
+        .transaction_with_behavior(TransactionBehavior::Exclusive)
+        .map_err(Error::internal("migrating the database"))?;
+    tx.execute_batch(
+        "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+    )
+    .map_err(Error::internal("migrating the database"))?;
+    for (name, sql) in &MIGRATIONS[version..] {
+        tx.execute_batch(sql).map_err(Error::internal("migrating the database"))?;
+        tx.execute("INSERT INTO migration (name, sha256) VALUES (?1, ?2)", params![name, sha256_hex(sql.as_bytes())])
+            .map_err(Error::internal("migrating the database"))?;
+    }
+    if version == 0 {
+        let node = u32::from_be_bytes(random_bytes());
+        tx.execute("INSERT INTO meta (key, value) VALUES ('node', ?1)", [node])
+            .map_err(Error::internal("migrating the database"))?;
+    }
+    let version = i64::try_from(MIGRATIONS.len()).unwrap_or(0);
+    tx.pragma_update(None, "user_version", version).map_err(Error::internal("migrating the database"))?;
+    tx.commit().map_err(Error::internal("migrating the database"))?;
+    check_digests(conn)
+}
+
+fn check_digests(conn: &Connection) -> Result<(), Error> {
+    for (name, sql) in MIGRATIONS {
+        let stored: String = conn
+            .query_row("SELECT sha256 FROM migration WHERE name = ?1", [name], |row| row.get(0))
+            .map_err(Error::internal("reading the applied migrations"))?;
+        if stored != sha256_hex(sql.as_bytes()) {
+            return Err(Error::Internal {
+                context: "opening the database",
+                source: format!("its schema file {name} is not the one in this aman").into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The number of this database inside the ids it makes.
+pub fn node(conn: &Connection) -> Result<u32, Error> {
+    conn.query_row("SELECT value FROM meta WHERE key = 'node'", [], |row| row.get(0))
+        .map_err(Error::internal("reading the database's number"))
+}
+
+/// The highest row number ever used in `event` or `delivery`: the highest there, or the floor that pruning left.
+pub fn counter(conn: &Connection, table: &str) -> Result<i64, Error> {
+    let (column, key) = if table == "event" { ("sequence", "event_floor") } else { ("id", "delivery_floor") };
+    let highest: i64 = conn
+        .query_row(&format!("SELECT coalesce(max({column}), 0) FROM {table}"), [], |row| row.get(0))
+        .map_err(Error::internal("reading the highest row number"))?;
+    let floor: i64 = conn
+        .query_row("SELECT coalesce(max(value), 0) FROM meta WHERE key = ?1", [key], |row| row.get(0))
+        .map_err(Error::internal("reading the row number floor"))?;
+    Ok(highest.max(floor))
+}

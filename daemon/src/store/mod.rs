@@ -1,0 +1,366 @@
+//! The durable truth: one SQLite file, one thread that writes it, a few connections that read it.
+//!
+//! Every change is a closure over a [`Tx`]. The writer thread drains whatever is queued into one transaction, commits
+//! (with `durability = full` that is an fsync), hands what was appended to the commit hook and answers every caller.
+//! The only module with SQL.
+
+pub mod audit;
+pub mod consumers;
+pub mod dead_letters;
+pub mod deliveries;
+pub mod events;
+pub mod files;
+mod migrate;
+pub mod outbox;
+pub mod skills;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+use serde::Serialize;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::error::Error;
+use crate::event::{Event, Priority};
+use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
+use writer::Job;
+
+/// Operations that may wait for the writer; one more is refused as `overloaded`.
+pub const QUEUE_MAX: usize = 8192;
+/// Operations that share one transaction at the most.
+pub const BATCH_MAX: usize = 1024;
+const READERS: usize = 3;
+const READ_WAIT: Duration = Duration::from_secs(20);
+
+/// What a committed transaction added, for the streams and the dispatcher.
+#[derive(Debug, Default)]
+pub struct Committed {
+    /// New events in order of sequence.
+    pub events: Vec<Arc<Event>>,
+    /// Consumers with new or newly due deliveries, with the highest priority among them.
+    pub woken: Vec<(ConsumerId, Priority)>,
+    /// Deliveries that were opened.
+    pub deliveries: usize,
+    /// True when an intent was added to the outbox.
+    pub intents: bool,
+}
+
+/// Called on the writer thread after each commit; must not block.
+pub type CommitHook = Box<dyn Fn(Committed) + Send + Sync>;
+
+/// How long a write survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// An acknowledged write survives power loss.
+    Full,
+    /// An acknowledged write survives a crash of the process, not of the machine.
+    Normal,
+}
+
+/// Numbers that rows get. They live with the writer, so that no number is used twice even after pruning.
+#[derive(Debug, Clone, Copy)]
+struct Counters {
+    sequence: i64,
+    delivery: i64,
+}
+
+/// A write transaction, and what becomes visible when it commits.
+pub struct Tx<'a> {
+    pub(in crate::store) conn: &'a Connection,
+    ids: Ids,
+    counters: Counters,
+    committed: Committed,
+    types: Vec<events::TypeCount>,
+}
+
+impl Tx<'_> {
+    /// The id maker of this database.
+    pub fn ids(&self) -> Ids {
+        self.ids
+    }
+
+    fn next_sequence(&mut self) -> EventSeq {
+        self.counters.sequence += 1;
+        EventSeq(self.counters.sequence)
+    }
+
+    fn next_delivery(&mut self) -> DeliveryId {
+        self.counters.delivery += 1;
+        DeliveryId(self.counters.delivery)
+    }
+
+    /// The newest sequence, this transaction's own events included.
+    pub fn sequence(&self) -> EventSeq {
+        EventSeq(self.counters.sequence)
+    }
+
+    /// Has the consumer look for work once this transaction is committed.
+    pub fn wake(&mut self, consumer: ConsumerId, priority: Priority) {
+        match self.committed.woken.iter_mut().find(|(id, _)| *id == consumer) {
+            Some((_, highest)) => *highest = priority.max(*highest),
+            None => self.committed.woken.push((consumer, priority)),
+        }
+    }
+}
+
+/// A handle to the database; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    ids: Ids,
+    jobs: std::sync::mpsc::SyncSender<Job>,
+    queued: Arc<AtomicUsize>,
+    commits: Arc<AtomicU64>,
+    hook: Arc<OnceLock<CommitHook>>,
+    readers: Mutex<Vec<Connection>>,
+    permits: Arc<Semaphore>,
+    head_at_open: EventSeq,
+    broken: Arc<OnceLock<String>>,
+}
+
+/// What the store tells of itself.
+#[derive(Debug, Serialize)]
+pub struct Stats {
+    /// Operations that wait for the writer.
+    pub queued: usize,
+    /// Transactions committed since the start.
+    pub commits: u64,
+    /// Bytes of the database file and its write-ahead log.
+    pub bytes: u64,
+    /// Bytes of the write-ahead log.
+    pub wal_bytes: u64,
+    /// Set once writing failed in a way that only an operator can mend.
+    pub broken: Option<String>,
+}
+
+impl Store {
+    /// Opens or makes the database at `path`, applies what migrations are missing and starts the writer thread.
+    pub fn open(path: &Path, durability: Durability) -> Result<Store, Error> {
+        let mut conn = Connection::open(path).map_err(Error::internal("opening the database"))?;
+        configure(&conn, durability)?;
+        migrate::apply(&mut conn)?;
+        let ids = Ids { node: migrate::node(&conn)? };
+        let counters = Counters { sequence: migrate::counter(&conn, "event")?, delivery: migrate::counter(&conn, "delivery")? };
+        let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
+        let (jobs, queue) = std::sync::mpsc::sync_channel(QUEUE_MAX);
+        let hook: Arc<OnceLock<CommitHook>> = Arc::default();
+        let (queued, commits, broken) = (Arc::default(), Arc::default(), Arc::default());
+        let writer = writer::Writer {
+            conn,
+            ids,
+            counters,
+            queue,
+            queued: Arc::clone(&queued),
+            commits: Arc::clone(&commits),
+            hook: Arc::clone(&hook),
+            broken: Arc::clone(&broken),
+        };
+        std::thread::Builder::new()
+            .name("aman-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(Error::internal("starting the writer thread"))?;
+        Ok(Store {
+            inner: Arc::new(Inner {
+                path: path.to_owned(),
+                ids,
+                jobs,
+                queued,
+                commits,
+                hook,
+                permits: Arc::new(Semaphore::new(readers.len())),
+                readers: Mutex::new(readers),
+                head_at_open: EventSeq(counters.sequence),
+                broken,
+            }),
+        })
+    }
+
+    /// The id maker of this database.
+    pub fn ids(&self) -> Ids {
+        self.inner.ids
+    }
+
+    /// The newest sequence when the database was opened.
+    pub fn head_at_open(&self) -> EventSeq {
+        self.inner.head_at_open
+    }
+
+    /// Sets who hears of commits; only the first call counts.
+    pub fn on_commit(&self, hook: CommitHook) {
+        let _ = self.inner.hook.set(hook);
+    }
+
+    /// Runs `change` in the next transaction, alone in its savepoint: an error undoes just this change.
+    ///
+    /// Answers after the commit. The caller may vanish; the change stands.
+    pub async fn write<R, F>(&self, change: F) -> Result<R, Error>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<R, Error> + Send + 'static,
+    {
+        self.submit(true, change).await
+    }
+
+    /// As [`Store::write`] without the savepoint, for the hot paths: `change` must fail only when the database does,
+    /// since an error rolls back everything that shares the transaction.
+    pub async fn write_hot<R, F>(&self, change: F) -> Result<R, Error>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<R, Error> + Send + 'static,
+    {
+        self.submit(false, change).await
+    }
+
+    async fn submit<R, F>(&self, isolated: bool, change: F) -> Result<R, Error>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<R, Error> + Send + 'static,
+    {
+        if let Some(why) = self.inner.broken.get() {
+            return Err(storage(why));
+        }
+        let (answer, answered) = oneshot::channel();
+        self.inner.queued.fetch_add(1, Ordering::Relaxed);
+        let job = Job::new(isolated, change, answer);
+        if self.inner.jobs.try_send(job).is_err() {
+            self.inner.queued.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::Busy {
+                code: "overloaded",
+                what: "The queue of writes is full.".to_owned(),
+                retry_after_ms: 1000,
+            });
+        }
+        match answered.await {
+            Ok(result) => result,
+            Err(_) => Err(storage("the writer has stopped")),
+        }
+    }
+
+    /// Runs `query` on a read-only connection, off the async threads.
+    pub async fn read<R, F>(&self, query: F) -> Result<R, Error>
+    where
+        R: Send + 'static,
+        F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
+    {
+        let permits = Arc::clone(&self.inner.permits);
+        let permit = tokio::time::timeout(READ_WAIT, permits.acquire_owned())
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .ok_or_else(|| Error::Busy {
+                code: "overloaded",
+                what: "All connections for reading are in use.".to_owned(),
+                retry_after_ms: 1000,
+            })?;
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            inner.with_reader(query)
+        })
+        .await
+        .map_err(Error::internal("reading the database"))?
+    }
+
+    /// Runs `query` on the calling thread; for start-up, where nothing else runs yet.
+    pub fn read_now<R>(&self, query: impl FnOnce(&Connection) -> Result<R, Error>) -> Result<R, Error> {
+        self.inner.with_reader(query)
+    }
+
+    /// Moves the write-ahead log into the database file, for a clean end.
+    pub async fn checkpoint(&self) -> Result<(), Error> {
+        let path = self.inner.path.clone();
+        tokio::task::spawn_blocking(move || {
+            let conn = Connection::open(path).map_err(Error::internal("opening the database"))?;
+            conn.pragma_update(None, "wal_checkpoint", "TRUNCATE").or_else(ignore_rows).map_err(Error::internal("checkpoint"))
+        })
+        .await
+        .map_err(Error::internal("checkpoint"))?
+    }
+
+    /// The share of the write queue that is in use, 0.0 to 1.0.
+    pub fn load(&self) -> f64 {
+        let queued = u32::try_from(self.inner.queued.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        f64::from(queued) / f64::from(u32::try_from(QUEUE_MAX).unwrap_or(u32::MAX))
+    }
+
+    /// Figures for status and metrics.
+    pub fn stats(&self) -> Stats {
+        let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |m| m.len());
+        let mut wal = self.inner.path.clone().into_os_string();
+        wal.push("-wal");
+        let wal_bytes = size(wal.into());
+        Stats {
+            queued: self.inner.queued.load(Ordering::Relaxed),
+            commits: self.inner.commits.load(Ordering::Relaxed),
+            bytes: size(self.inner.path.clone()) + wal_bytes,
+            wal_bytes,
+            broken: self.inner.broken.get().cloned(),
+        }
+    }
+}
+
+impl Inner {
+    fn with_reader<R>(&self, query: impl FnOnce(&Connection) -> Result<R, Error>) -> Result<R, Error> {
+        let taken = self.readers.lock().ok().and_then(|mut free| free.pop());
+        let conn = match taken {
+            Some(conn) => conn,
+            None => open_reader(&self.path)?,
+        };
+        let result = query(&conn);
+        if let Ok(mut free) = self.readers.lock()
+            && free.len() < READERS
+        {
+            free.push(conn);
+        }
+        result
+    }
+}
+
+/// The answer while the database cannot be written.
+pub(crate) fn storage(why: &str) -> Error {
+    Error::Busy {
+        code: "storage",
+        what: format!("Nothing can be stored at the moment: {why}."),
+        retry_after_ms: 5000,
+    }
+}
+
+fn ignore_rows(error: rusqlite::Error) -> rusqlite::Result<()> {
+    match error {
+        rusqlite::Error::ExecuteReturnedResults => Ok(()),
+        other => Err(other),
+    }
+}
+
+fn configure(conn: &Connection, durability: Durability) -> Result<(), Error> {
+    let synchronous = match durability {
+        Durability::Full => "FULL",
+        Durability::Normal => "NORMAL",
+    };
+    conn.execute_batch(&format!(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA busy_timeout = 5000;
+         PRAGMA foreign_keys = OFF; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16000;
+         PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864;"
+    ))
+    .map_err(Error::internal("configuring the database"))?;
+    conn.set_prepared_statement_cache_capacity(128);
+    Ok(())
+}
+
+fn open_reader(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(Error::internal("opening the database to read"))?;
+    conn.execute_batch("PRAGMA busy_timeout = 5000; PRAGMA query_only = ON; PRAGMA cache_size = -2000;")
+        .map_err(Error::internal("configuring the database"))?;
+    conn.set_prepared_statement_cache_capacity(64);
+    Ok(conn)
+}

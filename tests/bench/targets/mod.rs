@@ -1,0 +1,44 @@
+//! One file per target.
+
+pub mod disk;
+pub mod growth;
+pub mod http;
+pub mod latency;
+pub mod push;
+pub mod references;
+pub mod settle;
+pub mod start;
+pub mod streams;
+
+use crate::report::say;
+use crate::{Bench, Res};
+
+type Target = (u8, &'static str, fn(&mut Bench) -> Res<()>);
+
+const ALL: [Target; 9] = [
+    (0, "the references alone", references::run),
+    (1, "durable push", push::run),
+    (2, "latency of one publisher", latency::run),
+    (4, "plain HTTP", http::run),
+    (5, "streams", streams::run),
+    (6, "idle and start", start::run),
+    (7, "growth", growth::run),
+    (8, "deliver and settle", settle::run),
+    (9, "disk", disk::run),
+];
+
+/// Runs the targets that were asked for; names those that could not be measured.
+pub fn run(bench: &mut Bench) -> Vec<String> {
+    let mut failed = Vec::new();
+    for (number, name, target) in ALL {
+        if !bench.args.only.contains(&number) {
+            continue;
+        }
+        say(&format!("== target {number}: {name}"));
+        if let Err(error) = target(bench) {
+            bench.report.remark(format!("target {number} ({name}) was not measured: {error}"));
+            failed.push(number.to_string());
+        }
+    }
+    failed
+}

@@ -1,0 +1,95 @@
+//! Target 1: durable pushes with auth, validation and routing, against bare SQLite and against NATS.
+
+use std::hint::spin_loop;
+use std::time::Duration;
+
+use crate::daemon::{Aman, body, data};
+use crate::load::{self, Load, Outcome};
+use crate::proc::{Proc, role};
+use crate::reference::nats::Nats;
+use crate::reference::sqlite;
+use crate::report::{Row, Wanted};
+use crate::stats::Pairs;
+use crate::{Bench, Res};
+
+/// The role of a process that only takes CPU.
+pub const ROLE_SPIN: &str = "spin";
+const SPINNERS: usize = 2;
+const WARMUP: Duration = Duration::from_millis(600);
+
+/// Makes the box busy, as other programs' builds and browsers do: a blocked fsync then waits for the scheduler.
+pub fn spin() -> Res<()> {
+    loop {
+        for _ in 0..1000 {
+            spin_loop();
+        }
+        // Gone with its parent, should that be killed.
+        if nix::unistd::getppid().as_raw() == 1 {
+            return Ok(());
+        }
+    }
+}
+
+#[derive(Default)]
+struct Measured {
+    sqlite: Pairs,
+    nats: Pairs,
+    cpu: Pairs,
+}
+
+pub fn run(bench: &mut Bench) -> Res<()> {
+    bench.sample_disk(1)?;
+    let folder = bench.folder("push")?;
+    let aman = Aman::start(&folder.join("aman"))?;
+    let nats = Nats::start(&folder)?;
+    if nats.is_none() {
+        bench.report.remark("target 1: no nats-server here, so no comparison with it".to_owned());
+    }
+    for busy in [true, false] {
+        let spinners = if busy { spinners()? } else { Vec::new() };
+        if busy {
+            bench.sample_disk_beside(1, &format!(", busy rows, {SPINNERS} processes spin"))?;
+        }
+        for conns in [64, 256] {
+            let measured = rounds(bench, &aman, nats.as_ref(), conns)?;
+            add_rows(bench, &measured, conns, busy);
+        }
+        drop(spinners);
+    }
+    Ok(())
+}
+
+fn spinners() -> Res<Vec<Proc>> {
+    (0..SPINNERS).map(|_| role(ROLE_SPIN, &[])).collect()
+}
+
+fn rounds(bench: &Bench, aman: &Aman, nats: Option<&Nats>, conns: usize) -> Res<Measured> {
+    let folder = bench.folder("push")?;
+    let (duration, data) = (bench.secs(3.0), data("bench.tick"));
+    let timed = |load: Load| load::run(Load { warmup: WARMUP, duration, ..load });
+    let mut measured = Measured::default();
+    for _ in 0..bench.args.rounds {
+        let bare = sqlite::run(&folder, conns, WARMUP, duration, &data)?;
+        let ours: Outcome = timed(aman.push_load(conns))?;
+        measured.sqlite.push(ours.rate(), bare.rate);
+        measured.cpu.push(ours.cpu_each_us(), bare.cpu_each_us);
+        if let Some(nats) = nats {
+            measured.nats.push(ours.rate(), timed(nats.load(&body("bench.tick"), conns))?.rate());
+        }
+    }
+    Ok(measured)
+}
+
+fn add_rows(bench: &mut Bench, measured: &Measured, conns: usize, busy: bool) {
+    let place = if busy { "busy box" } else { "box as it is" };
+    let name = format!("push, {conns} connections, {place}");
+    // The bounds are for a busy box; on a quiet one the disk is so fast that HTTP itself is the difference.
+    let wanted = |bound: Wanted| if busy { bound } else { Wanted::Nothing };
+    bench.report.add(Row::ratio(1, &name, "/s", &measured.sqlite, "bare SQLite", wanted(Wanted::AtLeast(0.8))));
+    if !measured.nats.ours.is_empty() {
+        bench.report.add(Row::ratio(1, &name, "/s", &measured.nats, "NATS always", wanted(Wanted::AtLeast(8.0))));
+    }
+    let wanted = if conns == 64 { Wanted::AtMost(40.0) } else { Wanted::Nothing };
+    let name = format!("server CPU per push, {conns}, {place}");
+    bench.report.add(Row::cost_beside(1, &name, "us", &measured.cpu, "bare SQLite", wanted));
+}

@@ -1,0 +1,380 @@
+//! What tests stand on: the real binary in a folder of its own, and a small HTTP client over a real socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The token of every test daemon.
+pub const TOKEN: &str = "test-token-0123456789";
+/// How long a test waits for a state before it fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A folder that is removed when the test ends well.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new, empty folder.
+    pub fn new(name: &str) -> Folder {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("aman-it-{}-{number}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Folder(path)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _gone = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// A running `aman serve`; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    home: PathBuf,
+    /// `127.0.0.1:PORT`
+    pub address: String,
+    _folder: Option<Folder>,
+}
+
+impl Daemon {
+    /// A daemon without configuration in a new folder.
+    pub fn start() -> Daemon {
+        Daemon::configured("")
+    }
+
+    /// A daemon with this `aman.toml` in a new folder.
+    pub fn configured(toml: &str) -> Daemon {
+        let folder = Folder::new("home");
+        std::fs::write(folder.path().join("aman.toml"), toml).expect("aman.toml");
+        let mut daemon = Daemon::start_in(folder.path());
+        daemon._folder = Some(folder);
+        daemon
+    }
+
+    /// A daemon in a folder that is there; panics with its log when it does not become ready.
+    pub fn start_in(home: &Path) -> Daemon {
+        Daemon::try_start_in(home, &[]).unwrap_or_else(|log| panic!("the daemon did not start: {log}"))
+    }
+
+    /// As [`Daemon::start_in`] with further variables; gives the log when the daemon ends before it is ready.
+    pub fn try_start_in(home: &Path, env: &[(&str, &str)]) -> Result<Daemon, String> {
+        let log = std::fs::File::options().create(true).append(true).open(home.join("stderr.log")).expect("log file");
+        let mut child = command(home)
+            .arg("serve")
+            .envs(env.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the binary starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("stdout is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("stdout is readable");
+        match line.trim().strip_prefix("aman ready http://") {
+            Some(address) => Ok(Daemon { child, home: home.to_owned(), address: address.to_owned(), _folder: None }),
+            None => {
+                let _ended = child.wait();
+                Err(std::fs::read_to_string(home.join("stderr.log")).unwrap_or_default())
+            }
+        }
+    }
+
+    /// Its folder.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.home.join("stderr.log")).unwrap_or_default()
+    }
+
+    /// SIGKILL, and waits for its end. The folder stays until [`Daemon::again`] or the drop.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the daemon can be killed");
+        self.child.wait().expect("the daemon ends");
+    }
+
+    /// Starts once more in the same folder.
+    pub fn again(&mut self) {
+        let mut next = Daemon::start_in(&self.home);
+        // The ended child goes to `next`, whose drop then has nothing left to kill.
+        std::mem::swap(&mut self.child, &mut next.child);
+        std::mem::swap(&mut self.address, &mut next.address);
+    }
+
+    /// SIGTERM; the exit code, once it has ended by itself.
+    pub fn terminate(&mut self) -> Option<i32> {
+        signal(self.pid(), "TERM");
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("waiting works") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the daemon did not end on SIGTERM; its log: {}", self.log());
+    }
+
+    /// A request with the token; the body is JSON or empty.
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.send(method, path, &[("authorization", &format!("Bearer {TOKEN}"))], body)
+    }
+
+    /// GET with the token.
+    pub fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, None)
+    }
+
+    /// POST with the token.
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.call("POST", path, Some(body))
+    }
+
+    /// POST with the token and `x-aman-confirm: yes`.
+    pub fn post_confirmed(&self, path: &str, body: &Value) -> Answer {
+        let token = format!("Bearer {TOKEN}");
+        self.send("POST", path, &[("authorization", &token), ("x-aman-confirm", "yes")], Some(body))
+    }
+
+    /// A request with just these headers, besides Host, Content-Length and Content-Type: application/json for a body.
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut headers = headers.to_vec();
+        if !body.is_empty() && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+            headers.push(("content-type", "application/json"));
+        }
+        self.send_bytes(method, path, &headers, body.as_bytes())
+    }
+
+    /// As [`Daemon::send`] with any body and no Content-Type of its own.
+    pub fn send_bytes(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            request.push_str("host: localhost\r\n");
+        }
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
+        let mut bytes = request.into_bytes();
+        bytes.extend_from_slice(body);
+        self.raw(&bytes).unwrap_or_else(|error| panic!("{method} {path}: {error}; log: {}", self.log()))
+    }
+
+    /// Writes these bytes to a new connection and reads one answer.
+    pub fn raw(&self, bytes: &[u8]) -> Result<Answer, String> {
+        let mut stream = self.connect();
+        stream.write_all(bytes).map_err(|error| error.to_string())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).map_err(|error| error.to_string())?;
+        Answer::read(&answer).ok_or_else(|| format!("no HTTP answer: {}", String::from_utf8_lossy(&answer)))
+    }
+
+    /// A new connection with time limits.
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).expect("the daemon listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a time limit");
+        stream
+    }
+
+    /// Pushes an event and gives its id.
+    pub fn push(&self, kind: &str, data: Value) -> String {
+        let answer = self.post("/events/push", &serde_json::json!({ "source": "test", "type": kind, "data": data }));
+        assert_eq!(answer.status, 202, "{answer:?}");
+        answer.json["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// `/events/dump/{id}`.
+    pub fn dump(&self, id: &str) -> Value {
+        self.get(&format!("/events/dump/{id}")).json
+    }
+
+    /// Waits until `look` gives something; panics with `what` and the log when it does not.
+    pub fn wait<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        wait(what, look, || self.log())
+    }
+
+    /// Recent events of these types, newest first.
+    pub fn recent(&self, types: &str) -> Vec<Value> {
+        let answer = self.get(&format!("/events/recent?limit=1000&types={types}"));
+        answer.json["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Runs the command line against this daemon: exit code, stdout, stderr.
+    pub fn cli(&self, args: &[&str]) -> (i32, String, String) {
+        let output = command(&self.home).args(args).output().expect("the binary starts");
+        (
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _dead = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+/// The binary with the environment of an isolated daemon in `home`.
+pub fn command(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aman"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.env_clear().env("PATH", path).env("HOME", home).env("AMAN_HOME", home);
+    command.env("AMAN_HTTP_BIND", "127.0.0.1:0").env("AMAN_HTTP_TOKEN", TOKEN).stdin(Stdio::null());
+    command
+}
+
+/// Sends a signal by name.
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().expect("kill starts");
+    assert!(sent.success(), "kill -{name} {pid}");
+}
+
+/// Waits until `look` gives something; panics with `what` when it does not.
+pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>, log: impl Fn() -> String) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}; log: {}", log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// Headers in order, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+    /// The body as JSON; null when it is none.
+    pub json: Value,
+}
+
+impl Answer {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The problem's code.
+    pub fn code(&self) -> &str {
+        self.json["code"].as_str().unwrap_or_default()
+    }
+
+    /// Reads the first answer in `bytes`.
+    pub fn read(bytes: &[u8]) -> Option<Answer> {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&bytes[..end]).ok()?;
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let headers: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
+            .collect();
+        let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+        let rest = &bytes[end + 4..];
+        let body = if chunked { unchunk(rest) } else { rest.to_vec() };
+        let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        Some(Answer { status, headers, body, json })
+    }
+}
+
+fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    while let Some(end) = bytes.windows(2).position(|two| two == b"\r\n") {
+        let size = std::str::from_utf8(&bytes[..end]).ok().and_then(|hex| usize::from_str_radix(hex.trim(), 16).ok());
+        let Some(size) = size.filter(|size| *size > 0 && bytes.len() >= end + 2 + size) else { break };
+        out.extend_from_slice(&bytes[end + 2..end + 2 + size]);
+        bytes = bytes.get(end + 2 + size + 2..).unwrap_or_default();
+    }
+    out
+}
+
+/// A stream of server-sent events.
+pub struct Stream {
+    lines: BufReader<TcpStream>,
+    /// The answer's status.
+    pub status: u16,
+}
+
+/// One server-sent event.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Frame {
+    /// `id:`
+    pub id: String,
+    /// `event:`
+    pub event: String,
+    /// `data:`, as JSON
+    pub data: Value,
+}
+
+impl Stream {
+    /// Opens `path` with these headers; panics unless it answers. HTTP/1.0, so that no chunks come between the lines.
+    pub fn open(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Stream {
+        let mut socket = daemon.connect();
+        let mut request = format!("GET {path} HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n");
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
+        socket.write_all(request.as_bytes()).expect("the request is sent");
+        let mut lines = BufReader::new(socket);
+        let mut status = String::new();
+        lines.read_line(&mut status).expect("a status line");
+        let status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        loop {
+            let mut header = String::new();
+            lines.read_line(&mut header).expect("a header");
+            if header.trim().is_empty() {
+                return Stream { lines, status };
+            }
+        }
+    }
+
+    /// The next event; none when the stream ends. Comments and `retry:` are passed over.
+    pub fn next(&mut self) -> Option<Frame> {
+        let mut frame = Frame::default();
+        loop {
+            let mut line = String::new();
+            if self.lines.read_line(&mut line).expect("the stream is readable") == 0 {
+                return None;
+            }
+            let line = line.trim_end_matches(['\r', '\n']);
+            match line.split_once(": ") {
+                Some(("id", id)) => id.clone_into(&mut frame.id),
+                Some(("event", event)) => event.clone_into(&mut frame.event),
+                Some(("data", data)) => frame.data = serde_json::from_str(data).expect("data is JSON"),
+                _ if line.is_empty() && !frame.data.is_null() => return Some(frame),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! The sandbox through the real binary, with namespaces and without: what a script's author and a user would notice.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use aman::sandbox::{Exit, Finished, Limits, Network, NetworkGuard, ProcessGuard, Sandbox, SandboxError, Spec};
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+/// Says to the copy of this test binary that plays the daemon which folder to use.
+const HELPER: &str = "AMAN_TEST_SANDBOX_HELPER";
+
+/// A folder of its own, removed at the end: `work` may be written, `granted` read, the rest is foreign.
+struct Place {
+    root: PathBuf,
+    sandbox: Sandbox,
+}
+
+impl Place {
+    fn new() -> Place {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("aman-sandbox-{}-{n}", std::process::id()));
+        for folder in ["work", "granted", "run", "foreign"] {
+            fs::create_dir_all(root.join(folder)).expect("make folder");
+        }
+        fs::write(root.join("granted/open.txt"), "open").expect("write");
+        fs::write(root.join("foreign/secret.txt"), "secret").expect("write");
+        Place { sandbox: sandbox(&root), root }
+    }
+
+    /// The two kinds of machine.
+    fn sandboxes(&self) -> [Sandbox; 2] {
+        [self.sandbox.clone(), self.sandbox.without_namespaces()]
+    }
+
+    fn spec(&self, argv: &[&str]) -> Spec {
+        spec_in(&self.root, argv)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _best_effort = fs::remove_dir_all(&self.root);
+    }
+}
+
+fn sandbox(root: &Path) -> Sandbox {
+    Sandbox::with_program(&root.join("run"), Path::new(env!("CARGO_BIN_EXE_aman")))
+}
+
+fn spec_in(root: &Path, argv: &[&str]) -> Spec {
+    Spec {
+        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        dir: root.join("work"),
+        env: vec![("PATH".to_owned(), aman::sandbox::PATH.to_owned())],
+        stdin: Bytes::new(),
+        read: vec![root.join("granted")],
+        write: vec![root.join("work")],
+        net: Network::None,
+        limits: Limits { time: Duration::from_secs(20), ..Limits::default() },
+    }
+}
+
+async fn run(sandbox: &Sandbox, spec: Spec) -> Finished {
+    sandbox.run(spec, CancellationToken::new()).await.expect("the sandbox starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Whether any process of this machine has `word` in its command line.
+fn alive(word: &str) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    processes
+        .flatten()
+        .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
+        .any(|line| line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes()))
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not happen in 10 s");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An argument for `sleep` that no other process has.
+fn unique_seconds() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("3600.{}{:03}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Goal: a script reads the system and what it was granted, and nothing else.
+#[tokio::test]
+async fn reads_only_what_was_granted() {
+    let place = Place::new();
+    let granted = place.root.join("granted/open.txt");
+    let foreign = place.root.join("foreign/secret.txt");
+    for sandbox in place.sandboxes() {
+        let open = run(&sandbox, place.spec(&["cat", &granted.to_string_lossy()])).await;
+        assert_eq!((open.exit, text(&open.stdout).as_str()), (Exit::Exited(0), "open"), "{open:?}");
+        let system = run(&sandbox, place.spec(&["ls", "/usr/bin"])).await;
+        assert_eq!(system.exit, Exit::Exited(0), "{system:?}");
+        let secret = run(&sandbox, place.spec(&["cat", &foreign.to_string_lossy()])).await;
+        assert_eq!((secret.exit, text(&secret.stdout).as_str()), (Exit::Exited(1), ""));
+        let reason = text(&secret.stderr);
+        assert!(reason.contains("ermission denied") || reason.contains("No such file"), "{secret:?}");
+    }
+}
+
+/// Goal: a script writes only where it may, private files of the daemon's own user.
+#[tokio::test]
+async fn writes_only_where_granted() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let script = "echo new > file && mkdir -p sub && mv file sub/file && : > sub/file && echo kept > sub/file";
+        let inside = run(&sandbox, place.spec(&["sh", "-c", script])).await;
+        assert_eq!(inside.exit, Exit::Exited(0), "{inside:?}");
+        let written = place.root.join("work/sub/file");
+        assert_eq!(fs::read_to_string(&written).expect("written"), "kept\n");
+        let (file, folder) = (fs::metadata(&written).expect("file"), fs::metadata(&place.root).expect("folder"));
+        assert_eq!((file.uid(), file.gid()), (folder.uid(), folder.gid()));
+        assert_eq!(file.mode() & 0o077, 0, "private");
+        for target in ["granted/open.txt", "granted/new.txt", "foreign/secret.txt"] {
+            let target = place.root.join(target);
+            let outside = run(&sandbox, place.spec(&["sh", "-c", "echo x > \"$0\"", &target.to_string_lossy()])).await;
+            assert_eq!(outside.exit, Exit::Exited(2), "{} {outside:?}", target.display());
+        }
+        assert_eq!(fs::read_to_string(place.root.join("granted/open.txt")).expect("unchanged"), "open");
+        assert!(!place.root.join("granted/new.txt").exists());
+    }
+}
+
+/// Goal: without network a script reaches not even this machine; with it, it does; and the report says which.
+#[tokio::test]
+async fn network_only_when_granted() {
+    let place = Place::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let address = format!("/dev/tcp/127.0.0.1/{}", listener.local_addr().expect("address").port());
+    for sandbox in place.sandboxes() {
+        let mut spec = place.spec(&["bash", "-c", "exec 3<>\"$0\"", &address]);
+        let refused = run(&sandbox, spec.clone()).await;
+        assert_eq!(refused.exit, Exit::Exited(1), "{refused:?}");
+        assert!(matches!(refused.enforced.network, NetworkGuard::Namespace | NetworkGuard::Partial));
+        spec.net = Network::Any;
+        let connected = run(&sandbox, spec).await;
+        assert_eq!((connected.exit, connected.enforced.network), (Exit::Exited(0), NetworkGuard::Allowed));
+    }
+}
+
+/// Goal: a script cannot ask a program outside, such as a session bus, to act for it: it does not see its socket.
+#[tokio::test]
+async fn sockets_of_others_are_hidden() {
+    let place = Place::new();
+    let socket = place.root.join("foreign/bus");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("listen");
+    let mut spec = place.spec(&["sh", "-c", "[ -e \"$0\" ] && echo seen; ls -A /run", &socket.to_string_lossy()]);
+    spec.read.push(PathBuf::from("/run"));
+    let finished = run(&place.sandbox, spec.clone()).await;
+    if finished.enforced.limits.iter().any(|limit| limit == "/tmp hidden") && place.root.starts_with("/tmp") {
+        assert!(!text(&finished.stdout).contains("seen"), "{finished:?}");
+    }
+    assert!(!finished.enforced.limits.iter().any(|limit| limit == "/run hidden"), "it was granted");
+    spec.read.pop();
+    let finished = run(&place.sandbox, spec).await;
+    if finished.enforced.limits.iter().any(|limit| limit == "/run hidden") {
+        assert_eq!(text(&finished.stdout), "", "{finished:?}");
+    }
+}
+
+/// Goal: the environment is exactly what was given, and the script knows nothing of the daemon's.
+#[tokio::test]
+async fn environment_is_scrubbed() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let mut spec = place.spec(&["env"]);
+        spec.env = vec![("AMAN_EVENT_ID".to_owned(), "e 1".to_owned())];
+        let finished = run(&sandbox, spec).await;
+        assert_eq!(text(&finished.stdout), "AMAN_EVENT_ID=e 1\n");
+    }
+}
+
+/// Goal: exit codes and signals arrive exactly as the script made them.
+#[tokio::test]
+async fn exit_codes_are_exact() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        for code in [0, 1, 2, 65, 75, 126, 127, 137, 255] {
+            let finished = run(&sandbox, place.spec(&["sh", "-c", &format!("exit {code}")])).await;
+            assert_eq!(finished.exit, Exit::Exited(code));
+        }
+        for (name, number) in [("KILL", 9), ("TERM", 15), ("SEGV", 11), ("PIPE", 13)] {
+            let finished = run(&sandbox, place.spec(&["sh", "-c", &format!("kill -{name} $$")])).await;
+            assert_eq!(finished.exit, Exit::Signalled(number));
+        }
+    }
+}
+
+/// Goal: a megabyte goes in and comes out whole; a script that ignores its input is none the worse.
+#[tokio::test]
+async fn large_input_round_trip() {
+    let place = Place::new();
+    let input: Vec<u8> = (0..1_048_576_u32).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
+    for sandbox in place.sandboxes() {
+        for argv in [&["cat"][..], &["cat", "/dev/stdin"], &["true"]] {
+            let mut spec = place.spec(argv);
+            spec.stdin = Bytes::from(input.clone());
+            let finished = run(&sandbox, spec).await;
+            let expected: &[u8] = if argv == ["true"] { &[] } else { &input };
+            assert_eq!(finished.exit, Exit::Exited(0), "{argv:?} {}", text(&finished.stderr));
+            assert!(finished.stdout == expected, "{argv:?} gave {} bytes", finished.stdout.len());
+        }
+    }
+}
+
+/// Goal: too much output ends the script, too much log does not.
+#[tokio::test]
+async fn output_is_limited() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let mut spec = place.spec(&["yes"]);
+        spec.limits.stdout_bytes_max = 10_000;
+        let finished = run(&sandbox, spec).await;
+        assert_eq!((finished.exit, finished.stdout.len()), (Exit::OutputTooLarge, 10_000));
+        assert!(finished.duration < Duration::from_secs(5), "{finished:?}");
+
+        let mut spec = place.spec(&["sh", "-c", "head -c 200000 /dev/zero >&2; echo ok"]);
+        spec.limits.stderr_bytes_max = 1_000;
+        let finished = run(&sandbox, spec).await;
+        assert_eq!((finished.exit, text(&finished.stdout).as_str()), (Exit::Exited(0), "ok\n"));
+        assert_eq!((finished.stderr.len(), finished.stderr_truncated), (1_000, true));
+    }
+}
+
+/// Goal: after the time limit nothing the script started is alive, however it tried to get away.
+#[tokio::test]
+async fn time_limit_ends_everything() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let seconds = unique_seconds();
+        let script = "setsid sleep \"$0\" & (setsid sh -c \"trap '' TERM; sleep $0; :\" &) ; sleep \"$0\"";
+        let mut spec = place.spec(&["sh", "-c", script, &seconds]);
+        spec.limits.time = Duration::from_millis(300);
+        let finished = run(&sandbox, spec).await;
+        assert_eq!(finished.exit, Exit::TimedOut, "{finished:?}");
+        assert!(finished.duration < Duration::from_secs(5), "{finished:?}");
+        assert!(!alive(&seconds));
+    }
+}
+
+/// Goal: a script told to stop may tidy up, and one that will not is killed a second later.
+#[tokio::test]
+async fn cancelled_with_grace() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let started = place.root.join("work/started");
+        for (on_term, output) in [("echo tidy; exit 0", "tidy\n"), (":", "")] {
+            let _fresh = fs::remove_file(&started);
+            let script = format!("trap '{on_term}' TERM; : > started; while :; do sleep 0.05; done");
+            let cancel = CancellationToken::new();
+            let running = sandbox.run(place.spec(&["sh", "-c", &script]), cancel.clone());
+            let (finished, ()) = tokio::join!(running, async {
+                eventually("the start", || started.exists()).await;
+                cancel.cancel();
+            });
+            let finished = finished.expect("the sandbox starts");
+            assert_eq!((finished.exit, text(&finished.stdout).as_str()), (Exit::Cancelled, output));
+            assert!(finished.duration < Duration::from_secs(5), "{finished:?}");
+        }
+    }
+}
+
+/// Goal: a script that ends while something it left behind holds its output is over at once, and so is that.
+#[tokio::test]
+async fn leftovers_die_with_the_script() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let seconds = unique_seconds();
+        let script = "setsid sleep \"$0\" & echo done";
+        let finished = run(&sandbox, place.spec(&["sh", "-c", script, &seconds])).await;
+        assert_eq!((finished.exit, text(&finished.stdout).as_str()), (Exit::Exited(0), "done\n"));
+        assert!(finished.duration < Duration::from_secs(5), "{finished:?}");
+        assert!(!alive(&seconds));
+    }
+}
+
+/// Goal: dropping a run ends it, too.
+#[tokio::test]
+async fn dropped_run_ends_everything() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let seconds = unique_seconds();
+        let argv = ["sh", "-c", "setsid sleep \"$0\" & sleep \"$0\"", &seconds];
+        let running = tokio::time::timeout(Duration::from_secs(1), run(&sandbox, place.spec(&argv)));
+        assert!(running.await.is_err(), "it sleeps");
+        eventually("the end", || !alive(&seconds)).await;
+    }
+}
+
+/// Goal: what cannot run is told apart from what ran and failed, by name.
+#[tokio::test]
+async fn commands_that_cannot_run() {
+    let place = Place::new();
+    fs::write(place.root.join("work/plain"), "no program").expect("write");
+    fs::write(place.root.join("work/orphan"), "#!/no/such/interpreter\n").expect("write");
+    for name in ["plain", "orphan"] {
+        let mut rights = fs::metadata(place.root.join("work").join(name)).expect("file").permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut rights, 0o755);
+        fs::set_permissions(place.root.join("work").join(name), rights).expect("executable");
+    }
+    for sandbox in place.sandboxes() {
+        for (command, expected) in [
+            ("no-such-command", "command 'no-such-command' was not found in"),
+            ("./no-such-script", "command './no-such-script' was not found"),
+            ("./plain", "it is neither a program nor a script"),
+            ("./orphan", "the interpreter named in its first line does not exist"),
+            ("../work", "command '../work' could not be started"),
+        ] {
+            let error = sandbox.run(place.spec(&[command]), CancellationToken::new()).await.expect_err(command);
+            assert!(error.to_string().contains(expected), "{error}");
+            let not_found = matches!(&error, SandboxError::CommandNotFound { command: named } if named == command);
+            assert_eq!(not_found, command.contains("no-such"), "{error:?}");
+        }
+        let mut spec = place.spec(&["true"]);
+        spec.dir = place.root.join("nowhere");
+        let error = sandbox.run(spec, CancellationToken::new()).await.expect_err("no folder");
+        assert!(matches!(error, SandboxError::Invalid { field: "dir", .. }), "{error}");
+        let error = sandbox.run(place.spec(&[]), CancellationToken::new()).await.expect_err("no command");
+        assert!(matches!(error, SandboxError::Invalid { field: "argv", .. }), "{error}");
+    }
+}
+
+/// Goal: memory, file size and open files are held to their limits, and the report names them.
+#[tokio::test]
+async fn resources_are_limited() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let mut spec = place.spec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=600M", "count=1"]);
+        spec.limits.memory_bytes_max = 256 << 20;
+        let finished = run(&sandbox, spec).await;
+        assert_eq!(finished.exit, Exit::Exited(1), "{finished:?}");
+        assert!(text(&finished.stderr).contains("memory exhausted"), "{finished:?}");
+        assert!(finished.enforced.limits.iter().any(|limit| limit.starts_with("memory 268435456 bytes")));
+
+        let mut spec = place.spec(&["dd", "if=/dev/zero", "of=big", "bs=1000", "count=100"]);
+        spec.limits.file_bytes_max = 50_000;
+        let finished = run(&sandbox, spec).await;
+        assert_eq!(finished.exit, Exit::Signalled(25), "SIGXFSZ: {finished:?}");
+
+        let mut spec = place.spec(&["sh", "-c", "ulimit -n"]);
+        spec.limits.files_max = 32;
+        assert_eq!(text(&run(&sandbox, spec).await.stdout), "32\n");
+    }
+}
+
+/// Goal: a script that forks without end runs into its limit or its time, and the machine survives.
+#[tokio::test]
+async fn fork_bomb_is_contained() {
+    let place = Place::new();
+    let seconds = unique_seconds();
+    let script = "i=0; while [ $i -lt 2000 ]; do sleep \"$0\" & i=$((i+1)); done; echo all; wait";
+    let mut spec = place.spec(&["sh", "-c", script, &seconds]);
+    spec.limits.time = Duration::from_secs(3);
+    spec.limits.processes_max = 20;
+    let finished = run(&place.sandbox, spec).await;
+    if finished.enforced.limits.iter().any(|limit| limit.starts_with("processes ")) {
+        assert_ne!(text(&finished.stdout), "all\n", "{finished:?}");
+    }
+    assert!(!alive(&seconds));
+}
+
+/// Goal: what is reported is what this machine does, and the same for a probe and a run.
+#[tokio::test]
+async fn report_says_what_is_in_force() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let probed = sandbox.probe().await.expect("probe").clone();
+        let finished = run(&sandbox, place.spec(&["sh", "-c", "cat /proc/self/status; ls -d /proc/[0-9]*"])).await;
+        let status = text(&finished.stdout);
+        assert_eq!(
+            (&finished.enforced.filesystem, finished.enforced.network, finished.enforced.processes),
+            (&probed.filesystem, probed.network, probed.processes)
+        );
+        assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+        if probed.processes == ProcessGuard::PidNamespace {
+            assert!(status.lines().filter(|line| line.starts_with("/proc/")).count() < 6, "{status}");
+        }
+        let json = serde_json::to_value(&probed).expect("json");
+        let network = json["network"].as_str().expect("text").to_owned();
+        assert!(["namespace", "partial", "none"].contains(&network.as_str()), "{json}");
+    }
+}
+
+/// Plays the daemon for `killed_daemon_takes_its_scripts_along`; does nothing by itself.
+#[tokio::test]
+async fn as_daemon() {
+    let Ok(setting) = std::env::var(HELPER) else { return };
+    let mut words = setting.splitn(3, ' ').map(str::to_owned);
+    let (Some(kind), Some(seconds), Some(root)) = (words.next(), words.next(), words.next()) else { return };
+    let root = PathBuf::from(root);
+    let sandbox = if kind == "bare" { sandbox(&root).without_namespaces() } else { sandbox(&root) };
+    let script = "setsid sleep \"$0\" & : > started; sleep \"$0\"; :";
+    run(&sandbox, spec_in(&root, &["sh", "-c", script, &seconds])).await;
+}
+
+/// Goal: after `kill -9` of the daemon its scripts are gone, and the next daemon can wait for that.
+#[tokio::test]
+async fn killed_daemon_takes_its_scripts_along() {
+    for kind in ["namespaces", "bare"] {
+        let place = Place::new();
+        let (seconds, run_dir) = (unique_seconds(), place.root.join("run"));
+        assert!(Sandbox::wait_for_strays(&run_dir, Duration::ZERO).await.expect("lock"), "nothing runs yet");
+        let mut daemon = Command::new(std::env::current_exe().expect("own path"))
+            .args(["--exact", "sandbox::as_daemon", "--nocapture"])
+            .env(HELPER, format!("{kind} {seconds} {}", place.root.display()))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("start the daemon");
+        eventually("the script's start", || place.root.join("work/started").exists() && alive(&seconds)).await;
+        assert!(!Sandbox::wait_for_strays(&run_dir, Duration::ZERO).await.expect("lock"), "the script runs");
+        daemon.kill().expect("SIGKILL");
+        daemon.wait().expect("reap");
+        assert!(Sandbox::wait_for_strays(&run_dir, Duration::from_secs(10)).await.expect("lock"), "{kind}: strays");
+        assert!(!alive(&seconds), "{kind}");
+    }
+}
+
+/// Goal: know the price of a run; it is shown, not judged.
+#[tokio::test]
+async fn price_of_a_run() {
+    use std::io::Write;
+    let place = Place::new();
+    for (name, sandbox) in ["namespaces", "bare"].iter().zip(place.sandboxes()) {
+        let mut times = Vec::new();
+        for _ in 0..20 {
+            times.push(run(&sandbox, place.spec(&["true"])).await.duration);
+        }
+        times.sort();
+        let enforced = &sandbox.probe().await.expect("probe");
+        writeln!(std::io::stderr(), "{name}: median {:?}, slowest {:?}; {enforced:?}", times[10], times[19])
+            .expect("stderr");
+    }
+}
