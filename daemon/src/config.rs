@@ -163,7 +163,9 @@ pub fn load(flags: &Flags) -> Result<Config, Error> {
 fn read_file(path: &std::path::Path, must_exist: bool) -> Result<Table, Error> {
     match std::fs::read_to_string(path) {
         Ok(text) => text.parse::<Table>().map_err(|error| {
-            Error::invalid(path.display().to_string(), format!("is not TOML: {}", error.to_string().trim_end()))
+            // The parser's own text quotes the line, which may hold a secret.
+            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            Error::invalid(path.display().to_string(), format!("is not TOML, line {line}: {}", error.message()))
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => Ok(Table::new()),
         Err(error) => Err(Error::invalid(path.display().to_string(), format!("cannot be read: {error}"))),
@@ -256,7 +258,9 @@ fn sources(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<FileSource> 
         };
         match settings.get("kind").and_then(Value::as_str) {
             Some("files") => found.extend(file_source(id, settings, paths, layers)),
-            Some(kind) => layers.wrong(&format!("{key}.kind"), &format!("'{kind}' is not known; this version has: files.")),
+            Some(kind) => {
+                layers.wrong(&format!("{key}.kind"), &format!("'{kind}' is not known; this version has: files."))
+            }
             None => layers.wrong(&format!("{key}.kind"), "is missing; this version has: files."),
         }
     }
@@ -426,7 +430,8 @@ mod tests {
 
     #[test]
     fn durations_are_read() {
-        let cases = [("250ms", Some(250)), ("30s", Some(30_000)), ("1h30m", Some(5_400_000)), ("7d", Some(604_800_000))];
+        let cases =
+            [("250ms", Some(250)), ("30s", Some(30_000)), ("1h30m", Some(5_400_000)), ("7d", Some(604_800_000))];
         for (text, millis) in cases {
             assert_eq!(parse_duration(text), millis.map(Duration::from_millis), "{text}");
         }

@@ -124,7 +124,8 @@ pub enum Data {
 impl Data {
     /// JSON text as it came; refuses what serde_json could not read back, so that no consumer meets it later.
     pub fn json(text: &str) -> Result<Data, Error> {
-        serde_json::from_str::<Readable>(text).map_err(|error| Error::invalid("data", format!("is not JSON: {error}")))?;
+        serde_json::from_str::<Readable>(text)
+            .map_err(|error| Error::invalid("data", format!("is not JSON: {error}")))?;
         // A raw line break in JSON can only stand between tokens; one line is what streams and logs need.
         if text.bytes().any(|b| b == b'\n' || b == b'\r') {
             return Ok(Data::Json(text.replace(['\n', '\r'], " ")));
@@ -354,7 +355,9 @@ fn check_extension(name: &str, value: &Value) -> Result<(), String> {
             Err("must not contain control characters.".to_owned())
         }
         Value::String(_) => Ok(()),
-        Value::Null | Value::Array(_) | Value::Object(_) => Err("must be a string, an integer or a boolean.".to_owned()),
+        Value::Null | Value::Array(_) | Value::Object(_) => {
+            Err("must be a string, an integer or a boolean.".to_owned())
+        }
     }
 }
 

@@ -2,21 +2,21 @@
 //!
 //! Read `ARCHITECTURE.md` first, then `main.rs`, then [`bus`].
 
-pub mod start;
 pub mod api;
-pub mod skills;
-pub mod sources;
-pub mod outbox;
+pub mod bundled;
 pub mod bus;
-pub mod store;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod error;
-pub mod clock;
-pub mod id;
 pub mod event;
 pub mod expr;
+pub mod id;
+pub mod outbox;
 pub mod sandbox;
+pub mod skills;
+pub mod sources;
+pub mod start;
+pub mod store;
 pub mod tasks;
 pub mod telemetry;
-pub mod bundled;

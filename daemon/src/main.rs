@@ -33,12 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn flags(cli: &Cli, args: &ServeArgs) -> Flags {
-    Flags {
-        home: cli.global.home.clone(),
-        config: args.config.clone(),
-        bind: args.bind.clone(),
-        log: args.log.clone(),
-    }
+    Flags { home: cli.global.home.clone(), config: args.config.clone(), bind: args.bind.clone(), log: args.log.clone() }
 }
 
 fn serve(flags: &Flags) -> Result<(), Error> {

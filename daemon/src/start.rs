@@ -96,12 +96,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         let source = FileSource::start(source_config(source)?, bus.clone(), &supervisor).await?;
         sources.push(source);
     }
-    let parts = Parts {
-        bus: bus.clone(),
-        skills,
-        supervisor: supervisor.clone(),
-        lifecycle: Arc::clone(&lifecycle),
-    };
+    let parts = Parts { bus: bus.clone(), skills, supervisor: supervisor.clone(), lifecycle: Arc::clone(&lifecycle) };
     let app = App::new(api_settings(&config, auth), parts)?;
     let server = Server::start(app, listener);
     write_address(&config.paths, address)?;
@@ -156,7 +151,10 @@ fn lock(paths: &Paths) -> Result<File, Error> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::conflict(
             "already_running",
-            format!("Another aman works with the data in {}. Stop it, or choose another AMAN_HOME.", paths.data.display()),
+            format!(
+                "Another aman works with the data in {}. Stop it, or choose another AMAN_HOME.",
+                paths.data.display()
+            ),
         )),
         Err(TryLockError::Error(error)) => Err(Error::internal("locking the data folder")(error)),
     }

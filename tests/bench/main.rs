@@ -25,36 +25,36 @@ use reference::disk::RawSync;
 use report::{Regime, Report, figure, say};
 
 /// Anything that went wrong ends the target it happened in, with its text in the report.
-pub type Res<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+pub(crate) type Res<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// What every target needs.
-pub struct Bench {
-    pub args: Args,
-    pub report: Report,
+pub(crate) struct Bench {
+    pub(crate) args: Args,
+    pub(crate) report: Report,
     folder: PathBuf,
     big_store: Option<u64>,
 }
 
 impl Bench {
     /// A new folder on the disk that the build is on; a memory file system would say nothing about syncing.
-    pub fn folder(&self, name: &str) -> Res<PathBuf> {
+    pub(crate) fn folder(&self, name: &str) -> Res<PathBuf> {
         let folder = self.folder.join(name);
         std::fs::create_dir_all(&folder)?;
         Ok(folder)
     }
 
     /// A length of time, shorter with `--quick`.
-    pub fn secs(&self, secs: f64) -> Duration {
+    pub(crate) fn secs(&self, secs: f64) -> Duration {
         Duration::from_secs_f64(if self.args.quick { secs * 0.4 } else { secs })
     }
 
     /// `full` as it is, `quick` with `--quick`.
-    pub fn count(&self, full: u64, quick: u64) -> u64 {
+    pub(crate) fn count(&self, full: u64, quick: u64) -> u64 {
         if self.args.quick { quick } else { full }
     }
 
     /// A data folder with many stored events, and how many; filled when it is first asked for. No daemon runs on it.
-    pub fn big_store(&mut self) -> Res<(PathBuf, u64)> {
+    pub(crate) fn big_store(&mut self) -> Res<(PathBuf, u64)> {
         let folder = self.folder("big")?.join("aman");
         if let Some(events) = self.big_store {
             return Ok((folder, events));
@@ -70,12 +70,12 @@ impl Bench {
     }
 
     /// What the disk does now, and how busy other programs keep the processors meanwhile.
-    pub fn sample_disk(&mut self, target: u8) -> Res<f64> {
+    pub(crate) fn sample_disk(&mut self, target: u8) -> Res<f64> {
         self.sample_disk_beside(target, "")
     }
 
     /// As [`Bench::sample_disk`], with a word on what runs beside it.
-    pub fn sample_disk_beside(&mut self, target: u8, beside: &str) -> Res<f64> {
+    pub(crate) fn sample_disk_beside(&mut self, target: u8, beside: &str) -> Res<f64> {
         let busy = Busy::now()?;
         let p50 = RawSync::open(&self.folder)?.p50_us(self.secs(1.0))?;
         self.report.regime(Regime { target, beside: beside.to_owned(), fdatasync_p50_us: p50, busy: busy.share()? });

@@ -125,11 +125,8 @@ async fn start_in(
     consumers: Vec<(ConsumerSpec, Arc<dyn Consumer>)>,
     sinks: Vec<Arc<dyn Sink>>,
 ) -> Daemon {
-    let flags = Flags {
-        home: Some(folder.path().to_owned()),
-        bind: Some("127.0.0.1:0".to_owned()),
-        ..Flags::default()
-    };
+    let flags =
+        Flags { home: Some(folder.path().to_owned()), bind: Some("127.0.0.1:0".to_owned()), ..Flags::default() };
     let config = load(&flags).expect("an empty configuration is valid");
     start_with(config, Extras { consumers, sinks, ..Extras::default() }).await.expect("the daemon starts")
 }
@@ -216,7 +213,8 @@ async fn outcomes_decide() {
 /// Goal: a serial consumer sees events in order even when one fails for a while; nothing overtakes it.
 #[tokio::test(flavor = "multi_thread")]
 async fn serial_keeps_order_over_retries() {
-    let (consumer, mut handle) = scripted(spec("test/serial", "a.*"), &[Step::Retry("x"), Step::Retry("x")], Step::Done);
+    let (consumer, mut handle) =
+        scripted(spec("test/serial", "a.*"), &[Step::Retry("x"), Step::Retry("x")], Step::Done);
     let bench = start(vec![consumer], Vec::new()).await;
     let mut pushed = Vec::new();
     for n in 0..5 {
@@ -284,7 +282,8 @@ async fn effects_commit_with_the_settlement() {
     assert_eq!(made.correlation.as_deref(), Some(accepted.id.as_str()));
     assert_eq!(made.trace.to_string(), accepted.trace_id);
     let delivery = records[0].id;
-    let other = bench.daemon.bus().store().read(move |conn| outbox::effects_of(conn, delivery)).await.expect("readable");
+    let other =
+        bench.daemon.bus().store().read(move |conn| outbox::effects_of(conn, delivery)).await.expect("readable");
     assert_eq!(other.iter().map(|(kind, ..)| *kind).collect::<Vec<_>>(), ["outgoing", "notification"]);
 }
 
@@ -330,7 +329,8 @@ async fn consumers_do_not_delay_each_other() {
         last = Some(bench.push(NewEvent::new("test", "a.b", &json!({"n": n}))).await);
     }
     stuck_handle.next().await;
-    let seen = [picky_handle.next().await, picky_handle.next().await].map(|a| a.event.sent.data.to_value()["n"].clone());
+    let seen =
+        [picky_handle.next().await, picky_handle.next().await].map(|a| a.event.sent.data.to_value()["n"].clone());
     assert_eq!(seen, [json!(2), json!(3)]);
     let waiting = bench.deliveries(&last.expect("pushed")).await;
     assert_eq!(waiting[0].status, Status::Pending);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Daemon, Folder};
+use crate::harness::{Daemon, Folder, signal};
 
 /// A daemon that watches one folder, and a place beside it on the same disk.
 struct Watched {
@@ -152,7 +152,10 @@ fn each_change_is_told_once() {
     watched.expect(&["+a.md", "*a.md", "a.md>b.md", "-b.md"]);
     let events = watched.events();
     let (path, data) = (watched.root.join("b.md").display().to_string(), &events[2]["data"]);
-    assert_eq!((data["name"].as_str(), data["size"].as_i64(), data["mime"].as_str()), (Some("b.md"), Some(7), Some("text/markdown")));
+    assert_eq!(
+        (data["name"].as_str(), data["size"].as_i64(), data["mime"].as_str()),
+        (Some("b.md"), Some(7), Some("text/markdown"))
+    );
     assert_eq!((events[2]["source"].as_str(), events[2]["subject"].as_str()), (Some("files/t"), Some(path.as_str())));
     assert_eq!(events[2]["trust"], "owner");
     assert!(data["modified"].as_str().is_some_and(|at| at.ends_with('Z') && at.len() == 24), "{data}");
@@ -327,7 +330,8 @@ fn strange_names_are_told() {
     let events = watched.events();
     let bad = events.iter().find(|event| event["data"]["path_bytes"].is_string()).expect("the exact bytes are told");
     assert_eq!(bad["data"]["name"], "bad-\u{FFFD}\u{FFFD}.md");
-    fs::rename(watched.root.join(OsStr::from_bytes(b"bad-\xFF\xFE.md")), watched.root.join("good.md")).expect("renamed");
+    fs::rename(watched.root.join(OsStr::from_bytes(b"bad-\xFF\xFE.md")), watched.root.join("good.md"))
+        .expect("renamed");
     watched.expect_any_order(&[&names[..], &["bad-\u{FFFD}\u{FFFD}.md>good.md"]].concat());
 }
 
@@ -352,6 +356,26 @@ fn a_burst_is_told_completely() {
     watched.sentinel();
     let counts = created(&watched);
     assert_eq!((counts.len(), counts.values().max()), (2000, Some(&1)));
+}
+
+/// Goal: when the kernel drops its messages, everything is compared and nothing is lost.
+#[test]
+fn dropped_messages_are_made_good() {
+    let mut watched = Watched::empty();
+    watched.write("d/known.md", "x");
+    watched.expect(&["+d/known.md"]);
+    // Each file makes four messages; the kernel keeps 16,384 for a program that does not read them.
+    signal(watched.daemon.pid(), "STOP");
+    for n in 0..5000 {
+        watched.write(&format!("d/f{n}.md"), "x");
+    }
+    watched.remove("d/known.md");
+    signal(watched.daemon.pid(), "CONT");
+    watched.daemon.wait("every file", || (watched.events().len() >= 5002).then_some(()));
+    watched.sentinel();
+    let told = watched.told();
+    assert_eq!((told.len(), told.iter().filter(|word| *word == "-d/known.md").count()), (5002, 1));
+    assert!(watched.daemon.log().contains("The kernel dropped messages"), "the test made the queue overflow");
 }
 
 /// Goal: killed again and again during a burst, the daemon tells each file once.
@@ -383,17 +407,12 @@ fn a_root_may_go_and_come_back() {
     });
     let away = watched.beside.join("away");
     fs::rename(&watched.root, &away).expect("the root is moved away");
-    let state = |watched: &Watched| {
-        let status = watched.daemon.get("/runtime/status").json;
-        status.to_string().contains("\"missing\"")
-    };
-    watched.daemon.wait("the state 'missing'", || state(&watched).then_some(()));
+    watched.daemon.wait("the state 'missing'", || watched.daemon.log().contains("state=Missing").then_some(()));
     fs::remove_file(away.join("lost.md")).expect("removed while away");
     fs::write(away.join("new.md"), "new").expect("made while away");
     assert_eq!(watched.told(), Vec::<String>::new());
     fs::rename(&away, &watched.root).expect("the root is back");
     watched.expect_any_order(&["-lost.md", "+new.md"]);
-    assert!(!state(&watched), "it is watched again");
     watched.write("kept.md", "changed");
     watched.expect_any_order(&["-lost.md", "+new.md", "*kept.md"]);
 }

@@ -167,26 +167,13 @@ impl Daemon {
 
     /// As [`Daemon::send`] with any body and no Content-Type of its own.
     pub fn send_bytes(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
-        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-            request.push_str("host: localhost\r\n");
-        }
-        for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
-        }
-        request.push_str("\r\n");
-        let mut bytes = request.into_bytes();
-        bytes.extend_from_slice(body);
+        let bytes = request(method, path, headers, body);
         self.raw(&bytes).unwrap_or_else(|error| panic!("{method} {path}: {error}; log: {}", self.log()))
     }
 
     /// Writes these bytes to a new connection and reads one answer.
     pub fn raw(&self, bytes: &[u8]) -> Result<Answer, String> {
-        let mut stream = self.connect();
-        stream.write_all(bytes).map_err(|error| error.to_string())?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).map_err(|error| error.to_string())?;
-        Answer::read(&answer).ok_or_else(|| format!("no HTTP answer: {}", String::from_utf8_lossy(&answer)))
+        exchange(&self.address, bytes)
     }
 
     /// A new connection with time limits.
@@ -220,6 +207,37 @@ impl Daemon {
         answer.json["items"].as_array().cloned().unwrap_or_default()
     }
 
+    /// Every item of a list over all its pages; `path` holds the query with `limit`.
+    pub fn all(&self, path: &str) -> Vec<Value> {
+        let (mut all, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = self.get(&format!("{path}&cursor={cursor}"));
+            all.extend(page.items());
+            match page.json["next_cursor"].as_str() {
+                Some(next) => next.clone_into(&mut cursor),
+                None => return all,
+            }
+        }
+    }
+
+    /// Waits until no delivery is open any more; fails when nothing ends for a while.
+    pub fn settle(&self) {
+        let (mut least, mut since) = (i64::MAX, Instant::now());
+        loop {
+            let bus = self.get("/debug/metrics").json["bus"].clone();
+            let counts = bus["open_by_consumer"].as_object().expect("counts of open deliveries");
+            let open: i64 = counts.values().filter_map(Value::as_i64).sum();
+            if open == 0 {
+                return;
+            }
+            if open < least {
+                (least, since) = (open, Instant::now());
+            }
+            assert!(since.elapsed() < PATIENCE, "these deliveries never end: {bus}; log: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Runs the command line against this daemon: exit code, stdout, stderr.
     pub fn cli(&self, args: &[&str]) -> (i32, String, String) {
         let output = command(&self.home).args(args).output().expect("the binary starts");
@@ -236,6 +254,69 @@ impl Drop for Daemon {
         let _dead = self.child.kill();
         let _ended = self.child.wait();
     }
+}
+
+/// A request as bytes, with Host and Content-Length, on a connection of its own.
+pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        head.push_str("host: localhost\r\n");
+    }
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    let mut bytes = head.into_bytes();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Writes these bytes to a new connection and reads one whole answer; for daemons that may be dead or die.
+pub fn exchange(address: &str, bytes: &[u8]) -> Result<Answer, String> {
+    let mut stream = TcpStream::connect(address).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
+    // A daemon that refuses early may close before it took everything: its answer still counts.
+    let written = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    let whole = Answer::read(&answer).filter(|answer| bytes.starts_with(b"HEAD ") || answer.is_whole());
+    whole.ok_or_else(|| format!("no HTTP answer: {written:?}, {read:?}, {}", String::from_utf8_lossy(&answer)))
+}
+
+/// A seed for random operations: `AMAN_TEST_SEED`, or a new one; told when the test fails.
+pub struct Seed(pub u64);
+
+impl Seed {
+    /// Takes the seed of this run.
+    pub fn take() -> Seed {
+        let given = std::env::var("AMAN_TEST_SEED").ok().and_then(|text| text.parse().ok());
+        Seed(given.unwrap_or_else(|| fastrand::u64(..1_000_000_000)))
+    }
+
+    /// A generator of its own for each `stream` of operations.
+    pub fn rng(&self, stream: u64) -> fastrand::Rng {
+        fastrand::Rng::with_seed(self.0.wrapping_mul(1_000_003).wrapping_add(stream))
+    }
+}
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("To repeat this: AMAN_TEST_SEED={}", self.0);
+        }
+    }
+}
+
+/// Writes a skill with one script into `home`; `metadata` are lines such as `aman.on: a.b`.
+pub fn write_skill(home: &Path, name: &str, metadata: &[&str], script: &str) {
+    let path = home.join("skills").join(name);
+    std::fs::create_dir_all(path.join("scripts")).expect("a folder for the skill");
+    let metadata: String = metadata.iter().map(|line| format!("  {line}\n")).collect();
+    let text =
+        format!("---\nname: {name}\ndescription: A test.\nmetadata:\n  aman.run: sh scripts/run.sh\n{metadata}---\n");
+    std::fs::write(path.join("SKILL.md"), text).expect("SKILL.md");
+    std::fs::write(path.join("scripts/run.sh"), script).expect("script");
 }
 
 /// The binary with the environment of an isolated daemon in `home`.
@@ -289,6 +370,22 @@ impl Answer {
         self.json["code"].as_str().unwrap_or_default()
     }
 
+    /// False when the connection ended before the whole body had come.
+    fn is_whole(&self) -> bool {
+        let promised = self.header("content-length").and_then(|text| text.parse::<usize>().ok());
+        promised.is_none_or(|length| self.body.len() >= length)
+    }
+
+    /// The names of the fields that a problem complains of.
+    pub fn fields(&self) -> Vec<&str> {
+        self.json["errors"].as_array().into_iter().flatten().filter_map(|error| error["field"].as_str()).collect()
+    }
+
+    /// The items of a list.
+    pub fn items(&self) -> Vec<Value> {
+        self.json["items"].as_array().unwrap_or_else(|| panic!("no list: {self:?}")).clone()
+    }
+
     /// Reads the first answer in `bytes`.
     pub fn read(bytes: &[u8]) -> Option<Answer> {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
@@ -323,6 +420,8 @@ pub struct Stream {
     lines: BufReader<TcpStream>,
     /// The answer's status.
     pub status: u16,
+    /// The answer's headers, names in lower case.
+    pub headers: Vec<(String, String)>,
 }
 
 /// One server-sent event.
@@ -337,42 +436,65 @@ pub struct Frame {
 }
 
 impl Stream {
-    /// Opens `path` with these headers; panics unless it answers. HTTP/1.0, so that no chunks come between the lines.
+    /// Opens `path` with these headers; panics unless it answers.
     pub fn open(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Stream {
-        let mut socket = daemon.connect();
+        Stream::connect(&daemon.address, path, headers).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// As [`Stream::open`], for daemons that may be dead or die. HTTP/1.0, so that no chunks come between the lines.
+    pub fn connect(address: &str, path: &str, headers: &[(&str, &str)]) -> Result<Stream, std::io::Error> {
+        let mut socket = TcpStream::connect(address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         let mut request = format!("GET {path} HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n");
         for (name, value) in headers {
             request.push_str(&format!("{name}: {value}\r\n"));
         }
         request.push_str("\r\n");
-        socket.write_all(request.as_bytes()).expect("the request is sent");
-        let mut lines = BufReader::new(socket);
-        let mut status = String::new();
-        lines.read_line(&mut status).expect("a status line");
-        let status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        socket.write_all(request.as_bytes())?;
+        let mut stream = Stream { lines: BufReader::new(socket), status: 0, headers: Vec::new() };
+        let first = stream.line()?;
+        stream.status = first.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(std::io::ErrorKind::Other)?;
         loop {
-            let mut header = String::new();
-            lines.read_line(&mut header).expect("a header");
-            if header.trim().is_empty() {
-                return Stream { lines, status };
-            }
+            let header = stream.line()?;
+            let Some((name, value)) = header.split_once(':') else { return Ok(stream) };
+            stream.headers.push((name.to_lowercase(), value.trim().to_owned()));
+        }
+    }
+
+    /// Changes how long [`Stream::try_next`] waits.
+    pub fn set_patience(&self, patience: Duration) {
+        self.lines.get_ref().set_read_timeout(Some(patience)).expect("a time limit");
+    }
+
+    /// The next whole line without its end; an error when the stream ends before that.
+    pub fn line(&mut self) -> Result<String, std::io::Error> {
+        let mut line = String::new();
+        self.lines.read_line(&mut line)?;
+        match line.strip_suffix('\n') {
+            Some(whole) => Ok(whole.trim_end_matches('\r').to_owned()),
+            None => Err(std::io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
     /// The next event; none when the stream ends. Comments and `retry:` are passed over.
     pub fn next(&mut self) -> Option<Frame> {
+        match self.try_next() {
+            Ok(frame) => Some(frame),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => None,
+            Err(error) => panic!("the stream is not readable: {error}"),
+        }
+    }
+
+    /// As [`Stream::next`]; an error of kind `UnexpectedEof` when the stream ends.
+    pub fn try_next(&mut self) -> Result<Frame, std::io::Error> {
         let mut frame = Frame::default();
         loop {
-            let mut line = String::new();
-            if self.lines.read_line(&mut line).expect("the stream is readable") == 0 {
-                return None;
-            }
-            let line = line.trim_end_matches(['\r', '\n']);
+            let line = self.line()?;
             match line.split_once(": ") {
                 Some(("id", id)) => id.clone_into(&mut frame.id),
                 Some(("event", event)) => event.clone_into(&mut frame.event),
                 Some(("data", data)) => frame.data = serde_json::from_str(data).expect("data is JSON"),
-                _ if line.is_empty() && !frame.data.is_null() => return Some(frame),
+                _ if line.is_empty() && !frame.data.is_null() => return Ok(frame),
                 _ => {}
             }
         }

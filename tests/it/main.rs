@@ -1,6 +1,11 @@
 //! The integration tests, one binary: each module is a feature or a rule.
 
 mod bus;
+mod crash;
+mod files;
 mod harness;
+mod http;
+mod model;
 mod sandbox;
+mod skills;
 mod tidy;

@@ -129,11 +129,11 @@ fn effects_are_applied() {
 #[test]
 fn surroundings_are_scrubbed() {
     let script = r#"
-        : > "$AMAN_WORK_DIR/mine"
+        touch "$AMAN_WORK_DIR/mine"
         names=$(env | cut -d= -f1 | sort | tr '\n' ' ')
         token=hidden; cat "$AMAN_DATA/token" "$AMAN_DATA/aman.db" > /dev/null 2>&1 && token=seen
-        other=kept; : > "$AMAN_DATA/made" 2> /dev/null && other=made
-        self=kept; : > "$AMAN_SKILL_DIR/made" 2> /dev/null && self=made
+        other=kept; touch "$AMAN_DATA/made" 2> /dev/null && other=made
+        self=kept; touch "$AMAN_SKILL_DIR/made" 2> /dev/null && self=made
         printf '{"publish": [{"type": "t.seen", "data": {"names": "%s", "home": "%s", "work": "%s", "pwd": "%s",
             "token": "%s", "other": "%s", "self": "%s", "files": %d, "delivery": "%s", "attempt": "%s"}}]}' \
             "$names" "$HOME" "$AMAN_WORK_DIR" "$(pwd)" "$token" "$other" "$self" "$(ls "$HOME" | wc -l)" \
@@ -253,7 +253,7 @@ fn changed_content_is_untrusted() {
     fs::write(path.join("scripts/run.sh"), "echo '{\"publish\": [{\"type\": \"t.new\"}]}'").expect("script");
     let waiting = daemon.push("t.ask", json!({}));
     daemon.wait("the change to be noticed", || (daemon.get("/skill/theirs").json["trusted"] == false).then_some(()));
-    assert_eq!(daemon.recent("t.new"), [json!({}); 0], "the new content has not run");
+    assert!(daemon.recent("t.new").is_empty(), "the new content has not run");
     let event = daemon.push("t.ask", json!({}));
     assert_eq!(reason(&daemon, &event, "theirs"), "untrusted");
 
@@ -368,13 +368,14 @@ fn inbox_is_triaged() {
     assert_eq!(journal.lines().filter(|line| line.starts_with("- ")).count(), NASTY.len() + 1, "{journal}");
 
     fs::write(home.join("inbox-rules.txt"), "mine name *.own\r\nleave name *\n").expect("rules");
+    drop_file(home, "by others.txt", "stays");
     drop_file(home, "a.own", "by own rules");
     daemon.wait("the file by own rules", || files(&home.join("filed/mine")).into_iter().next());
-    // The digest counts the same changes, each once.
+    // The digest counts the same changes, each once; what the source takes for half a file is no change yet.
     let digest = daemon.wait("the digest", || files(&home.join("digests")).into_iter().next());
-    let lines =
-        || fs::read_to_string(&digest).unwrap_or_default().lines().filter(|line| line.contains(" created `")).count();
+    let lines = || fs::read_to_string(&digest).unwrap_or_default().matches(" created `").count();
     daemon.wait("every creation in the digest", || (lines() == NASTY.len() + 3).then_some(()));
+    assert!(home.join("inbox/by others.txt").exists());
 }
 
 /// Goal: SIGKILL at any moment leaves no file lost, filed twice or written down twice.

@@ -299,3 +299,7 @@ fn is_own(origin: &str, host: &str) -> bool {
     let with_port = |text: &str| text.strip_suffix(":80").unwrap_or(text).to_ascii_lowercase();
     with_port(place) == with_port(host)
 }
+
+#[cfg(test)]
+#[path = "auth_tests.rs"]
+mod tests;

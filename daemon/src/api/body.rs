@@ -246,11 +246,13 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn check(json: &str) -> Result<(Option<String>, String), Vec<(String, String)>> {
-        let mut fields = Fields::read(&HeaderMap::new(), json.as_bytes())
-            .map_err(|p| p.fields.into_iter().map(|f| (f.field, f.reason)).collect::<Vec<_>>())?;
+    type Wrong = Vec<(String, String)>;
+
+    fn check(json: &str) -> Result<(Option<String>, String), Wrong> {
+        let wrong = |problem: Problem| problem.fields.into_iter().map(|f| (f.field, f.reason)).collect::<Wrong>();
+        let mut fields = Fields::read(&HeaderMap::new(), json.as_bytes()).map_err(wrong)?;
         let (reason, name) = (fields.text("reason"), fields.required_text("fingerprint"));
-        fields.done().map_err(|p| p.fields.into_iter().map(|f| (f.field, f.reason)).collect::<Vec<_>>())?;
+        fields.done().map_err(wrong)?;
         Ok((reason, name))
     }
 

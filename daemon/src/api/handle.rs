@@ -14,7 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::auth::Passed;
 use super::body::{Body, Reply};
 use super::problem::Problem;
-use super::routes::{Confirm, Found, Handling, Mounted};
+use super::routes::{Confirm, Found, Handling, Mounted, Params};
 use super::{App, Call, audit, body};
 use crate::id::TraceId;
 
@@ -91,11 +91,7 @@ async fn answer(
     if let Passed::Listed(origin) = passed {
         progress.origin = Some(origin);
     }
-    let (mounted, params) = route(app, &parts, progress.origin.is_some())?;
-    let (mounted, params) = match (mounted, params) {
-        (Some(mounted), params) => (mounted, params),
-        (None, _) => return preflight(),
-    };
+    let Some((mounted, params)) = route(app, &parts, progress.origin.is_some())? else { return Ok(preflight()) };
     progress.mounted = Some(Arc::clone(&mounted));
     let principal = app.gate.admit(mounted.route.scope, &parts.headers).map_err(early)?;
     let draft = audit::Draft::new(app, &mounted.route, principal.as_ref(), &parts.headers, &parts.uri, trace);
@@ -114,16 +110,16 @@ async fn answer(
 }
 
 /// The route of a request; none for a CORS preflight of a listed origin.
-fn route(app: &App, parts: &Parts, listed: bool) -> Result<(Option<Arc<Mounted>>, Vec<(String, String)>), Problem> {
+fn route(app: &App, parts: &Parts, listed: bool) -> Result<Option<(Arc<Mounted>, Params)>, Problem> {
     let table = app.routes.load();
     let path = parts.uri.path();
     let preflight =
         parts.method == Method::OPTIONS && parts.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     if listed && preflight && table.methods_of(path).is_some() {
-        return Ok((None, Vec::new()));
+        return Ok(None);
     }
     match table.find(&parts.method, path)? {
-        Found::Route(mounted, params) => Ok((Some(mounted), params)),
+        Found::Route(mounted, params) => Ok(Some((mounted, params))),
         Found::OtherMethods(allow) => Err(Problem::method_not_allowed(path, &allow)),
         Found::Nothing => {
             let detail = format!("There is no route {path}. GET /openapi.json lists them.");
@@ -132,14 +128,14 @@ fn route(app: &App, parts: &Parts, listed: bool) -> Result<(Option<Arc<Mounted>>
     }
 }
 
-fn preflight() -> Result<Reply, Problem> {
+fn preflight() -> Reply {
     let mut reply = body::raw(StatusCode::OK, "{}");
     reply.headers = vec![
         (header::ACCESS_CONTROL_ALLOW_METHODS, CORS_METHODS),
         (header::ACCESS_CONTROL_ALLOW_HEADERS, CORS_HEADERS),
         (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600")),
     ];
-    Ok(reply)
+    reply
 }
 
 /// Phase and confirmation, for callers that are known.

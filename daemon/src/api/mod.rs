@@ -123,7 +123,7 @@ pub struct Call {
     uri: Uri,
     headers: HeaderMap,
     body: Option<Incoming>,
-    params: Vec<(String, String)>,
+    params: routes::Params,
     route: Arc<Mounted>,
     principal: Option<Principal>,
     /// The trace that the client gave.

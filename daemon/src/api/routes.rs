@@ -157,10 +157,13 @@ pub struct Table {
     all: Vec<Arc<Mounted>>,
 }
 
+/// The values of a path by name, decoded.
+pub type Params = Vec<(String, String)>;
+
 /// What a path leads to.
 pub enum Found {
     /// A route, and the decoded values of its path.
-    Route(Arc<Mounted>, Vec<(String, String)>),
+    Route(Arc<Mounted>, Params),
     /// The path exists, the method does not; these do.
     OtherMethods(String),
     /// No such path.

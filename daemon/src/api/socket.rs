@@ -1,30 +1,44 @@
-//! The socket below a connection: ends it when the client takes nothing for a while, and gives hyper's own refusals a
-//! body.
+//! The socket below a connection. It ends the connection when the client takes nothing for a while, gives hyper's own
+//! refusals a body, and closes so that a client that is still sending can read its answer.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::{StatusCode, header};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::body::Body;
+use super::problem::Problem;
+use crate::id::TraceId;
+
 /// How long a client may take nothing of what is sent.
 const STALL_MAX: Duration = Duration::from_secs(10);
+/// How long, and how much, is read and thrown away after the last answer. Closing with unread bytes would reset the
+/// connection, and the client could lose the answer.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 16 << 20;
 
 /// A TCP stream that does not wait for ever.
 pub struct Socket {
     io: TokioIo<TcpStream>,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// What is sent in place of a refusal of hyper's own: the bytes, and how many of them are sent.
+    refusal: Option<(Vec<u8>, usize)>,
+    /// Runs while the rest of what the client sends is thrown away, with how much of it there was.
+    lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl Socket {
     /// Wraps `stream`.
     pub fn new(stream: TcpStream) -> Socket {
-        Socket { io: TokioIo::new(stream), stalled: None }
+        Socket { io: TokioIo::new(stream), stalled: None, refusal: None, lingering: None }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -38,6 +52,63 @@ impl Socket {
         }
         Poll::Pending
     }
+
+    /// Sends the refusal, then says that the `replaced` bytes of hyper's are written.
+    fn poll_refusal(&mut self, cx: &mut Context<'_>, replaced: usize) -> Poll<io::Result<usize>> {
+        while let Some((bytes, sent)) = &mut self.refusal {
+            let written = Pin::new(&mut self.io).poll_write(cx, &bytes[*sent..]);
+            *sent += ready!(written)?;
+            if *sent == bytes.len() {
+                self.refusal = None;
+            }
+        }
+        Poll::Ready(Ok(replaced))
+    }
+
+    /// Throws away what the client still sends, until it ends or there was enough of it.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (timer, seen) = self.lingering.get_or_insert_with(|| (Box::pin(tokio::time::sleep(LINGER_MAX)), 0));
+        let mut thrown = [0_u8; 4096];
+        while *seen < LINGER_BYTES_MAX && timer.as_mut().poll(cx).is_pending() {
+            let mut buffer = ReadBuf::new(&mut thrown);
+            match ready!(Pin::new(self.io.inner_mut()).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => *seen += buffer.filled().len(),
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The problem to send in place of `head`, if that is an answer that hyper made: ours never are without a body.
+fn refusal_for(head: &[u8]) -> Option<Vec<u8>> {
+    if !head.starts_with(b"HTTP/1.1 4") || !head.ends_with(b"\r\n\r\n") {
+        return None;
+    }
+    let text = std::str::from_utf8(head).ok()?;
+    if text.matches("\r\n\r\n").count() != 1 || !text.contains("\r\ncontent-length: 0\r\n") {
+        return None;
+    }
+    let problem = if text[9..].starts_with("400") {
+        Problem::new((StatusCode::BAD_REQUEST, "malformed_request"), "This is not a readable HTTP/1.1 request.")
+    } else {
+        let detail = "The request line and the headers are too long; together they may have 32 KiB.";
+        Problem::new((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"), detail)
+    };
+    let reply = problem.reply("", TraceId(fastrand::u128(1..).to_be_bytes()));
+    let Body::Full(Some(body)) = reply.body else { return None };
+    let mut out = format!(
+        "HTTP/1.1 {}\r\n{}: {}\r\n{}: close\r\n{}: {}\r\n\r\n",
+        reply.status,
+        header::CONTENT_TYPE,
+        reply.content_type,
+        header::CONNECTION,
+        header::CONTENT_LENGTH,
+        body.len(),
+    )
+    .into_bytes();
+    out.extend_from_slice(&body);
+    Some(out)
 }
 
 impl Read for Socket {
@@ -47,9 +118,8 @@ impl Read for Socket {
 }
 
 impl Write for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.watch(cx, written)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -57,7 +127,10 @@ impl Write for Socket {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+        }
+        self.poll_linger(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -67,9 +140,39 @@ impl Write for Socket {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        if let [head] = bufs
+            && self.refusal.is_none()
+        {
+            self.refusal = refusal_for(head).map(|bytes| (bytes, 0));
+        }
+        let written = if self.refusal.is_some() {
+            let replaced = bufs.iter().map(|buf| buf.len()).sum();
+            self.poll_refusal(cx, replaced)
+        } else {
+            Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        };
         self.watch(cx, written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_answers_of_hyper_are_replaced() {
+        let own = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let text = String::from_utf8(refusal_for(own).expect("replaced")).expect("text");
+        assert!(text.starts_with("HTTP/1.1 431 ") && text.contains("headers_too_large"), "{text}");
+        for ours in [
+            &b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}"[..],
+            b"HTTP/1.1 404 Not Found\r\ncontent-length: 20\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 4",
+        ] {
+            assert_eq!(refusal_for(ours), None);
+        }
     }
 }

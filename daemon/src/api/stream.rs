@@ -15,6 +15,7 @@ use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, HeaderName, HeaderValue};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
@@ -57,8 +58,12 @@ impl Filter {
 }
 
 type Woken = (watch::Receiver<EventSeq>, CancellationToken, bool);
-/// The head before the page was read, and the page.
-type Page = Pin<Box<dyn Future<Output = Result<(EventSeq, Vec<Event>), Error>> + Send>>;
+/// Events that were read from disk, as frames.
+struct Page {
+    /// Everything up to here is in it or was filtered out.
+    last: EventSeq,
+    frames: Vec<u8>,
+}
 
 /// An open stream.
 pub struct Stream {
@@ -66,14 +71,15 @@ pub struct Stream {
     tail: Tail,
     /// Everything up to here was shown or filtered out.
     cursor: EventSeq,
-    filter: Filter,
+    filter: Arc<Filter>,
     view: View,
     named: bool,
     /// Sent before anything else.
     prelude: Option<Bytes>,
     /// Becomes ready when the head moved or the daemon stops.
     wake: ReusableBoxFuture<'static, Woken>,
-    page: Option<Page>,
+    /// Being read while the page before it is sent.
+    page: Option<JoinHandle<Result<Page, Error>>>,
     /// Fires when a heartbeat or metrics may be due.
     timer: Pin<Box<Sleep>>,
     sent_at: Instant,
@@ -102,13 +108,17 @@ impl Stream {
             return self.send(prelude);
         }
         loop {
-            if let Some(page) = &mut self.page {
-                let Poll::Ready(read) = page.as_mut().poll(cx) else { return self.idle(cx) };
+            if let Some(reading) = &mut self.page {
+                let Poll::Ready(read) = Pin::new(reading).poll(cx) else { return self.idle(cx) };
                 self.page = None;
-                match read {
-                    Ok((head, events)) => {
-                        if let Some(bytes) = self.take_page(head, &events) {
-                            return self.send(bytes);
+                match read.map_err(Error::internal("reading a page")).flatten() {
+                    Ok(page) => {
+                        self.cursor = self.cursor.max(page.last);
+                        if matches!(self.tail.next(self.cursor), Next::Behind) {
+                            self.page = Some(self.read_page());
+                        }
+                        if !page.frames.is_empty() {
+                            return self.send(page.frames.into());
                         }
                     }
                     Err(error) => {
@@ -135,13 +145,7 @@ impl Stream {
                         return self.send(bytes);
                     }
                 }
-                Next::Behind => {
-                    let (store, cursor, head) = (self.app.store.clone(), self.cursor, self.app.live.head());
-                    self.page = Some(Box::pin(async move {
-                        let ids = store.ids();
-                        store.read(move |conn| events::after(conn, ids, cursor)).await.map(|events| (head, events))
-                    }));
-                }
+                Next::Behind => self.page = Some(self.read_page()),
                 Next::UpToDate => match self.wake.poll(cx) {
                     Poll::Ready((_, _, true)) => {
                         self.over = true;
@@ -169,13 +173,25 @@ impl Stream {
         if gathered.is_empty() { first } else { gathered.into() }
     }
 
-    fn take_page(&mut self, head: EventSeq, events: &[Event]) -> Option<Bytes> {
-        // Nothing after the cursor is left on disk: what the tail holds is next, even if numbers were skipped.
-        let Some(last) = events.last().map(|event| event.sequence) else {
-            self.cursor = self.cursor.max(head);
-            return None;
-        };
-        self.take(&events.iter().collect::<Vec<_>>(), last)
+    /// Reads and encodes what follows the cursor on disk, off the async threads.
+    fn read_page(&self) -> JoinHandle<Result<Page, Error>> {
+        let (store, filter) = (self.app.store.clone(), Arc::clone(&self.filter));
+        let (cursor, view, named) = (self.cursor, self.view, self.named);
+        let head = self.app.live.head();
+        tokio::spawn(async move {
+            let ids = store.ids();
+            let read = store.read(move |conn| {
+                let events = events::after(conn, ids, cursor)?;
+                // Nothing after the cursor is left on disk: what the tail holds is next, even if numbers were skipped.
+                let last = events.last().map_or(head, |event| event.sequence);
+                let mut frames = Vec::with_capacity(events.len() * 512);
+                for event in events.iter().filter(|event| filter.wants(event)) {
+                    write_frame(&mut frames, event, view, named);
+                }
+                Ok(Page { last, frames })
+            });
+            read.await
+        })
     }
 
     fn take(&mut self, events: &[&Event], last: EventSeq) -> Option<Bytes> {
@@ -327,7 +343,7 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         prelude: Some(format!("retry: 2000\n\n{}", reset.unwrap_or_default()).into()),
         tail,
         cursor,
-        filter: wanted.filter,
+        filter: Arc::new(wanted.filter),
         view,
         named: wanted.named,
         page: None,

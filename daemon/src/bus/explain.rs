@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::Standing;
 use super::publish::Bus;
 use super::router::{Decision, Entry, Reason, Router, decode, describe, describe_rule, values};
-use super::Standing;
 use crate::error::Error;
 use crate::event::Event;
 use crate::store::{consumers, events};

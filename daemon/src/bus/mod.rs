@@ -5,9 +5,9 @@ pub mod dispatch;
 pub mod effects;
 pub mod explain;
 pub mod live;
+mod publish;
 pub mod retry;
 pub mod router;
-mod publish;
 mod settle;
 
 use std::future::Future;

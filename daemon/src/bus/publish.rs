@@ -252,9 +252,10 @@ impl Bus {
             });
         }
         let load = self.inner.store.load();
-        let first_refused = publish.events.iter().any(|event| {
-            event.priority == Priority::Low || event.delivery == crate::event::Delivery::AtMostOnce
-        });
+        let first_refused = publish
+            .events
+            .iter()
+            .any(|event| event.priority == Priority::Low || event.delivery == crate::event::Delivery::AtMostOnce);
         let full = load >= 1.0 || (first_refused && load >= self.inner.settings.high_water);
         if full || self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.max_pending {
             self.inner.stats.refused.fetch_add(1, Ordering::Relaxed);
@@ -413,7 +414,8 @@ impl Inner {
 fn check(publish: &Publish) -> Result<(), Error> {
     let batch = publish.events.len() > 1;
     for (n, event) in publish.events.iter().enumerate() {
-        let checked = event.check().and_then(|()| if publish.origin.internal { Ok(()) } else { event.check_names_free() });
+        let checked =
+            event.check().and_then(|()| if publish.origin.internal { Ok(()) } else { event.check_names_free() });
         checked.map_err(|error| if batch { error.at(&format!("/{n}")) } else { error })?;
     }
     Ok(())
@@ -497,12 +499,7 @@ fn answered_before(
     serde_json::from_str(&kept.answer).map(Some).map_err(Error::internal("reading a kept answer"))
 }
 
-fn keep(
-    tx: &crate::store::Tx<'_>,
-    request: &Idempotency,
-    answers: &[Accepted],
-    until_ms: Millis,
-) -> Result<(), Error> {
+fn keep(tx: &crate::store::Tx<'_>, request: &Idempotency, answers: &[Accepted], until_ms: Millis) -> Result<(), Error> {
     let answer = serde_json::to_string(answers).map_err(Error::internal("keeping an answer"))?;
     events::keep_answer(tx, &request.key, &KeptAnswer { body: request.body, status: 202, answer }, until_ms)
 }

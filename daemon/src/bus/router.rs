@@ -159,9 +159,9 @@ impl Router {
             let decision = match entry.spec.standing {
                 Standing::Disabled => entry.decision(group[0].1, Reason::Disabled, None),
                 Standing::Untrusted => entry.decision(group[0].1, Reason::Untrusted, None),
-                Standing::Active => entry.decide(group.iter().map(|place| place.1), &mut || {
-                    bytes.get_or_insert_with(&mut json).clone()
-                }),
+                Standing::Active => {
+                    entry.decide(group.iter().map(|place| place.1), &mut || bytes.get_or_insert_with(&mut json).clone())
+                }
             };
             if decision.reason == Reason::Matched {
                 let serial = entry.spec.concurrency == Concurrency::Serial;
@@ -278,7 +278,11 @@ pub fn describe_rule(rule: &Rule) -> String {
 pub fn values(condition: &str, event: &Value) -> Map<String, Value> {
     let Ok(expr) = crate::expr::Expr::compile(condition) else { return Map::new() };
     let at = |path: &str| {
-        path.trim_start_matches('.').split('.').filter(|key| !key.is_empty()).fold(event, |value, key| &value[key]).clone()
+        path.trim_start_matches('.')
+            .split('.')
+            .filter(|key| !key.is_empty())
+            .fold(event, |value, key| &value[key])
+            .clone()
     };
     expr.paths().into_iter().map(|path| (path.clone(), at(&path))).collect()
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::Failure;
 use super::effects::{Effects, NewIntent, NewNotification};
 use super::publish::Bus;
 use super::router::Entry;
-use super::Failure;
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::{Delivery as Mode, NewEvent};
@@ -55,7 +55,10 @@ struct Burial {
 pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Settled {
     let depth_max = bus.inner.settings.max_causation_depth;
     if !effects.publish.is_empty() && ready.event.depth + 1 > depth_max {
-        let failure = Failure::new(format!("Its effects would be number {} of a chain; at most {depth_max}.", ready.event.depth + 1));
+        let failure = Failure::new(format!(
+            "Its effects would be number {} of a chain; at most {depth_max}.",
+            ready.event.depth + 1
+        ));
         return die(bus, entry, ready, Reason::CausationLoop, failure).await;
     }
     if let Some((n, error)) = effects.publish.iter().enumerate().find_map(|(n, e)| e.check().err().map(|e| (n, e))) {
@@ -278,7 +281,11 @@ pub(super) async fn recover(bus: &Bus) -> Result<(), Error> {
             Mode::ExactlyOnce if one.outside => Some(Reason::UnknownOutcome),
             Mode::ExactlyOnce | Mode::AtLeastOnce => None,
         };
-        tracing::warn!(event = one.event.id(), attempt = one.attempt, "A delivery was cut off by the last end of the daemon.");
+        tracing::warn!(
+            event = one.event.id(),
+            attempt = one.attempt,
+            "A delivery was cut off by the last end of the daemon."
+        );
         let router = bus.router();
         match (reason, router.by_id(one.consumer)) {
             (Some(reason), Some(entry)) => {
@@ -305,5 +312,12 @@ pub(super) async fn recover(bus: &Bus) -> Result<(), Error> {
 }
 
 fn ready_of(one: &CutOff) -> Ready {
-    Ready { id: one.id, consumer: one.consumer, event: Arc::clone(&one.event), attempt: one.attempt, next_ms: None, keyed: false }
+    Ready {
+        id: one.id,
+        consumer: one.consumer,
+        event: Arc::clone(&one.event),
+        attempt: one.attempt,
+        next_ms: None,
+        keyed: false,
+    }
 }

@@ -39,7 +39,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("http.allowed_hosts", "[]", "Host names besides localhost that requests may name."),
     setting("http.allowed_origins", "[]", "Web origins that may call the API."),
     setting("http.allow_remote", "false", "Allows a bind address beyond loopback."),
-    setting("http.public_stream", "\"metadata\"", "What /events/stream shows without credentials: metadata, full, off."),
+    setting(
+        "http.public_stream",
+        "\"metadata\"",
+        "What /events/stream shows without credentials: metadata, full, off.",
+    ),
     setting("http.strict_confirm", "false", "Asks for x-aman-confirm on more actions; on when bound beyond loopback."),
     setting("http.max_connections", "4096", "Connections open at one time."),
     setting("bus.durability", "\"full\"", "full survives power loss, normal survives a crash of the process only."),
@@ -252,8 +256,7 @@ impl Layers {
                 Some((value, origin)) => (serde_json::to_value(value).unwrap_or_default(), *origin),
                 None => (serde_json::Value::Null, Origin::Default),
             };
-            let value =
-                if setting.secret { serde_json::json!({ "populated": !value.is_null() }) } else { value };
+            let value = if setting.secret { serde_json::json!({ "populated": !value.is_null() }) } else { value };
             Effective { key: setting.key.to_owned(), value, origin }
         });
         (effective.collect(), self.warnings, self.wrong)

@@ -12,6 +12,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -147,6 +148,8 @@ struct Inner {
     sandbox: Sandbox,
     probed: Option<Enforced>,
     loaded: RwLock<BTreeMap<String, Arc<Skill>>>,
+    /// Set while a reload waits to begin that a run asked for: one is enough for all who ask.
+    asked: AtomicBool,
     /// Held while something changes, so that changes follow each other.
     changing: tokio::sync::Mutex<()>,
 }
@@ -183,6 +186,7 @@ impl Skills {
                 sandbox,
                 probed,
                 loaded: RwLock::default(),
+                asked: AtomicBool::new(false),
                 changing: tokio::sync::Mutex::default(),
                 settings,
             }),
@@ -398,11 +402,17 @@ impl Inner {
     }
 }
 
-/// Reads the skills again, without holding up who asks. Many may ask at once: each reload finds what is there.
+/// Reads the skills again, without holding up who asks.
 fn reload_later(inner: Weak<Inner>) -> OnChange {
     Arc::new(move || {
         let Some(inner) = inner.upgrade() else { return };
+        if inner.asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
         tokio::spawn(async move {
+            drop(inner.changing.lock().await);
+            // What changes from here on this reload may miss, so the next to ask gets one of its own.
+            inner.asked.store(false, Ordering::Release);
             if let Err(error) = (Skills { inner }).reload(|_| Ok(())).await {
                 tracing::warn!(%error, "The skills could not be read again.");
             }

@@ -1,5 +1,6 @@
 //! The consumer behind a skill with a script: event in, sandbox, effects out.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -212,7 +213,7 @@ impl WorkFolder {
         };
         let path = below.join(format!("{}-{}", attempt.delivery_id, attempt.number));
         let _leftover = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).map_err(failed(&path))?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed(&path))?;
         let work = WorkFolder(path);
         // A right to write below the data folder is a right to have a place there.
         for folder in manifest.permissions.write.iter().filter(|path| path.starts_with(data)) {

@@ -15,9 +15,7 @@ pub fn ensure(tx: &Tx<'_>, name: &str, kind: &str) -> Result<(ConsumerId, EventS
     let known = tx
         .conn
         .prepare_cached("SELECT id, since FROM consumer WHERE name = ?1")
-        .and_then(|mut s| {
-            s.query_row([name], |row| Ok((ConsumerId(row.get(0)?), EventSeq(row.get(1)?)))).optional()
-        })
+        .and_then(|mut s| s.query_row([name], |row| Ok((ConsumerId(row.get(0)?), EventSeq(row.get(1)?)))).optional())
         .map_err(failed)?;
     if let Some(known) = known {
         return Ok(known);

@@ -319,7 +319,9 @@ pub fn groups(conn: &Connection) -> Result<Vec<Group>, Error> {
 pub fn with_fingerprint(tx: &Tx<'_>, fingerprint: &str, limit: usize) -> Result<Vec<DeliveryId>, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     tx.conn
-        .prepare_cached("SELECT delivery FROM dead_letter WHERE state = 0 AND fingerprint = ?1 ORDER BY delivery LIMIT ?2")
+        .prepare_cached(
+            "SELECT delivery FROM dead_letter WHERE state = 0 AND fingerprint = ?1 ORDER BY delivery LIMIT ?2",
+        )
         .map_err(unread)?
         .query_map(params![fingerprint, limit], |row| row.get(0).map(DeliveryId))
         .and_then(Iterator::collect)

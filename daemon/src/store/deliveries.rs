@@ -119,7 +119,8 @@ pub fn serial(conn: &Connection, ids: Ids, consumer: ConsumerId, limit: usize) -
             status.code()
         );
         let mut statement = conn.prepare_cached(&sql).map_err(unread)?;
-        let rows = statement.query_map(params![consumer.0, limit], |row| ready_of(ids, consumer, row)).map_err(unread)?;
+        let rows =
+            statement.query_map(params![consumer.0, limit], |row| ready_of(ids, consumer, row)).map_err(unread)?;
         for row in rows {
             found.push(row.map_err(unread)?);
         }
@@ -152,7 +153,9 @@ pub fn parallel(
             status.code()
         );
         let mut statement = conn.prepare_cached(&sql).map_err(unread)?;
-        let rows = statement.query_map(params![consumer.0, limit, now_ms], |row| ready_of(ids, consumer, row)).map_err(unread)?;
+        let rows = statement
+            .query_map(params![consumer.0, limit, now_ms], |row| ready_of(ids, consumer, row))
+            .map_err(unread)?;
         for row in rows {
             found.push(row.map_err(unread)?);
         }
@@ -180,7 +183,14 @@ pub fn claim(tx: &Tx<'_>, id: DeliveryId, lease_ms: Millis, outside: bool) -> Re
 }
 
 /// Ends a delivery; false when it had ended already, so that its effects must not be applied.
-pub fn end(tx: &Tx<'_>, id: DeliveryId, status: Status, attempt: u32, now_ms: Millis, result: Option<&Value>) -> Result<bool, Error> {
+pub fn end(
+    tx: &Tx<'_>,
+    id: DeliveryId,
+    status: Status,
+    attempt: u32,
+    now_ms: Millis,
+    result: Option<&Value>,
+) -> Result<bool, Error> {
     tx.conn
         .prepare_cached(
             "UPDATE delivery SET status = ?2, attempt = ?3, ended_ms = ?4, result = ?5, next_ms = NULL, lease_ms = NULL \
@@ -217,7 +227,13 @@ pub fn reopen(tx: &mut Tx<'_>, id: DeliveryId) -> Result<bool, Error> {
 }
 
 /// Keeps why an attempt failed.
-pub fn record_failure(tx: &Tx<'_>, id: DeliveryId, attempt: u32, now_ms: Millis, chain: &[String]) -> Result<(), Error> {
+pub fn record_failure(
+    tx: &Tx<'_>,
+    id: DeliveryId,
+    attempt: u32,
+    now_ms: Millis,
+    chain: &[String],
+) -> Result<(), Error> {
     let chain = serde_json::to_string(chain).map_err(Error::internal("encoding a failure"))?;
     tx.conn
         .prepare_cached("INSERT INTO failure (delivery, attempt, at_ms, chain) VALUES (?1, ?2, ?3, ?4)")
@@ -374,9 +390,11 @@ pub fn open_counts(conn: &Connection) -> Result<Vec<(String, i64)>, Error> {
 
 /// Consumers that have open deliveries, for the first look after a start.
 pub fn consumers_with_work(conn: &Connection) -> Result<Vec<(ConsumerId, Priority)>, Error> {
-    conn.prepare("SELECT id FROM consumer c WHERE EXISTS (SELECT 1 FROM delivery d WHERE d.consumer = c.id AND d.status < 3)")
-        .map_err(unread)?
-        .query_map([], |row| Ok((ConsumerId(row.get(0)?), Priority::High)))
-        .and_then(Iterator::collect)
-        .map_err(unread)
+    conn.prepare(
+        "SELECT id FROM consumer c WHERE EXISTS (SELECT 1 FROM delivery d WHERE d.consumer = c.id AND d.status < 3)",
+    )
+    .map_err(unread)?
+    .query_map([], |row| Ok((ConsumerId(row.get(0)?), Priority::High)))
+    .and_then(Iterator::collect)
+    .map_err(unread)
 }

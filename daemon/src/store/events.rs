@@ -258,9 +258,8 @@ fn find_duplicate(tx: &Tx<'_>, key: &[u8; 16], now_ms: Millis) -> Result<Option<
 
 fn forget_expired_keys(tx: &Tx<'_>, now_ms: Millis) -> Result<(), Error> {
     for table in ["dedup", "idempotency"] {
-        let sql = format!(
-            "DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE expires_ms <= ?1 LIMIT 512)"
-        );
+        let sql =
+            format!("DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE expires_ms <= ?1 LIMIT 512)");
         tx.conn.prepare_cached(&sql).and_then(|mut s| s.execute([now_ms])).map_err(failed)?;
     }
     Ok(())
@@ -366,10 +365,7 @@ fn select<'c>(conn: &'c Connection, rest: &str) -> Result<CachedStatement<'c>, E
 
 /// The event with this sequence.
 pub fn by_sequence(conn: &Connection, ids: Ids, sequence: EventSeq) -> Result<Option<Event>, Error> {
-    select(conn, "WHERE sequence = ?1")?
-        .query_row([sequence.0], |row| from_row(ids, row))
-        .optional()
-        .map_err(unread)
+    select(conn, "WHERE sequence = ?1")?.query_row([sequence.0], |row| from_row(ids, row)).optional().map_err(unread)
 }
 
 /// The events that have this id: none, one, or one for each of several sources. At most 100.
@@ -414,11 +410,13 @@ pub fn by_trace(conn: &Connection, ids: Ids, trace: TraceId, limit: usize) -> Re
 
 /// Events that `cause` had as effects, each with the delivery that it came from.
 pub fn effects_of(conn: &Connection, ids: Ids, cause: EventSeq) -> Result<Vec<(Event, Option<DeliveryId>)>, Error> {
-    conn.prepare_cached(&format!("SELECT {COLUMNS}, cause_delivery FROM event WHERE cause = ?1 ORDER BY sequence LIMIT 1000"))
-        .map_err(unread)?
-        .query_map([cause.0], |row| Ok((from_row(ids, row)?, row.get::<_, Option<i64>>(19)?.map(DeliveryId))))
-        .and_then(Iterator::collect)
-        .map_err(unread)
+    conn.prepare_cached(&format!(
+        "SELECT {COLUMNS}, cause_delivery FROM event WHERE cause = ?1 ORDER BY sequence LIMIT 1000"
+    ))
+    .map_err(unread)?
+    .query_map([cause.0], |row| Ok((from_row(ids, row)?, row.get::<_, Option<i64>>(19)?.map(DeliveryId))))
+    .and_then(Iterator::collect)
+    .map_err(unread)
 }
 
 /// The stored decision of an event, and its deliveries' first id and count.
@@ -569,7 +567,9 @@ pub fn kept_answer_in(tx: &Tx<'_>, key: &[u8; 32], now_ms: Millis) -> Result<Opt
 /// Keeps an answer for `key` until `expires_ms`.
 pub fn keep_answer(tx: &Tx<'_>, key: &[u8; 32], kept: &KeptAnswer, expires_ms: Millis) -> Result<(), Error> {
     tx.conn
-        .prepare_cached("INSERT OR REPLACE INTO idempotency (key, body, status, answer, expires_ms) VALUES (?1,?2,?3,?4,?5)")
+        .prepare_cached(
+            "INSERT OR REPLACE INTO idempotency (key, body, status, answer, expires_ms) VALUES (?1,?2,?3,?4,?5)",
+        )
         .and_then(|mut s| s.execute(params![key, kept.body, kept.status, kept.answer, expires_ms]))
         .map(|_| ())
         .map_err(failed)

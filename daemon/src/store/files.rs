@@ -111,16 +111,7 @@ pub fn apply(tx: &mut Tx<'_>, source: i64, updates: &[Update]) -> Result<(), Err
                     tx,
                     "INSERT OR REPLACE INTO file_seen (source, folder, name, size, mtime_ns, inode, device, born_ns) \
                      VALUES (?1,?2,?3,?4,?5,?6,?7,?8)",
-                    params![
-                        source,
-                        folder,
-                        name,
-                        seen.size,
-                        seen.mtime_ns,
-                        seen.inode,
-                        seen.device,
-                        seen.born_ns
-                    ],
+                    params![source, folder, name, seen.size, seen.mtime_ns, seen.inode, seen.device, seen.born_ns],
                 )?;
             }
             Update::Forget(path) => {

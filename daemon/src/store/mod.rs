@@ -149,7 +149,8 @@ impl Store {
         configure(&conn, durability)?;
         migrate::apply(&mut conn)?;
         let ids = Ids { node: migrate::node(&conn)? };
-        let counters = Counters { sequence: migrate::counter(&conn, "event")?, delivery: migrate::counter(&conn, "delivery")? };
+        let counters =
+            Counters { sequence: migrate::counter(&conn, "event")?, delivery: migrate::counter(&conn, "delivery")? };
         let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
         let (jobs, queue) = std::sync::mpsc::sync_channel(QUEUE_MAX);
         let hook: Arc<OnceLock<CommitHook>> = Arc::default();
@@ -252,15 +253,14 @@ impl Store {
         F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
     {
         let permits = Arc::clone(&self.inner.permits);
-        let permit = tokio::time::timeout(READ_WAIT, permits.acquire_owned())
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| Error::Busy {
-                code: "overloaded",
-                what: "All connections for reading are in use.".to_owned(),
-                retry_after_ms: 1000,
-            })?;
+        let permit =
+            tokio::time::timeout(READ_WAIT, permits.acquire_owned()).await.ok().and_then(Result::ok).ok_or_else(
+                || Error::Busy {
+                    code: "overloaded",
+                    what: "All connections for reading are in use.".to_owned(),
+                    retry_after_ms: 1000,
+                },
+            )?;
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -280,7 +280,9 @@ impl Store {
         let path = self.inner.path.clone();
         tokio::task::spawn_blocking(move || {
             let conn = Connection::open(path).map_err(Error::internal("opening the database"))?;
-            conn.pragma_update(None, "wal_checkpoint", "TRUNCATE").or_else(ignore_rows).map_err(Error::internal("checkpoint"))
+            conn.pragma_update(None, "wal_checkpoint", "TRUNCATE")
+                .or_else(ignore_rows)
+                .map_err(Error::internal("checkpoint"))
         })
         .await
         .map_err(Error::internal("checkpoint"))?
@@ -327,11 +329,7 @@ impl Inner {
 
 /// The answer while the database cannot be written.
 pub(crate) fn storage(why: &str) -> Error {
-    Error::Busy {
-        code: "storage",
-        what: format!("Nothing can be stored at the moment: {why}."),
-        retry_after_ms: 5000,
-    }
+    Error::Busy { code: "storage", what: format!("Nothing can be stored at the moment: {why}."), retry_after_ms: 5000 }
 }
 
 fn ignore_rows(error: rusqlite::Error) -> rusqlite::Result<()> {

@@ -88,7 +88,14 @@ pub struct Origin {
 }
 
 /// Adds an intent as an effect of a delivery.
-pub fn add(tx: &mut Tx<'_>, origin: &Origin, sink: &str, payload: &Value, now_ms: Millis, expires_ms: Millis) -> Result<(), Error> {
+pub fn add(
+    tx: &mut Tx<'_>,
+    origin: &Origin,
+    sink: &str,
+    payload: &Value,
+    now_ms: Millis,
+    expires_ms: Millis,
+) -> Result<(), Error> {
     let key = format!("aman-{:08x}-{}-{}", tx.ids().node, origin.delivery.0, origin.number);
     tx.conn
         .prepare_cached(

@@ -100,31 +100,48 @@ write_plan() {
 
 # Reads the plan; `to` may hold line breaks, so an x guards its end.
 read_plan() {
-    { read -r planned_inode; read -r line; read -r effects; } <"$plan"
+    { read -r inodes; read -r line; read -r effects; } <"$plan"
+    original=${inodes%% *}
     to=$(printf '%s\n' "$effects" | "$AMAN_BIN" jq -r '.result.to + "x"')
     to=${to%x}
+    beside=${to%/*}/.aman-$AMAN_DELIVERY_ID
 }
 
-# Moves without ever replacing a file. On one file system that is a single step.
+# Moves without ever replacing a file, so that at any moment the whole file is at one of the two places.
 move() {
-    if [ "$(stat -c %d -- "$from")" = "$(stat -c %d -- "$plans")" ]; then
+    rm -f -- "$beside"
+    # Where a hard link can be made, a move is a single step; elsewhere mv would copy, and leave half a file when cut off.
+    if ln -- "$from" "$beside" 2>/dev/null; then
+        rm -f -- "$beside"
         mv -n -- "$from" "$to" || true
-        [ "$(inode "$to")" = "$planned_inode" ]
+        [ "$(inode "$to")" = "$original" ]
     else
-        cp -p -- "$from" "$plan.copy"
-        mv -n -- "$plan.copy" "$to" || true
-        cmp -s -- "$from" "$to" && rm -f -- "$from"
+        cp -p -- "$from" "$beside"
+        printf '%s %s\n%s\n%s\n' "$original" "$(inode "$beside")" "$line" "$effects" >"$plan.new"
+        mv -f -- "$plan.new" "$plan"
+        if cmp -s -- "$from" "$beside" && mv -n -- "$beside" "$to" && [ ! -e "$beside" ]; then
+            rm -f -- "$from"
+        else
+            rm -f -- "$beside"
+            return 1
+        fi
     fi
 }
 
 # Leaves the file where the plan says. Fails when the plan cannot be kept and another one is needed.
 carry_out() {
     found=$(inode "$to")
-    if [ "$found" = "$planned_inode" ]; then
-        return 0
-    elif [ "$(inode "$from")" = "$planned_inode" ]; then
+    left=$(inode "$from")
+    case " $inodes " in
+        *" ${found:-none} "*)
+            # A copy that was cut off before its original was removed.
+            if [ "$left" = "$original" ] && cmp -s -- "$from" "$to"; then rm -f -- "$from"; fi
+            return 0
+            ;;
+    esac
+    if [ "$left" = "$original" ]; then
         move
-    elif [ -e "$from" ]; then
+    elif [ -n "$left" ]; then
         return 1
     elif [ -z "$found" ]; then
         nothing "the file is gone"

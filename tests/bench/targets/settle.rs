@@ -8,10 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aman::bus::{Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, Outcome, RetryPolicy, Rule, Standing};
-use aman::clock::Clock;
+use aman::bus::{
+    Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, Outcome, RetryPolicy, Rule, Standing,
+};
 use aman::config::{self, Flags};
 use aman::event::{Trust, TypePattern};
+use aman::start::Extras;
 
 use crate::daemon::{self, Aman};
 use crate::load::{self, Load};
@@ -52,7 +54,8 @@ pub fn serve() -> Res<()> {
         };
         let consumer: Arc<dyn Consumer> = Arc::new(Nothing);
         let config = config::load(&Flags::default())?;
-        let daemon = aman::start::start_with(config, Clock::System, vec![(spec, consumer)]).await?;
+        let extras = Extras { consumers: vec![(spec, consumer)], ..Extras::default() };
+        let daemon = aman::start::start_with(config, extras).await?;
         let mut out = std::io::stdout().lock();
         writeln!(out, "aman ready http://{}", daemon.address())?;
         out.flush()?;
@@ -78,7 +81,11 @@ pub fn run(bench: &mut Bench) -> Res<()> {
     let name = format!("settled/s, {WIDTH} wide, pushed by {PUSHERS}");
     bench.report.add(Row::ratio(8, &name, "/s", &rate, "push only", Wanted::AtLeast(0.5)));
     let row = Row::cost(8, "CPU to deliver and settle, on top of the push", "us", &above, Wanted::AtMost(60.0));
-    bench.report.add(row.note(format!("{:.1} us with it, {:.1} us without", median(&cpu.ours), median(&cpu.reference))));
+    bench.report.add(row.note(format!(
+        "{:.1} us with it, {:.1} us without",
+        median(&cpu.ours),
+        median(&cpu.reference)
+    )));
     Ok(())
 }
 
@@ -101,10 +108,7 @@ fn settle(aman: &Aman, events: u64) -> Res<Settled> {
     load::run(load)?;
     wait_settled(&aman.database())?;
     let secs = begun.elapsed().as_secs_f64();
-    Ok(Settled {
-        rate: events as f64 / secs,
-        cpu_each_us: cpu_us(&pids).saturating_sub(cpu) as f64 / events as f64,
-    })
+    Ok(Settled { rate: events as f64 / secs, cpu_each_us: cpu_us(&pids).saturating_sub(cpu) as f64 / events as f64 })
 }
 
 fn wait_settled(database: &Path) -> Res<()> {

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::entry::Entry;
+
 /// Paths that are remembered one by one; with more, the whole tree is compared instead.
 pub const PATHS_MAX: usize = 65_536;
 /// How long size and time must stand still when nothing told that a file is complete.
 pub const STABLE: Duration = Duration::from_secs(1);
-/// A path that never rests is looked at after this many times its settling time.
-const RESTLESS: u32 = 10;
 
 /// What the kernel told of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,19 +66,6 @@ pub enum Again {
     OnHint,
     /// Together with that path, where the file seems to have gone.
     With(Vec<u8>),
-}
-
-#[derive(Debug)]
-struct Entry {
-    first: Instant,
-    last: Instant,
-    complete: bool,
-    grew: bool,
-    opens: u32,
-    closes: u32,
-    tries: u32,
-    touched_ns: Option<i64>,
-    again: Option<Again>,
 }
 
 /// The paths to look at.
@@ -210,12 +197,7 @@ impl Dirty {
         let mut due: Vec<Due> = Vec::with_capacity(paths.len());
         for path in paths {
             if let Some(entry) = self.entries.remove(&path) {
-                due.push(Due {
-                    path,
-                    evidence: entry.evidence(),
-                    tries: entry.tries,
-                    touched_ns: entry.touched_ns,
-                });
+                due.push(Due { path, evidence: entry.evidence(), tries: entry.tries, touched_ns: entry.touched_ns });
             }
         }
         self.armed = None;
@@ -241,73 +223,6 @@ impl Dirty {
             self.armed = Some(due);
         }
         earlier
-    }
-}
-
-impl Entry {
-    fn new(now: Instant) -> Entry {
-        Entry {
-            first: now,
-            last: now,
-            complete: false,
-            grew: false,
-            opens: 0,
-            closes: 0,
-            tries: 0,
-            touched_ns: None,
-            again: None,
-        }
-    }
-
-    fn note(&mut self, hint: Hint, now: Instant) {
-        if hint == Hint::Opened {
-            self.opens = self.opens.saturating_add(1);
-            return;
-        }
-        self.last = now;
-        (self.tries, self.touched_ns) = (0, None);
-        match hint {
-            Hint::Created => {
-                (self.complete, self.grew, self.opens, self.closes) = (false, false, 0, 0);
-                self.again = Some(Again::At(now + STABLE));
-            }
-            Hint::Written => {
-                (self.complete, self.grew) = (false, true);
-                // Whoever writes has it open, even if that was not seen.
-                self.opens = self.opens.max(self.closes.saturating_add(1));
-                self.again = Some(Again::At(now + STABLE));
-            }
-            Hint::Closed => {
-                self.complete = true;
-                self.closes = self.closes.saturating_add(1);
-                self.again = None;
-            }
-            Hint::Arrived | Hint::Folder => {
-                (self.complete, self.opens, self.closes) = (true, 0, 0);
-                self.again = None;
-            }
-            Hint::Left => self.again = None,
-            Hint::Touched | Hint::Opened => {}
-        }
-    }
-
-    fn due(&self, settle: Duration) -> Option<Instant> {
-        let rested = self.last + settle;
-        match &self.again {
-            None => Some(rested.min(self.first + settle * RESTLESS)),
-            Some(Again::At(at)) => Some(rested.max(*at)),
-            Some(Again::With(_)) => Some(rested),
-            Some(Again::OnHint) => None,
-        }
-    }
-
-    fn evidence(&self) -> Evidence {
-        match self.complete {
-            true if self.opens > self.closes => Evidence::Reopened,
-            true => Evidence::Complete,
-            false if self.grew || self.opens > self.closes => Evidence::Growing,
-            false => Evidence::None,
-        }
     }
 }
 
@@ -347,8 +262,7 @@ mod tests {
 
     #[test]
     fn a_second_opener_makes_it_doubtful() {
-        let hints =
-            [(0, "a", Hint::Created), (0, "a", Hint::Opened), (1, "a", Hint::Closed), (2, "a", Hint::Opened)];
+        let hints = [(0, "a", Hint::Created), (0, "a", Hint::Opened), (1, "a", Hint::Closed), (2, "a", Hint::Opened)];
         assert_eq!(due(&hints, 200), one(Evidence::Reopened));
         let two = [(0, "a", Hint::Written), (1, "a", Hint::Opened), (2, "a", Hint::Closed), (3, "a", Hint::Written)];
         assert_eq!(due(&two, 200), vec![]);
@@ -386,7 +300,10 @@ mod tests {
         assert_eq!(dirty.arm(), None, "a writer has it open: only its close matters");
         assert!(dirty.waits(b"a"));
         assert!(dirty.hint(b"a", Hint::Closed, at(9000)));
-        assert_eq!(dirty.take_due(at(9100)).1, vec![Due { path: b"a".to_vec(), evidence: Evidence::Complete, tries: 0, touched_ns: None }]);
+        assert_eq!(
+            dirty.take_due(at(9100)).1,
+            vec![Due { path: b"a".to_vec(), evidence: Evidence::Complete, tries: 0, touched_ns: None }]
+        );
         dirty.hint(b"b", Hint::Closed, at(9200));
         let late = Due { path: b"b".to_vec(), evidence: Evidence::Growing, tries: 3, touched_ns: None };
         dirty.put_off(&late, Again::At(at(20_000)), at(9200));

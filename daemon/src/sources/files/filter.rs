@@ -173,7 +173,9 @@ mod tests {
     #[test]
     fn folders_are_left_out_whole() {
         let plain = filter(&[], &["**/target/**"]);
-        for (path, expected) in [("a", true), ("a/.b", false), (".git", false), ("a/target", false), ("a/targets", true)] {
+        for (path, expected) in
+            [("a", true), ("a/.b", false), (".git", false), ("a/target", false), ("a/targets", true)]
+        {
             assert_eq!(plain.takes_folder(path.as_bytes()), expected, "{path}");
         }
         assert!(filter(&[".config/**"], &[]).takes_folder(b".config"));
@@ -182,7 +184,8 @@ mod tests {
 
     #[test]
     fn bad_patterns_name_their_list() {
-        for (patterns, ignore, field) in [("[", "a", "patterns"), ("a", "/etc/*", "ignore"), ("../x", "a", "patterns")] {
+        for (patterns, ignore, field) in [("[", "a", "patterns"), ("a", "/etc/*", "ignore"), ("../x", "a", "patterns")]
+        {
             let error = Filter::new(&[patterns.to_owned()], &[ignore.to_owned()]).expect_err("refused");
             assert!(error.to_string().starts_with(field), "{error}");
         }

@@ -57,11 +57,8 @@ fn exact(data: &mut Value, key: &str, path: &Path) {
 /// The path as an attribute, where control characters may not stand; none when it is too long for one.
 fn attribute(path: &Path) -> Option<String> {
     let text = path.to_string_lossy();
-    let text = if text.chars().any(char::is_control) {
-        text.replace(char::is_control, "\u{FFFD}")
-    } else {
-        text.into_owned()
-    };
+    let text =
+        if text.chars().any(char::is_control) { text.replace(char::is_control, "\u{FFFD}") } else { text.into_owned() };
     (text.len() <= TEXT_BYTES_MAX).then_some(text)
 }
 

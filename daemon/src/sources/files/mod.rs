@@ -3,14 +3,16 @@
 //! Truth is the difference between the disk and the rows of `file_seen`, which commit together with the events that
 //! tell of it: so nothing is told twice or not at all, whenever the daemon ends. The kernel's messages only hint at where
 //! to look ([`watch`], [`dirty`]); a start, an overflow and a folder that came back are the same comparison over
-//! everything ([`scan`], [`compare`]). A file is told of once it is complete ([`settle`]).
+//! everything ([`scan`], [`look`], [`compare`]). A file is told of once it is complete ([`settle`]).
 //!
 //! Only regular files count; symlinks are neither followed nor told of (the root itself may be one). An idle source has
 //! no timer.
 
 mod compare;
 mod dirty;
+mod entry;
 mod filter;
+mod look;
 mod message;
 mod mounts;
 mod run;
@@ -192,8 +194,8 @@ struct Inner {
 }
 
 impl FileSource {
-    /// Starts to watch a folder. At the first sight of it, its baseline is durable before this answers; what changed
-    /// since an earlier run is told afterwards, in the background.
+    /// Starts to watch a folder. At the first sight of it, its baseline is durable before this answers, and so it is for
+    /// files that other patterns than before take; what changed since an earlier run is told afterwards, in the background.
     ///
     /// `Invalid` names a bad field. A folder that is not there is no error: the source waits for it.
     pub async fn start(config: FileSourceConfig, bus: Bus, supervisor: &Supervisor) -> Result<FileSource, Error> {
@@ -204,8 +206,7 @@ impl FileSource {
         let known = known.filter(|row| row.root == config.root.as_os_str().as_bytes());
         let hints = Arc::new(Hints::new(Dirty::new(config.settle)));
         let id = known.as_ref().map_or(0, |row| row.id);
-        let mut scanner =
-            Scanner::new(config.root.clone(), filter.clone(), id, store.clone(), Arc::clone(&hints));
+        let mut scanner = Scanner::new(config.root.clone(), filter.clone(), id, store.clone(), Arc::clone(&hints));
         let mut files = 0;
         if let Some(row) = &known {
             scanner.device = row.device;
@@ -214,6 +215,7 @@ impl FileSource {
                 scanner.filter_before = Filter::of_text(&row.filter);
             }
         }
+        let other_patterns = scanner.filter_before.is_some();
         let inner = Arc::new(Inner {
             health: Mutex::new(SourceHealth::starting(&config, files)),
             filter_text: filter.text().to_owned(),
@@ -230,6 +232,8 @@ impl FileSource {
         });
         if !inner.baselined.load(Ordering::Acquire) {
             inner.first_sight().await?;
+        } else if other_patterns {
+            inner.first_sight_of_patterns().await?;
         }
         let task = Arc::clone(&inner);
         supervisor.spawn(inner.name.clone(), OnExit::Restart, move || Arc::clone(&task).run());

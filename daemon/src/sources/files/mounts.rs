@@ -10,7 +10,10 @@ pub struct Mounts(Option<AsyncFd<File>>);
 
 impl Mounts {
     /// Begins to listen. Where the table cannot be read, nothing will ever be told.
-    #[expect(deprecated, reason = "the sound replacement is unsafe to call; a File keeps its descriptor as long as it lives")]
+    #[expect(
+        deprecated,
+        reason = "the sound replacement is unsafe to call; a File keeps its descriptor as long as it lives"
+    )]
     pub fn open() -> Mounts {
         let table = File::open("/proc/self/mountinfo");
         Mounts(table.and_then(|table| AsyncFd::with_interest(table, Interest::PRIORITY)).ok())

@@ -9,7 +9,7 @@ use crate::bus::{Origin, Publish};
 use crate::error::Error;
 use crate::store::files::{self, Update};
 
-use super::compare::{Change, explain};
+use super::compare::{Change, Differences, explain};
 use super::message;
 use super::mounts::Mounts;
 use super::scan::{Found, Look, Scanner, Work};
@@ -81,6 +81,14 @@ impl Inner {
                 self.looked.store(true, Ordering::Release);
             }
             Look::RootGone(why) => self.tell(State::Missing, &why),
+        }
+        Ok(())
+    }
+
+    /// Files that only the new patterns take become known without events; the rest is compared again by the task.
+    pub(super) async fn first_sight_of_patterns(&self) -> Result<(), Error> {
+        if let Look::Found(found) = self.look(Work { everything: true, ..Work::default() }).await? {
+            self.keep(Found { differences: Differences::default(), put_off: Vec::new(), ..found }).await?;
         }
         Ok(())
     }
@@ -189,6 +197,10 @@ impl Inner {
         let source = self.with_scanner(|scanner| scanner.source).await?;
         for rows in found.updates.chunks(ROWS_PER_WRITE) {
             let Ok(()) = self.store_rows(source, rows.to_vec()).await? else { return Ok(()) };
+        }
+        if !found.updates.is_empty() {
+            let files = self.bus.store().read(move |conn| files::count(conn, source)).await?;
+            self.health().files = files;
         }
         let changes = explain(found.differences);
         for batch in changes.chunks(EVENTS_PER_PUBLISH) {

@@ -7,7 +7,7 @@ use crate::store::files::Seen;
 
 use super::compare::{Arrival, content_differs, is_same_file};
 use super::dirty::{Again, Due, Evidence, STABLE};
-use super::scan::{Round, parent};
+use super::look::{Round, parent};
 use super::writers::{self, FileNumber};
 
 /// How long a file must stand still that grew without a close, when not every process could be looked into.
@@ -76,13 +76,7 @@ impl Round<'_> {
     }
 
     /// Puts off those that a process has open for writing.
-    fn ask(
-        &self,
-        ask: Vec<(Vec<u8>, FileNumber)>,
-        now: Instant,
-        now_ns: i64,
-        put_off: &mut Vec<(Vec<u8>, Again)>,
-    ) {
+    fn ask(&self, ask: Vec<(Vec<u8>, FileNumber)>, now: Instant, now_ns: i64, put_off: &mut Vec<(Vec<u8>, Again)>) {
         let numbers: HashSet<FileNumber> = ask.iter().map(|(_, number)| *number).collect();
         let writers = writers::of(&numbers);
         for (path, number) in ask {
