@@ -43,9 +43,15 @@ impl Bench {
         Ok(folder)
     }
 
+    /// Short turns of ours and the reference: the machine's mood changes within seconds, so many short ones in turn say
+    /// more than a few long ones.
+    pub(crate) fn turns(&self) -> usize {
+        self.args.rounds * if self.args.quick { 2 } else { 3 }
+    }
+
     /// A length of time, shorter with `--quick`.
     pub(crate) fn secs(&self, secs: f64) -> Duration {
-        Duration::from_secs_f64(if self.args.quick { secs * 0.4 } else { secs })
+        Duration::from_secs_f64(if self.args.quick { secs * 0.5 } else { secs })
     }
 
     /// `full` as it is, `quick` with `--quick`.

@@ -1,11 +1,13 @@
 //! The integration tests, one binary: each module is a feature or a rule.
 
+mod auth_coverage;
 mod bus;
 mod crash;
 mod files;
 mod harness;
 mod http;
 mod model;
+mod push;
 mod sandbox;
 mod skills;
 mod tidy;

@@ -31,13 +31,13 @@ pub fn run(bench: &mut Bench) -> Res<()> {
 }
 
 fn push(bench: &Bench, aman: &Aman) -> Res<load::Outcome> {
-    load::run(Load { duration: bench.secs(2.5), ..aman.push_load(PUSHERS) })
+    load::run(Load { warmup: Duration::from_millis(300), duration: bench.secs(1.0), ..aman.push_load(PUSHERS) })
 }
 
 fn stored(bench: &mut Bench, big: &Aman, small: &Aman, events: u64) -> Res<()> {
     let (mut rate, mut cpu, mut tail, mut resume) =
         (Pairs::default(), Pairs::default(), Pairs::default(), Pairs::default());
-    for _ in 0..bench.args.rounds {
+    for _ in 0..bench.turns() {
         let (few, many) = (push(bench, small)?, push(bench, big)?);
         rate.push(many.rate(), few.rate());
         cpu.push(many.cpu_each_us(), few.cpu_each_us());
@@ -60,7 +60,7 @@ fn stored(bench: &mut Bench, big: &Aman, small: &Aman, events: u64) -> Res<()> {
 fn tail_rate(bench: &Bench, aman: &Aman) -> Res<f64> {
     let hub = hub(aman);
     let clients = hub.connect(TAIL_READERS, 0)?;
-    Ok(hub.run(&clients, TAIL_READERS, 16, bench.count(10_000, 3000), None)?.delivered_rate)
+    Ok(hub.run(&clients, TAIL_READERS, 16, bench.count(6000, 3000), None)?.delivered_rate)
 }
 
 fn consumers(bench: &mut Bench, folder: &Path, small: &Aman) -> Res<()> {
@@ -71,7 +71,7 @@ fn consumers(bench: &mut Bench, folder: &Path, small: &Aman) -> Res<()> {
     let crowded = Aman::start(&home)?;
     std::thread::sleep(Duration::from_secs(1));
     let (mut rate, mut cpu) = (Pairs::default(), Pairs::default());
-    for _ in 0..bench.args.rounds {
+    for _ in 0..bench.turns() {
         let (few, many) = (push(bench, small)?, push(bench, &crowded)?);
         rate.push(many.rate(), few.rate());
         cpu.push(many.cpu_each_us(), few.cpu_each_us());

@@ -1,5 +1,7 @@
 //! Target 4: what routing, auth and the daemon's own checks cost on top of plain hyper.
 
+use std::time::Duration;
+
 use crate::daemon::{Aman, auth, body, push};
 use crate::load::{self, Load, Outcome, Request};
 use crate::reference::http::Hyper;
@@ -28,10 +30,11 @@ fn pair(
     (name, ours, theirs): (&str, Request, Request),
     (against, bound): (&str, f64),
 ) -> Res<()> {
-    let duration = bench.secs(2.0);
-    let timed = |load: Load| -> Res<Outcome> { load::run(Load { duration, ..load }) };
+    let duration = bench.secs(1.0);
+    let timed =
+        |load: Load| -> Res<Outcome> { load::run(Load { warmup: Duration::from_millis(300), duration, ..load }) };
     let (mut rate, mut cpu) = (Pairs::default(), Pairs::default());
-    for _ in 0..bench.args.rounds {
+    for _ in 0..bench.turns() {
         let reference = Load { pids: vec![hyper.proc.pid()], ..Load::http(hyper.addr, theirs.clone(), CONNS) };
         let reference = timed(reference)?;
         let daemon = timed(Load { pids: aman.pids(), ..Load::http(aman.addr, ours.clone(), CONNS) })?;

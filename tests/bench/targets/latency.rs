@@ -9,17 +9,14 @@ use crate::report::{Row, Wanted};
 use crate::stats::Pairs;
 use crate::{Bench, Res};
 
-/// Short turns, because the disk's mood changes within a second.
-const TURNS: usize = 5;
-
 pub fn run(bench: &mut Bench) -> Res<()> {
     bench.sample_disk(2)?;
     let folder = bench.folder("latency")?;
     let aman = Aman::start(&folder.join("aman"))?;
     let mut raw = RawSync::open(&folder)?;
-    let turn = bench.secs(0.6);
+    let turn = bench.secs(0.5);
     let (mut pairs, mut above) = (Pairs::default(), Vec::new());
-    for _ in 0..bench.args.rounds * TURNS {
+    for _ in 0..2 * bench.turns() {
         let disk = raw.p50_us(turn)? / 1000.0;
         let load = Load { warmup: Duration::from_millis(100), duration: turn, ..aman.push_load(1) };
         let ours = load::run(load)?.p50_us() / 1000.0;

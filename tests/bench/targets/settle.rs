@@ -68,11 +68,11 @@ pub fn serve() -> Res<()> {
 pub fn run(bench: &mut Bench) -> Res<()> {
     bench.sample_disk(8)?;
     let aman = Aman::start_role(&bench.folder("settle")?.join("aman"), ROLE)?;
-    let events = bench.count(40_000, 8_000);
+    let events = bench.count(20_000, 8_000);
     let (mut rate, mut cpu, mut above) = (Pairs::default(), Pairs::default(), Vec::new());
     settle(&aman, 2000)?;
-    for _ in 0..bench.args.rounds {
-        let pushed = load::run(Load { duration: bench.secs(2.5), ..aman.push_load(PUSHERS) })?;
+    for _ in 0..bench.turns() {
+        let pushed = load::run(Load { duration: bench.secs(1.2), ..aman.push_load(PUSHERS) })?;
         let settled = settle(&aman, events)?;
         rate.push(settled.rate, pushed.rate());
         cpu.push(settled.cpu_each_us, pushed.cpu_each_us());

@@ -10,8 +10,6 @@ use crate::report::{Row, Wanted};
 use crate::stats::Pairs;
 use crate::{Bench, Res};
 
-/// Starts are short and the machine is noisy.
-const STARTS: usize = 5;
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub fn run(bench: &mut Bench) -> Res<()> {
@@ -59,7 +57,7 @@ fn idle(bench: &mut Bench, home: &std::path::Path) -> Res<()> {
 
 fn starts(bench: &mut Bench, home: &std::path::Path) -> Res<()> {
     let mut times = Pairs::default();
-    for _ in 0..bench.args.rounds * STARTS {
+    for _ in 0..2 * bench.turns() {
         let begun = Instant::now();
         let hyper = Hyper::start()?;
         let reference = begun.elapsed().as_secs_f64() * 1000.0;
@@ -77,7 +75,7 @@ fn restarts(bench: &mut Bench) -> Res<()> {
     let (big, events) = bench.big_store()?;
     let mut times = Pairs::default();
     let (mut filled, mut fresh) = (Aman::start(&big)?, Aman::start(&empty)?);
-    for _ in 0..bench.args.rounds * STARTS {
+    for _ in 0..2 * bench.turns() {
         // Leaves something in the write-ahead log, as a crash does.
         filled.fill(2000)?;
         fresh.fill(2000)?;
