@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
@@ -21,6 +21,10 @@ use crate::sources::files::{FileSource, FileSourceConfig};
 use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
 
+/// How long the lock of a killed predecessor may linger: a process that it was starting holds it until its own program
+/// runs.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How long a killed predecessor's scripts may take to end.
 const STRAYS_WAIT: Duration = Duration::from_secs(10);
 /// How long tasks and connections may take to end once the work is drained.
@@ -59,7 +63,7 @@ pub struct Extras {
 pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error> {
     let Extras { clock, consumers, sinks } = extras;
     config.paths.make()?;
-    let lock = lock(&config.paths)?;
+    let lock = lock(&config.paths).await?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -93,10 +97,18 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     lifecycle.enter(Phase::Sources);
     let mut sources = Vec::new();
     for source in &config.sources {
+        let folder = source.path.clone();
         let source = FileSource::start(source_config(source)?, bus.clone(), &supervisor).await?;
+        tracing::info!(folder = %folder.display(), "Files that land in this folder become events.");
         sources.push(source);
     }
-    let parts = Parts { bus: bus.clone(), skills, supervisor: supervisor.clone(), lifecycle: Arc::clone(&lifecycle) };
+    let parts = Parts {
+        bus: bus.clone(),
+        skills,
+        supervisor: supervisor.clone(),
+        lifecycle: Arc::clone(&lifecycle),
+        sources: sources.clone(),
+    };
     let app = App::new(api_settings(&config, auth), parts)?;
     let server = Server::start(app, listener);
     write_address(&config.paths, address)?;
@@ -144,19 +156,22 @@ impl Daemon {
     }
 }
 
-fn lock(paths: &Paths) -> Result<File, Error> {
+async fn lock(paths: &Paths) -> Result<File, Error> {
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&paths.lock_file);
     let file = open.map_err(Error::internal("opening the lock file"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::conflict(
-            "already_running",
-            format!(
-                "Another aman works with the data in {}. Stop it, or choose another AMAN_HOME.",
-                paths.data.display()
-            ),
-        )),
-        Err(TryLockError::Error(error)) => Err(Error::internal("locking the data folder")(error)),
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => tokio::time::sleep(LOCK_PAUSE).await,
+            Err(TryLockError::WouldBlock) => {
+                let data = paths.data.display();
+                let reason =
+                    format!("Another aman works with the data in {data}. Stop it, or choose another AMAN_HOME.");
+                return Err(Error::conflict("already_running", reason));
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::internal("locking the data folder")(error)),
+        }
     }
 }
 

@@ -10,4 +10,5 @@ mod model;
 mod push;
 mod sandbox;
 mod skills;
+mod stream;
 mod tidy;

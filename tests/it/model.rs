@@ -26,6 +26,8 @@ struct Delivery {
     status: &'static str,
     /// How often it was given up.
     deaths: u64,
+    /// A kill may have cut an attempt off, which then counts as one.
+    cut: bool,
 }
 
 /// An event in the model.
@@ -110,7 +112,8 @@ impl Model {
         assert!(self.events.last().is_none_or(|last| last.sequence < told.1), "{accepted}");
         let reasons = self.decide(sent.kind, &sent.data);
         let matched = reasons.iter().filter(|(_, reason)| **reason == "matched");
-        let deliveries = matched.map(|(consumer, _)| (*consumer, Delivery { status: "open", deaths: 0 })).collect();
+        let deliveries =
+            matched.map(|(consumer, _)| (*consumer, Delivery { status: "open", deaths: 0, cut: false })).collect();
         self.keys.extend(keys.into_iter().map(|key| (key, self.events.len())));
         self.events.push(Event {
             id: told.0.to_owned(),
@@ -135,7 +138,7 @@ impl Model {
                 match delivery.status {
                     "open" if event.expired => delivery.status = "expired",
                     "open" if *consumer == PICKY && bad => {
-                        *delivery = Delivery { status: "dead", deaths: delivery.deaths + 1 };
+                        (delivery.status, delivery.deaths) = ("dead", delivery.deaths + 1);
                     }
                     "open" => {
                         delivery.status = "done";
@@ -368,6 +371,8 @@ impl Run {
                 done.expect("the mark is set");
             }
             94..97 => {
+                let all = self.model.events.iter_mut().flat_map(|event| event.deliveries.values_mut());
+                all.filter(|delivery| delivery.status == "open").for_each(|delivery| delivery.cut = true);
                 self.daemon.kill();
                 self.daemon.again();
             }

@@ -105,6 +105,15 @@ async fn letter_and_reason(app: &App, call: &mut Call) -> Result<(DeliveryId, Op
     Ok((known, reason))
 }
 
+/// Names a letter that is not there as the client named it.
+fn named(call: &Call) -> impl Fn(Error) -> Error {
+    let id = call.param("id").to_owned();
+    move |error| match error {
+        Error::NotFound { kind, .. } => Error::not_found(kind, id.clone()),
+        other => other,
+    }
+}
+
 /// `POST /dlq/{id}/retry`: another round of attempts for the same event, under the same id.
 pub(super) async fn retry(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
@@ -112,7 +121,7 @@ pub(super) async fn retry(app: Arc<App>, mut call: Call) -> Result<Reply, Proble
     let ids = app.store.ids();
     if dry_run {
         call.draft.skip();
-        let letter = app.store.read(move |conn| letters::find_dead(conn, ids, id)).await?;
+        let letter = app.store.read(move |conn| letters::find_dead(conn, ids, id)).await.map_err(named(&call))?;
         let mut shown = retrying_json(ids, &letter);
         shown["dry_run"] = true.into();
         return body::ok(&shown);
@@ -126,7 +135,8 @@ pub(super) async fn retry(app: Arc<App>, mut call: Call) -> Result<Reply, Proble
             draft.record(tx, &delivery_id(ids, &letter), detail)?;
             Ok(letter)
         })
-        .await?;
+        .await
+        .map_err(named(&call))?;
     body::ok(&retrying_json(ids, &letter))
 }
 
@@ -181,7 +191,8 @@ pub(super) async fn discard(app: Arc<App>, mut call: Call) -> Result<Reply, Prob
             draft.record(tx, &delivery_id(ids, &letter), detail)?;
             Ok(letter)
         })
-        .await?;
+        .await
+        .map_err(named(&call))?;
     let id = delivery_id(ids, &letter);
     body::ok(&json!({ "id": id, "delivery_id": id, "event_id": letter.event.id(), "status": "discarded" }))
 }

@@ -122,7 +122,7 @@ fn route(app: &App, parts: &Parts, listed: bool) -> Result<Option<(Arc<Mounted>,
         Found::Route(mounted, params) => Ok(Some((mounted, params))),
         Found::OtherMethods(allow) => Err(Problem::method_not_allowed(path, &allow)),
         Found::Nothing => {
-            let detail = format!("There is no route {path}. GET /openapi.json lists them.");
+            let detail = format!("There is no route {path}.");
             Err(Problem::new((StatusCode::NOT_FOUND, "route_not_found"), detail))
         }
     }

@@ -41,6 +41,7 @@ use crate::config::PublicStream;
 use crate::error::Error;
 use crate::id::TraceId;
 use crate::skills::Skills;
+use crate::sources::files::FileSource;
 use crate::store::Store;
 use crate::tasks::Supervisor;
 use auth::{Auth, Gate, Places, Principal};
@@ -84,6 +85,8 @@ pub struct Parts {
     pub supervisor: Supervisor,
     /// Where the daemon stands.
     pub lifecycle: Arc<Lifecycle>,
+    /// The watched folders, to show them.
+    pub sources: Vec<FileSource>,
 }
 
 /// Counts since the start that no other module keeps.
@@ -108,6 +111,7 @@ pub struct App {
     skills: Skills,
     supervisor: Supervisor,
     lifecycle: Arc<Lifecycle>,
+    sources: Vec<FileSource>,
     settings: Settings,
     gate: Gate,
     routes: ArcSwap<Table>,
@@ -162,7 +166,7 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, supervisor, lifecycle } = parts;
+        let Parts { bus, skills, supervisor, lifecycle, sources } = parts;
         let mut settings = settings;
         let gate = Gate::new(std::mem::replace(&mut settings.auth, Auth::None));
         Ok(Arc::new(App {
@@ -173,6 +177,7 @@ impl App {
             skills,
             supervisor,
             lifecycle,
+            sources,
             settings,
             gate,
             routes: ArcSwap::from_pointee(Table::new(routes::core())?),

@@ -178,6 +178,12 @@ pub(super) async fn status(app: Arc<App>, call: Call) -> Result<Reply, Problem> 
 fn subsystems(app: &App) -> BTreeMap<String, Value> {
     let mut all: BTreeMap<String, Value> =
         app.supervisor.status().into_iter().map(|(name, status)| (name, json!(status))).collect();
+    for source in &app.sources {
+        let name = format!("files/{}", source.id());
+        let mut shown = json!(source.health());
+        shown["task"] = all.remove(&name).unwrap_or_default();
+        all.insert(name, shown);
+    }
     let store = app.store.stats();
     let state = if store.broken.is_some() { "failed" } else { "running" };
     all.insert("store".to_owned(), json!({ "state": state, "error": store.broken, "queued": store.queued }));

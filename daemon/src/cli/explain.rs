@@ -212,7 +212,9 @@ pub fn error_text(error: &Value) -> String {
 fn effect_line(effect: &Value) -> String {
     let consumer = text(&effect["consumer"]);
     let by = if consumer.is_empty() { String::new() } else { format!("  by {consumer}") };
-    format!("  {} {}{by}", text(&effect["kind"]), text(&effect["id"]))
+    let what = [&effect["type"], &effect["title"]].into_iter().map(text).find(|what| !what.is_empty());
+    let what = what.map_or_else(String::new, |what| format!(" {what}"));
+    format!("  {}{what} {}{by}", text(&effect["kind"]), text(&effect["id"]))
 }
 
 /// The considered consumers alone.

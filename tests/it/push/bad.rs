@@ -98,7 +98,7 @@ fn shapes() -> Vec<Bad> {
         invalid(CLOUD, "{}", &["specversion", "source", "type"]),
         invalid(PLAIN, r#"{"source":"s"}"#, &["type"]),
         invalid(PLAIN, plain("evnt_type", "1"), &["evnt_type"]),
-        invalid(PLAIN, plain("source\":\"s\",\"sourc", "\"s\""), &["sourc"]),
+        invalid(PLAIN, r#"{"sourc":"s","type":"t"}"#, &["sourc", "source"]),
         invalid(PLAIN, plain("event_type", "\"t\""), &["event_type"]),
         invalid(PLAIN, plain("data", "1,\"payload\":2"), &["payload"]),
         invalid(PLAIN, plain("dedup_key", "\"a\",\"dedupkey\":\"b\""), &["dedupkey"]),
@@ -115,8 +115,8 @@ fn shapes() -> Vec<Bad> {
     all.push(invalid(BATCH, format!("[{good},{good},{good},{}]", with("type", "\"a..b\"")), &["/3/type"]));
     all.push(invalid(
         BATCH,
-        format!("[{},{good},{}]", with("source", "1"), with("time", "\"x\"")),
-        &["/0/source", "/2/time"],
+        format!("[{},{good},{}]", with("source", "1"), with("priority", "\"x\"")),
+        &["/0/source", "/2/priority"],
     ));
     all.push(invalid(BATCH, format!("[{good},7]"), &["/1/body"]));
     all.push(invalid(BATCH, format!("[{}]", with("ext", "[]")), &["/0/ext"]));
