@@ -222,6 +222,11 @@ impl Sandbox {
             .await
     }
 
+    /// What [`Sandbox::probe`] found, once it has.
+    pub fn probed(&self) -> Option<&Enforced> {
+        self.shared.probed.get()
+    }
+
     /// Runs one command to its end and returns when nothing it started is alive any more.
     ///
     /// The time limit counts from this call. On time-out and on `cancel` the command gets SIGTERM, [`GRACE`] later

@@ -96,6 +96,7 @@ CREATE TABLE delivery (
     result    TEXT
 ) STRICT;
 CREATE INDEX delivery_open ON delivery (consumer, status, rank, id) WHERE status < 3;
+CREATE INDEX delivery_retry ON delivery (consumer, next_ms) WHERE status = 2;
 CREATE INDEX delivery_key ON delivery (consumer, partition, id) WHERE partition IS NOT NULL AND status < 3;
 
 -- Every failed attempt.
@@ -126,6 +127,8 @@ CREATE TABLE dead_letter (
     note            TEXT
 ) STRICT;
 CREATE INDEX dead_letter_open ON dead_letter (consumer, fingerprint) WHERE state = 0;
+CREATE INDEX dead_letter_recent ON dead_letter (last_failed_ms, delivery) WHERE state = 0;
+CREATE INDEX dead_letter_group ON dead_letter (fingerprint, delivery) WHERE state = 0;
 
 -- What is to leave the machine: intent, then sending, then sent, unknown or failed.
 CREATE TABLE outbox (

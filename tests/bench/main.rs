@@ -111,7 +111,7 @@ fn role(args: &[String]) -> Res<()> {
         reference::sqlite::ROLE => reference::sqlite::serve(rest),
         reference::sqlite::ROLE_READ => reference::sqlite::serve_read(rest),
         targets::settle::ROLE => targets::settle::serve(),
-        targets::push::ROLE_SPIN => targets::push::spin(),
+        targets::push::ROLE_SPIN => targets::push::spin(rest),
         _ => Err(format!("no role {name}").into()),
     }
 }

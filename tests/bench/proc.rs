@@ -1,5 +1,6 @@
 //! Processes under measurement: started on loopback, read through /proc, stopped by pid.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -106,24 +107,31 @@ fn stat_us(pid: u32) -> Option<u64> {
     Some((ticks(11)? + ticks(12)?) * TICK_US)
 }
 
-/// Microseconds that the living threads ran, to the nanosecond; for a process that is nearly idle.
-pub fn cpu_fine_us(pid: u32) -> Option<u64> {
-    let mut sum = 0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        sum += text.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
-    }
-    Some(sum / 1000)
-}
+/// What each living thread has done: nanoseconds that it ran, and how often it was given a processor.
+pub struct Threads(HashMap<String, (u64, u64)>);
 
-/// How often the living threads were given a CPU: every wake-up counts.
-pub fn runs(pid: u32) -> Option<u64> {
-    let mut sum = 0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        sum += text.split_ascii_whitespace().nth(2)?.parse::<u64>().ok()?;
+impl Threads {
+    pub fn of(pid: u32) -> Res<Threads> {
+        let mut threads = HashMap::new();
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            // A thread that ended meanwhile is no matter.
+            let Ok(text) = std::fs::read_to_string(task.path().join("schedstat")) else { continue };
+            let numbers: Vec<u64> = text.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
+            let [ran, _, times] = numbers[..] else { return Err("a strange schedstat".into()) };
+            threads.insert(task.file_name().to_string_lossy().into_owned(), (ran, times));
+        }
+        Ok(Threads(threads))
     }
-    Some(sum)
+
+    /// Microseconds that threads ran since `before`, and how often they were woken.
+    pub fn since(&self, before: &Threads) -> (u64, u64) {
+        let mut sum = (0, 0);
+        for (thread, (ran, times)) in &self.0 {
+            let (ran_before, times_before) = before.0.get(thread).copied().unwrap_or_default();
+            sum = (sum.0 + ran - ran_before, sum.1 + times - times_before);
+        }
+        (sum.0 / 1000, sum.1)
+    }
 }
 
 /// How busy the processors are from now on.

@@ -104,7 +104,8 @@ fn the_token_opens_every_route() {
 #[test]
 fn other_places_are_refused_on_every_path() {
     let daemon = Daemon::start();
-    let foreign: [(&[(&str, &str)], u16, &str); 8] = [
+    type Foreign = (&'static [(&'static str, &'static str)], u16, &'static str);
+    let foreign: [Foreign; 8] = [
         (&[("host", "evil.example")], 421, "host_not_allowed"),
         (&[("host", "localhost.evil.example:9090")], 421, "host_not_allowed"),
         (&[("host", "127.0.0.1@evil.example")], 421, "host_not_allowed"),

@@ -124,14 +124,19 @@ impl Daemon {
     /// SIGTERM; the exit code, once it has ended by itself.
     pub fn terminate(&mut self) -> Option<i32> {
         signal(self.pid(), "TERM");
-        let deadline = Instant::now() + PATIENCE;
+        self.ended_within(PATIENCE)
+    }
+
+    /// The exit code, once it has ended by itself.
+    pub fn ended_within(&mut self, patience: Duration) -> Option<i32> {
+        let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("waiting works") {
                 return status.code();
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        panic!("the daemon did not end on SIGTERM; its log: {}", self.log());
+        panic!("the daemon did not end; its log: {}", self.log());
     }
 
     /// A request with the token; the body is JSON or empty.
@@ -284,6 +289,11 @@ pub fn exchange(address: &str, bytes: &[u8]) -> Result<Answer, String> {
     whole.ok_or_else(|| format!("no HTTP answer: {written:?}, {read:?}, {}", String::from_utf8_lossy(&answer)))
 }
 
+/// Writes a line that nextest shows with a failure, and always with `--no-capture`.
+pub fn say(text: &str) {
+    let _shown = writeln!(std::io::stderr(), "{text}");
+}
+
 /// A seed for random operations: `AMAN_TEST_SEED`, or a new one; told when the test fails.
 pub struct Seed(pub u64);
 
@@ -303,7 +313,7 @@ impl Seed {
 impl Drop for Seed {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("To repeat this: AMAN_TEST_SEED={}", self.0);
+            say(&format!("To repeat this: AMAN_TEST_SEED={}", self.0));
         }
     }
 }

@@ -111,7 +111,7 @@ impl Accepted {
 /// Counts since the start.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Events stored.
+    /// Events stored, effects included.
     pub published: AtomicU64,
     /// Pushes that named an event which was there already.
     pub deduplicated: AtomicU64,
@@ -193,32 +193,27 @@ impl Bus {
         let now_ms = self.inner.clock.now_ms();
         let router = self.inner.router.load_full();
         let prepared = self.prepare_all(router, events, &origin, now_ms).await?;
-        let answers = match (idempotency, state) {
-            (None, None) => self.inner.store.write_hot(move |tx| append_all(tx, prepared)).await?,
+        let (answers, replayed) = match (idempotency, state) {
+            (None, None) => (self.inner.store.write_hot(move |tx| append_all(tx, prepared)).await?, false),
             (idempotency, state) => {
                 let keep_until = now_ms + self.inner.settings.dedup_window_ms;
-                self.inner
-                    .store
-                    .write(move |tx| {
-                        if let Some(state) = state {
-                            state(tx)?;
-                        }
-                        let Some(request) = idempotency else { return append_all(tx, prepared) };
-                        if let Some(answers) = answered_before(tx, &request, now_ms)? {
-                            return Ok(answers);
-                        }
-                        let answers = append_all(tx, prepared)?;
-                        keep(tx, &request, &answers, keep_until)?;
-                        Ok(answers)
-                    })
-                    .await?
+                let change = move |tx: &mut crate::store::Tx<'_>| {
+                    if let Some(state) = state {
+                        state(tx)?;
+                    }
+                    let Some(request) = idempotency else { return Ok((append_all(tx, prepared)?, false)) };
+                    if let Some(answers) = answered_before(tx, &request, now_ms)? {
+                        return Ok((answers, true));
+                    }
+                    let answers = append_all(tx, prepared)?;
+                    keep(tx, &request, &answers, keep_until)?;
+                    Ok((answers, false))
+                };
+                self.inner.store.write(change).await?
             }
         };
-        for answer in &answers {
-            let counter =
-                if answer.deduplicated { &self.inner.stats.deduplicated } else { &self.inner.stats.published };
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
+        let again = answers.iter().filter(|answer| replayed || answer.deduplicated).count();
+        self.inner.stats.deduplicated.fetch_add(u64::try_from(again).unwrap_or(0), Ordering::Relaxed);
         Ok(answers)
     }
 
@@ -394,6 +389,7 @@ impl Bus {
 impl Inner {
     /// Tells the streams and the lanes what a commit added. Wake-ups carry no data: whoever wakes looks for itself.
     fn committed(&self, committed: Committed) {
+        self.stats.published.fetch_add(u64::try_from(committed.events.len()).unwrap_or(0), Ordering::Relaxed);
         self.live.push(committed.events);
         self.stats.pending.fetch_add(i64::try_from(committed.deliveries).unwrap_or(0), Ordering::Relaxed);
         if committed.intents {

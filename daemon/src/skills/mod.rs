@@ -29,7 +29,7 @@ use crate::bus::{Bus, Consumer, ConsumerSpec, Standing};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::event::Trust;
-use crate::sandbox::{Enforced, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::store::skills::{self as records, Decided};
 use crate::store::{Store, Tx};
 use load::{Found, Scan};
@@ -146,7 +146,6 @@ struct Inner {
     bus: Bus,
     clock: Clock,
     sandbox: Sandbox,
-    probed: Option<Enforced>,
     loaded: RwLock<BTreeMap<String, Arc<Skill>>>,
     /// Set while a reload waits to begin that a run asked for: one is enough for all who ask.
     asked: AtomicBool,
@@ -165,13 +164,13 @@ impl Skills {
         })
         .await
         .map_err(Error::internal("unpacking the bundled skills"))??;
-        let probed = match sandbox.probe().await {
-            Ok(enforced) => Some(enforced.clone()),
-            Err(error) => {
+        // It takes as long as the rest of the start; nobody has to wait for it.
+        let probing = sandbox.clone();
+        tokio::spawn(async move {
+            if let Err(error) = probing.probe().await {
                 tracing::warn!(%error, "The sandbox for scripts does not work here.");
-                None
             }
-        };
+        });
         let surroundings = Surroundings {
             data: settings.places.data.clone(),
             work: settings.work.clone(),
@@ -184,7 +183,6 @@ impl Skills {
                 bus: bus.clone(),
                 clock: bus.clock().clone(),
                 sandbox,
-                probed,
                 loaded: RwLock::default(),
                 asked: AtomicBool::new(false),
                 changing: tokio::sync::Mutex::default(),
@@ -282,7 +280,7 @@ impl Skills {
         });
         inner.bus.register(inner.consumer(&decided).into_iter().collect()).await?;
         inner.loaded.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&decided));
-        Ok(view::show(&decided, inner.probed.as_ref()))
+        Ok(view::show(&decided, inner.sandbox.probed()))
     }
 
     fn weak(&self) -> Weak<Inner> {

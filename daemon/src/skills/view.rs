@@ -110,12 +110,12 @@ impl Skills {
     /// All skills by name.
     pub fn list(&self) -> Vec<Shown> {
         let loaded = self.inner.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
-        loaded.values().map(|skill| show(skill, self.inner.probed.as_ref())).collect()
+        loaded.values().map(|skill| show(skill, self.inner.sandbox.probed())).collect()
     }
 
     /// One skill.
     pub fn get(&self, name: &str) -> Result<Shown, Error> {
-        Ok(show(&self.inner.skill(name)?, self.inner.probed.as_ref()))
+        Ok(show(&self.inner.skill(name)?, self.inner.sandbox.probed()))
     }
 
     /// The text and the list of files of a skill, as they are on the disk now.

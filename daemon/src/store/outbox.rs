@@ -169,10 +169,10 @@ pub fn wait(tx: &Tx<'_>, id: i64, next_ms: Millis, error: &str) -> Result<(), Er
 /// Settles what a crash cut off while sending: tried again at an idempotent sink, unknown elsewhere.
 pub fn recover(tx: &Tx<'_>, sink: &str, idempotent: bool, now_ms: Millis) -> Result<usize, Error> {
     let sql = if idempotent {
-        "UPDATE outbox SET status = 0, next_ms = ?2 WHERE sink = ?1 AND status = 1"
+        "UPDATE outbox SET status = 0, next_ms = ?2 WHERE sink = ?1 AND status = 1 AND status < 2"
     } else {
         "UPDATE outbox SET status = 3, ended_ms = ?2, error = 'The daemon ended while it was being sent.' \
-         WHERE sink = ?1 AND status = 1"
+         WHERE sink = ?1 AND status = 1 AND status < 2"
     };
     tx.conn.execute(sql, params![sink, now_ms]).map_err(unwritten)
 }

@@ -3,6 +3,9 @@
 use std::hint::spin_loop;
 use std::time::Duration;
 
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Pid, getppid};
+
 use crate::daemon::{Aman, body, data};
 use crate::load::{self, Load, Outcome};
 use crate::proc::{Proc, role};
@@ -14,17 +17,20 @@ use crate::{Bench, Res};
 
 /// The role of a process that only takes CPU.
 pub const ROLE_SPIN: &str = "spin";
-const SPINNERS: usize = 2;
 const WARMUP: Duration = Duration::from_millis(400);
 
-/// Makes the box busy, as other programs' builds and browsers do: a blocked fsync then waits for the scheduler.
-pub fn spin() -> Res<()> {
+/// Makes one processor busy, as other programs' builds and browsers do: a writer that slept in fsync then waits for the
+/// scheduler. Bound to its processor, else several may share one and leave the other free.
+pub fn spin(args: &[String]) -> Res<()> {
+    let mut processors = CpuSet::new();
+    processors.set(args.first().ok_or("one argument")?.parse()?)?;
+    sched_setaffinity(Pid::from_raw(0), &processors)?;
     loop {
         for _ in 0..1000 {
             spin_loop();
         }
         // Gone with its parent, should that be killed.
-        if nix::unistd::getppid().as_raw() == 1 {
+        if getppid().as_raw() == 1 {
             return Ok(());
         }
     }
@@ -48,7 +54,7 @@ pub fn run(bench: &mut Bench) -> Res<()> {
     for busy in [true, false] {
         let spinners = if busy { spinners()? } else { Vec::new() };
         if busy {
-            bench.sample_disk_beside(1, &format!(", busy rows, {SPINNERS} processes spin"))?;
+            bench.sample_disk_beside(1, ", busy rows, a process spins on every processor")?;
         }
         for conns in [64, 256] {
             let measured = rounds(bench, &aman, nats.as_ref(), conns)?;
@@ -60,7 +66,8 @@ pub fn run(bench: &mut Bench) -> Res<()> {
 }
 
 fn spinners() -> Res<Vec<Proc>> {
-    (0..SPINNERS).map(|_| role(ROLE_SPIN, &[])).collect()
+    let processors = std::thread::available_parallelism()?.get();
+    (0..processors).map(|processor| role(ROLE_SPIN, &[&processor.to_string()])).collect()
 }
 
 fn rounds(bench: &Bench, aman: &Aman, nats: Option<&Nats>, conns: usize) -> Res<Measured> {

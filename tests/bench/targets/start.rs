@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::daemon::Aman;
-use crate::proc::{cpu_fine_us, rss_kib, runs};
+use crate::proc::{Threads, rss_kib};
 use crate::reference::http::Hyper;
 use crate::reference::nats::Nats;
 use crate::report::{Row, Wanted};
@@ -38,19 +38,17 @@ fn idle(bench: &mut Bench, home: &std::path::Path) -> Res<()> {
     std::thread::sleep(SETTLE);
     let pid = aman.proc.pid();
     let length = bench.secs(20.0);
-    let (begun, cpu, woken) = (Instant::now(), cpu_fine_us(pid), runs(pid));
+    let (begun, before) = (Instant::now(), Threads::of(pid)?);
     std::thread::sleep(length);
     let secs = begun.elapsed().as_secs_f64();
-    let cpu = cpu_fine_us(pid).zip(cpu).map(|(after, before)| after.saturating_sub(before) as f64);
-    let woken = runs(pid).zip(woken).map(|(after, before)| after.saturating_sub(before) as f64 / secs);
+    let (cpu_us, woken) = Threads::of(pid)?.since(&before);
     let mut memory = Pairs::default();
     memory
         .push(rss_kib(&[pid]) as f64 / 1024.0, nats.as_ref().map_or(0.0, |n| rss_kib(&[n.proc.pid()]) as f64 / 1024.0));
     bench.report.add(Row::cost_beside(6, "idle memory", "MiB", &memory, "NATS", Wanted::AtMost(15.0)));
-    let cpu = cpu.ok_or("no schedstat")? / 1000.0 * 20.0 / secs;
+    let cpu = cpu_us as f64 / 1000.0 * 20.0 / secs;
     bench.report.add(Row::cost(6, "idle CPU in 20 s", "ms", &[cpu], Wanted::AtMost(20.0)));
-    let woken = woken.ok_or("no schedstat")?;
-    let row = Row::cost(6, "idle, threads run", "/s", &[woken], Wanted::AtMost(2.0));
+    let row = Row::cost(6, "idle, threads run", "/s", &[woken as f64 / secs], Wanted::AtMost(2.0));
     bench.report.add(row.note("all threads together; no timer more than twice a second"));
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::load::{Acked, Load};
-use crate::harness::Daemon;
+use crate::harness::{Daemon, say};
 
 /// A stored event as `/events/recent` shows it, its data as text.
 #[derive(Deserialize)]
@@ -93,7 +93,7 @@ pub fn everything(daemon: &Daemon, load: &Load, streamed: &[(i64, String)]) {
     audit(daemon, load);
     let cut_off = deliveries.iter().filter(|delivery| delivery.cut_off).count();
     assert!(cut_off > 0, "no kill cut an attempt off: this run has shown nothing about scripts");
-    eprintln!(
+    say(&format!(
         "{} events, {} acknowledged, {} unanswered, {} deliveries, {cut_off} cut off, {} changes, {} files",
         history.len(),
         load.acked.len(),
@@ -101,7 +101,7 @@ pub fn everything(daemon: &Daemon, load: &Load, streamed: &[(i64, String)]) {
         deliveries.len(),
         load.changes.len(),
         load.files
-    );
+    ));
 }
 
 /// What was acknowledged is there once, as it was sent; what was not is there at most once; there is nothing else.

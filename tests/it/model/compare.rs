@@ -109,7 +109,8 @@ impl Run {
             assert_eq!((answer.status, answer.code()), (409, "ambiguous_id"), "{answer:?}");
         }
         let dump = self.daemon.get(&format!("/events/dump/{id}?source={}", event.source)).json;
-        let listed = history.iter().find(|one| one["amansequence"] == event.sequence.to_string());
+        let sequence = event.sequence.to_string();
+        let listed = history.iter().find(|one| one["amansequence"] == sequence.as_str());
         assert_eq!(Some(&dump["event"]), listed);
         let deliveries: BTreeMap<&str, &str> = dump["deliveries"]
             .as_array()

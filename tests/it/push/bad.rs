@@ -210,7 +210,8 @@ fn bad_input_is_named_and_not_stored() {
 #[test]
 fn bad_headers_are_named_and_not_stored() {
     let daemon = Daemon::start();
-    let cases: [(&[(&str, &str)], &[u8], &[&str]); 12] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [u8], &'a [&'a str]);
+    let cases: [Case<'_>; 12] = [
         (&CE[..2], b"", &["type"]),
         (&[CE[0], CE[2]], b"", &["source"]),
         (&CE[1..], b"", &["specversion"]),
