@@ -193,7 +193,8 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         bind,
         token,
     };
-    if !bind.ip().is_loopback() && !(http.token.is_some() && http.auth && layers.flag("http.allow_remote")) {
+    let remote = http.token.is_some() && http.auth && layers.flag("http.allow_remote");
+    if !bind.ip().is_loopback() && !remote {
         layers.wrong(
             "http.bind",
             "is not a loopback address: that needs http.token and http.allow_remote = true. \

@@ -48,7 +48,7 @@ pub enum Trust {
 }
 
 /// Which of the ready deliveries goes first; also what is refused first when the daemon is overloaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
     /// After everything else.
@@ -378,6 +378,20 @@ impl Event {
             (None, Some(made)) => made.to_string(),
             (None, None) => String::new(),
         }
+    }
+
+    /// About how many bytes of memory it takes, for everything that is bounded by bytes.
+    pub fn weight(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let sent = &self.sent;
+        let extensions: usize =
+            sent.extensions.iter().map(|(name, value)| name.len() + value.as_str().map_or(8, str::len) + 64).sum();
+        512 + sent.data.len()
+            + sent.source.len()
+            + text(&sent.subject)
+            + text(&sent.dedup_key)
+            + text(&sent.partition_key)
+            + extensions
     }
 
     /// True when it may not be delivered any more at `now_ms`.

@@ -12,9 +12,18 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, RetryPolicy};
+use crate::clock::Millis;
 use crate::error::Error;
+use crate::store::Tx;
 use crate::store::outbox::{self as rows, Intent, Status};
 use crate::tasks::{OnExit, Supervisor};
+
+/// How long one attempt to send may take.
+const SEND_MAX: Duration = Duration::from_secs(120);
+/// How long to wait before what a full disk refused is tried again.
+const DISK_WAIT: Duration = Duration::from_secs(1);
+/// A waiting intent is looked at again after at most this long, so that a clock that jumped cannot hold it for ever.
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// How an attempt to send ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,24 +53,24 @@ pub trait Sink: Send + Sync {
     fn send<'a>(&'a self, key: &'a str, payload: &'a Value) -> Sending<'a>;
 }
 
-/// Settles what the last run left half sent and starts a lane for each sink.
-pub async fn start(bus: &Bus, supervisor: &Supervisor, sinks: Vec<Arc<dyn Sink>>) -> Result<(), Error> {
+/// Starts a lane for each sink.
+pub fn start(bus: &Bus, supervisor: &Supervisor, sinks: Vec<Arc<dyn Sink>>) {
     for sink in sinks {
-        let (name, idempotent, now_ms) = (sink.name().to_owned(), sink.is_idempotent(), bus.clock().now_ms());
-        let left = bus.store().write(move |tx| rows::recover(tx, &name, idempotent, now_ms)).await?;
-        if left > 0 {
-            tracing::warn!(sink = sink.name(), left, "Sending was cut off by the last end of the daemon.");
-        }
         let (bus, stop) = (bus.clone(), supervisor.stop_token());
         supervisor.spawn(format!("sink/{}", sink.name()), OnExit::Restart, move || {
             lane(bus.clone(), Arc::clone(&sink), stop.clone())
         });
     }
-    Ok(())
 }
 
 async fn lane(bus: Bus, sink: Arc<dyn Sink>, stop: CancellationToken) -> Result<(), Error> {
     let mut added = bus.intents();
+    // However the lane ended before, with the daemon or by a failure: nothing of this sink is being sent now.
+    let (name, idempotent, now_ms) = (sink.name().to_owned(), sink.is_idempotent(), bus.clock().now_ms());
+    let left = bus.store().write(move |tx| rows::recover(tx, &name, idempotent, now_ms)).await?;
+    if left > 0 {
+        tracing::warn!(sink = sink.name(), left, "Sending was cut off before it was known how it ended.");
+    }
     loop {
         added.mark_unchanged();
         let name = sink.name().to_owned();
@@ -69,13 +78,13 @@ async fn lane(bus: Bus, sink: Arc<dyn Sink>, stop: CancellationToken) -> Result<
         let now_ms = bus.clock().now_ms();
         let wait = match next {
             Some(intent) if intent.next_ms <= now_ms || intent.expires_ms <= now_ms => {
-                attempt(&bus, sink.as_ref(), intent).await?;
+                attempt(&bus, sink.as_ref(), intent, &stop).await?;
                 if stop.is_cancelled() {
                     return Ok(());
                 }
                 continue;
             }
-            Some(intent) => Some(Duration::from_millis((intent.next_ms - now_ms).unsigned_abs())),
+            Some(intent) => Some(Duration::from_millis((intent.next_ms - now_ms).unsigned_abs()).min(LOOK_AGAIN_MAX)),
             None => None,
         };
         tokio::select! {
@@ -86,7 +95,7 @@ async fn lane(bus: Bus, sink: Arc<dyn Sink>, stop: CancellationToken) -> Result<
     }
 }
 
-async fn attempt(bus: &Bus, sink: &dyn Sink, intent: Intent) -> Result<(), Error> {
+async fn attempt(bus: &Bus, sink: &dyn Sink, intent: Intent, stop: &CancellationToken) -> Result<(), Error> {
     let (id, now_ms) = (intent.id, bus.clock().now_ms());
     if intent.expires_ms <= now_ms {
         let why = "It was too old to be sent.";
@@ -95,25 +104,50 @@ async fn attempt(bus: &Bus, sink: &dyn Sink, intent: Intent) -> Result<(), Error
     if !bus.store().write(move |tx| rows::begin(tx, id)).await? {
         return Ok(());
     }
-    let sent = sink.send(&intent.key, &intent.payload).await;
+    let sending = tokio::time::timeout(SEND_MAX, sink.send(&intent.key, &intent.payload));
+    let sent =
+        sending.await.unwrap_or_else(|_| Sent::Unknown(format!("There was no answer for {} s.", SEND_MAX.as_secs())));
     let (now_ms, number) = (bus.clock().now_ms(), intent.attempt + 1);
     let policy = sink.retry();
     let sent = match sent {
         Sent::Unknown(why) if sink.is_idempotent() => Sent::Later(why, None),
         other => other,
     };
-    bus.store()
-        .write(move |tx| match sent {
-            Sent::Yes => rows::end(tx, id, Status::Sent, now_ms, None),
-            Sent::Unknown(why) => rows::end(tx, id, Status::Unknown, now_ms, Some(&why)),
-            Sent::Refused(why) => rows::end(tx, id, Status::Failed, now_ms, Some(&why)),
-            Sent::Later(why, after) => match policy.wait_drawn(number, fastrand::f64()) {
-                Some(wait) => {
-                    let wait = after.unwrap_or(wait).as_millis();
-                    rows::wait(tx, id, now_ms.saturating_add(i64::try_from(wait).unwrap_or(i64::MAX)), &why)
-                }
-                None => rows::end(tx, id, Status::Failed, now_ms, Some(&why)),
-            },
+    // What is known now is lost if it is not stored: a full disk only delays it.
+    while let Err(error) = bus
+        .store()
+        .write({
+            let sent = sent.clone();
+            move |tx| settle(tx, id, sent, &policy, (number, now_ms))
         })
         .await
+    {
+        tracing::error!(error = ?error, "How sending ended could not be stored; it is tried again.");
+        tokio::select! {
+            () = stop.cancelled() => return Err(error),
+            () = tokio::time::sleep(DISK_WAIT) => {}
+        }
+    }
+    Ok(())
+}
+
+fn settle(
+    tx: &Tx<'_>,
+    id: i64,
+    sent: Sent,
+    policy: &RetryPolicy,
+    (number, now_ms): (u32, Millis),
+) -> Result<(), Error> {
+    match sent {
+        Sent::Yes => rows::end(tx, id, Status::Sent, now_ms, None),
+        Sent::Unknown(why) => rows::end(tx, id, Status::Unknown, now_ms, Some(&why)),
+        Sent::Refused(why) => rows::end(tx, id, Status::Failed, now_ms, Some(&why)),
+        Sent::Later(why, after) => match policy.wait_drawn(number, fastrand::f64()) {
+            Some(wait) => {
+                let wait = after.unwrap_or(wait).as_millis();
+                rows::wait(tx, id, now_ms.saturating_add(i64::try_from(wait).unwrap_or(i64::MAX)), &why)
+            }
+            None => rows::end(tx, id, Status::Failed, now_ms, Some(&why)),
+        },
+    }
 }

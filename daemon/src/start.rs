@@ -91,8 +91,8 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
     }
     bus.register(consumers).await?;
-    bus.start().await?;
-    outbox::start(&bus, &supervisor, sinks).await?;
+    bus.start().await;
+    outbox::start(&bus, &supervisor, sinks);
     lifecycle.enter(Phase::Workflows);
     lifecycle.enter(Phase::Sources);
     let mut sources = Vec::new();
@@ -138,6 +138,7 @@ impl Daemon {
         let Daemon { bus, server, supervisor, lifecycle, sources, config, .. } = self;
         tracing::info!("Shutting down.");
         lifecycle.begin_drain();
+        bus.live().wake();
         for source in sources {
             source.stop().await;
         }

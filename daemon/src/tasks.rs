@@ -66,6 +66,7 @@ impl Supervisor {
         self.tracker.spawn(async move {
             let mut wait = RESTART_FIRST;
             loop {
+                let begun = std::time::Instant::now();
                 let why = match tokio::spawn(make()).await {
                     Ok(Ok(())) => return supervisor.set(&name, "ended", None, false),
                     Ok(Err(error)) => error.chain().join(": "),
@@ -74,6 +75,9 @@ impl Supervisor {
                 tracing::error!(task = name, error = why, "A background task failed.");
                 if on_exit == OnExit::Degrade || supervisor.stop.is_cancelled() {
                     return supervisor.set(&name, "failed", Some(why), false);
+                }
+                if begun.elapsed() > RESTART_MAX {
+                    wait = RESTART_FIRST;
                 }
                 supervisor.set(&name, "waiting", Some(why.clone()), false);
                 tokio::select! {

@@ -86,7 +86,7 @@ CREATE TABLE delivery (
     event     INTEGER NOT NULL,
     consumer  INTEGER NOT NULL,
     status    INTEGER NOT NULL,
-    rank      INTEGER NOT NULL,                -- 0 high, 1 normal, 2 low; 0 for every delivery of a serial consumer
+    rank      INTEGER NOT NULL,                -- 0 high, 1 normal, 2 low
     partition TEXT,
     attempt   INTEGER NOT NULL,                -- attempts that were begun
     next_ms   INTEGER,                         -- retrying: when to try again
@@ -177,3 +177,4 @@ CREATE TABLE audit (
     prev_hash        TEXT NOT NULL,
     hash             TEXT NOT NULL
 ) STRICT;
+CREATE INDEX audit_begun ON audit (seq) WHERE outcome = 'begun';

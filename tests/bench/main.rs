@@ -24,6 +24,9 @@ use proc::Busy;
 use reference::disk::RawSync;
 use report::{Regime, Report, figure, say};
 
+/// How long other programs' use of the processors is watched.
+const BUSY_SAMPLE: Duration = Duration::from_millis(500);
+
 /// Anything that went wrong ends the target it happened in, with its text in the report.
 pub(crate) type Res<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -75,7 +78,7 @@ impl Bench {
         Ok((folder, events))
     }
 
-    /// What the disk does now, and how busy other programs keep the processors meanwhile.
+    /// What the disk does now, and how busy other programs keep the processors.
     pub(crate) fn sample_disk(&mut self, target: u8) -> Res<f64> {
         self.sample_disk_beside(target, "")
     }
@@ -83,8 +86,11 @@ impl Bench {
     /// As [`Bench::sample_disk`], with a word on what runs beside it.
     pub(crate) fn sample_disk_beside(&mut self, target: u8, beside: &str) -> Res<f64> {
         let busy = Busy::now()?;
+        std::thread::sleep(BUSY_SAMPLE);
+        // Syncing takes its own part of the processors, so the two are looked at one after the other.
+        let busy = busy.share()?;
         let p50 = RawSync::open(&self.folder)?.p50_us(self.secs(1.0))?;
-        self.report.regime(Regime { target, beside: beside.to_owned(), fdatasync_p50_us: p50, busy: busy.share()? });
+        self.report.regime(Regime { target, beside: beside.to_owned(), fdatasync_p50_us: p50, busy });
         Ok(p50)
     }
 }
@@ -135,8 +141,16 @@ fn bench(args: &[String]) -> Res<()> {
     Err(format!("not measured: target {}", failed.join(", ")).into())
 }
 
+/// A folder of this run's own; what killed runs left is removed.
 fn scratch() -> Res<PathBuf> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    std::fs::create_dir_all(target)?;
+    for entry in std::fs::read_dir(target)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.strip_prefix("bench-").is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
     let folder = target.join(format!("bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     Ok(folder)

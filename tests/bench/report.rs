@@ -60,7 +60,7 @@ impl Row {
             unit,
             measured: median(&pairs.ours),
             reference: Some((against.to_owned(), median(&pairs.reference))),
-            ratio: Some(median(&pairs.ratios())),
+            ratio: Some(pairs.ratios()).filter(|ratios| !ratios.is_empty()).map(|ratios| median(&ratios)),
             wanted,
             of_ratio: true,
             note: String::new(),
@@ -102,7 +102,11 @@ impl Row {
     }
 
     fn verdict(&self) -> &'static str {
-        self.wanted.verdict(if self.of_ratio { self.ratio.unwrap_or(0.0) } else { self.measured })
+        match self.ratio {
+            None if self.of_ratio => "no reference",
+            Some(ratio) if self.of_ratio => self.wanted.verdict(ratio),
+            _ => self.wanted.verdict(self.measured),
+        }
     }
 
     fn cells(&self) -> [String; 7] {
@@ -201,7 +205,7 @@ pub struct Regime {
     pub target: u8,
     pub beside: String,
     pub fdatasync_p50_us: f64,
-    /// The share of the processors that was in use, 0 to 1; the sampling itself takes a few hundredths.
+    /// The share of the processors that was in use just before, 0 to 1.
     pub busy: f64,
 }
 

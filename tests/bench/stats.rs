@@ -34,8 +34,10 @@ impl Pairs {
         self.reference.push(reference);
     }
 
-    /// The ratios round by round: neighbours in time share the machine's mood.
+    /// The ratios round by round: neighbours in time share the machine's mood. A round in which the reference did nothing
+    /// at all has none.
     pub fn ratios(&self) -> Vec<f64> {
-        self.ours.iter().zip(&self.reference).map(|(a, b)| if *b > 0.0 { a / b } else { 0.0 }).collect()
+        let rounds = self.ours.iter().zip(&self.reference);
+        rounds.filter(|(_, reference)| **reference > 0.0).map(|(ours, reference)| ours / reference).collect()
     }
 }

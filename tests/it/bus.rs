@@ -28,6 +28,9 @@ enum Step {
     Publish(Vec<NewEvent>),
     Everything,
     Retry(&'static str),
+    RetryAfter(u64),
+    /// A change of state that the database refuses.
+    BadState,
     Reject(&'static str),
     Hang,
     Panic,
@@ -54,6 +57,11 @@ impl Consumer for Scripted {
                 Step::Publish(publish) => Outcome::Done(Effects { publish, ..Effects::default() }),
                 Step::Everything => Outcome::Done(everything()),
                 Step::Retry(why) => Outcome::Retry(Failure::new(why).within("outer"), None),
+                Step::RetryAfter(ms) => Outcome::Retry(Failure::new("later"), Some(Duration::from_millis(ms))),
+                Step::BadState => Outcome::Done(Effects {
+                    state: Some(Box::new(|_| Err(aman::error::Error::conflict("invalid_state", "scripted")))),
+                    ..Effects::default()
+                }),
                 Step::Reject(why) => Outcome::Reject(Failure::new(why)),
                 Step::Hang => std::future::pending().await,
                 Step::Panic => panic!("scripted"),
@@ -176,14 +184,16 @@ fn event(kind: &str) -> NewEvent {
 /// Goal: how an attempt ends decides what becomes of the delivery, and the dead letter tells the whole story.
 #[tokio::test(flavor = "multi_thread")]
 async fn outcomes_decide() {
-    let attempts = |n| Some(n);
-    let cases: [(&str, Vec<Step>, Step, Status, u32, Option<&str>); 7] = [
+    type Case = (&'static str, Vec<Step>, Step, Status, u32, Option<&'static str>);
+    let cases: [Case; 9] = [
         ("plain", vec![], Step::Done, Status::Done, 1, None),
         ("recovers", vec![Step::Retry("a"), Step::Retry("b")], Step::Done, Status::Done, 3, None),
         ("exhausts", vec![], Step::Retry("down"), Status::Dead, 5, Some("attempts_exhausted")),
         ("rejects", vec![], Step::Reject("bad"), Status::Dead, 1, Some("rejected")),
         ("hangs", vec![], Step::Hang, Status::Dead, 2, Some("timeout")),
         ("panics", vec![Step::Panic], Step::Done, Status::Done, 2, None),
+        ("state", vec![Step::BadState], Step::Done, Status::Done, 2, None),
+        ("stateless", vec![], Step::BadState, Status::Dead, 5, Some("attempts_exhausted")),
         ("invalid", vec![], Step::Publish(vec![event("not a type")]), Status::Dead, 1, Some("rejected")),
     ];
     for (name, steps, then, status, count, reason) in cases {
@@ -198,7 +208,7 @@ async fn outcomes_decide() {
         assert_eq!((records.len(), records[0].status, records[0].attempt), (1, status, count), "{name}");
         let letters = bench.letters().await;
         assert_eq!(letters.first().map(|l| l.reason.as_str()), reason, "{name}");
-        assert_eq!(letters.first().map(|l| l.attempts), reason.and(attempts(count)), "{name}");
+        assert_eq!(letters.first().map(|l| l.attempts), reason.and(Some(count)), "{name}");
         if name == "exhausts" {
             assert_eq!(letters[0].chain, ["outer", "down"]);
             assert_eq!(records[0].failures.len(), 5);
@@ -453,4 +463,75 @@ async fn rejected_then_replayed() {
     let records = bench.ended(&accepted).await;
     assert_eq!(records[0].status, Status::Done);
     assert!(bench.letters().await.is_empty());
+}
+
+/// Goal: every waiting retry of a parallel consumer runs when it is due, though nothing else wakes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_waiting_retries_run() {
+    let spec = ConsumerSpec { concurrency: Concurrency::Parallel(8), ..spec("test/waiting", "a.b") };
+    let steps = [30, 60, 90, 120].map(Step::RetryAfter);
+    let (consumer, _handle) = scripted(spec, &steps, Step::Done);
+    let bench = start(vec![consumer], Vec::new()).await;
+    let mut pushed = Vec::new();
+    for _ in 0..4 {
+        pushed.push(bench.push(event("a.b")).await);
+    }
+    for accepted in &pushed {
+        assert_eq!(bench.ended(accepted).await[0].status, Status::Done);
+    }
+}
+
+/// Goal: consumers of everything that all fail leave one dead letter each for the event and for each death of it, no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn deaths_do_not_breed() {
+    let (one, _one) = scripted(spec("test/one", "**"), &[], Step::Reject("no"));
+    let (two, _two) = scripted(spec("test/two", "**"), &[], Step::Reject("no"));
+    let bench = start(vec![one, two], Vec::new()).await;
+    let accepted = bench.push(event("a.b")).await;
+    bench.ended(&accepted).await;
+    let letters = loop {
+        let letters = bench.letters().await;
+        if letters.len() >= 6 {
+            break letters;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    };
+    // A sentinel goes through the same lanes after everything that could still breed.
+    let last = bench.push(event("c.d")).await;
+    bench.ended(&last).await;
+    assert_eq!(letters.len(), 6);
+    let of_first = bench.letters().await.iter().filter(|l| l.event.trace.to_string() == accepted.trace_id).count();
+    assert_eq!(of_first, 6, "two for the event, two for each of its two deaths");
+}
+
+/// Goal: a consumer that goes and comes back goes on where it was, one at a time, and misses nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_comes_back_goes_on() {
+    let (consumer, mut handle) = scripted(spec("test/back", "a.b"), &[Step::Hold], Step::Done);
+    let again = consumer.clone();
+    let bench = start(vec![consumer], Vec::new()).await;
+    let mut pushed = Vec::new();
+    for _ in 0..3 {
+        pushed.push(bench.push(event("a.b")).await);
+    }
+    handle.next().await;
+    bench.daemon.bus().unregister(&["test/back".to_owned()]);
+    assert!(bench.deliveries(&bench.push(event("a.b")).await).await.is_empty(), "nobody listens now");
+    bench.daemon.bus().register(vec![again]).await.expect("registered");
+    assert_eq!(bench.deliveries(&pushed[1]).await[0].status, Status::Pending, "the first attempt still runs");
+    handle.gate.add_permits(1);
+    for accepted in &pushed {
+        let record = bench.ended(accepted).await.remove(0);
+        assert_eq!((record.status, record.attempt), (Status::Done, 1));
+    }
+}
+
+/// Goal: a panic in one change is that change's error; the writer goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_does_not_end_the_writer() {
+    let bench = start(Vec::new(), Vec::new()).await;
+    let store = bench.daemon.bus().store();
+    let panicked = store.write(|_| -> Result<(), aman::error::Error> { panic!("scripted") }).await;
+    assert!(panicked.is_err());
+    bench.push(event("a.b")).await;
 }

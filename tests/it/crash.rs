@@ -39,6 +39,8 @@ pub struct Shared {
     address: Mutex<String>,
     /// True when the load is to end.
     over: AtomicBool,
+    /// True when the test has failed, so that nobody waits for a daemon that may never come back.
+    failed: AtomicBool,
     /// What was acknowledged.
     acked: Mutex<Vec<Acked>>,
     /// What was changed, or may have been.
@@ -55,11 +57,12 @@ impl Shared {
     }
 }
 
-/// Ends the load even when the test fails, so that its threads do not wait for a daemon for ever.
+/// Ends the load, also when the test fails.
 struct EndOfLoad<'a>(&'a Shared);
 
 impl Drop for EndOfLoad<'_> {
     fn drop(&mut self) {
+        self.0.failed.store(std::thread::panicking(), Ordering::Release);
         self.0.over.store(true, Ordering::Release);
     }
 }
@@ -81,7 +84,7 @@ fn prepare(folder: &Folder) -> Daemon {
 /// Kills the daemon at a random moment, sometimes its successor while it starts, and starts it again. Gives the kills.
 fn kill_and_start(daemon: &mut Daemon, shared: &Shared, rng: &mut fastrand::Rng) -> usize {
     // Not a wait for something: the moment of the kill is what is random.
-    std::thread::sleep(Duration::from_millis(rng.u64(20..450)));
+    std::thread::sleep(Duration::from_millis(rng.u64(20..350)));
     daemon.kill();
     let mut kills = 1;
     while rng.u8(..4) == 0 {
@@ -123,6 +126,7 @@ fn fifty_kills() {
     let shared = Shared {
         address: Mutex::new(daemon.address.clone()),
         over: AtomicBool::new(false),
+        failed: AtomicBool::new(false),
         acked: Mutex::default(),
         changes: Mutex::default(),
     };
@@ -152,6 +156,7 @@ fn fifty_kills() {
             operator.join().expect("operated");
         }
         assert_eq!(daemon.post("/skill/switched/enable", &json!({})).status, 200);
+        load::revive_triage(&daemon, &shared);
         verify::wait_for_files(&daemon, load.files);
         daemon.settle();
         drop(end_of_stream);

@@ -3,6 +3,7 @@
 mod audit;
 mod auth_coverage;
 mod bus;
+mod cli;
 mod crash;
 mod dlq;
 mod files;

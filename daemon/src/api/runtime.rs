@@ -57,7 +57,6 @@ pub struct Lifecycle {
     draining: AtomicBool,
     safe_mode: AtomicBool,
     started: Instant,
-    stop_streams: CancellationToken,
     shutdown: CancellationToken,
 }
 
@@ -68,7 +67,6 @@ impl Default for Lifecycle {
             draining: AtomicBool::new(false),
             safe_mode: AtomicBool::new(false),
             started: Instant::now(),
-            stop_streams: CancellationToken::new(),
             shutdown: CancellationToken::new(),
         }
     }
@@ -91,10 +89,10 @@ impl Lifecycle {
         self.safe_mode.store(true, Ordering::Release);
     }
 
-    /// Begins to shut down: new work is refused with 503 `draining`, every stream ends.
+    /// Begins to shut down: new work is refused with 503 `draining`; streams end when they are woken next, see
+    /// [`crate::bus::live::Live::wake`].
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Release);
-        self.stop_streams.cancel();
     }
 
     /// True once it shuts down.
@@ -110,10 +108,6 @@ impl Lifecycle {
     /// Cancelled when somebody asked for a shutdown.
     pub fn shutdown_requested(&self) -> &CancellationToken {
         &self.shutdown
-    }
-
-    pub(super) fn stop_streams(&self) -> &CancellationToken {
-        &self.stop_streams
     }
 
     pub(super) fn phase_name(&self) -> &'static str {
@@ -139,6 +133,7 @@ impl Lifecycle {
 
 /// `POST /agent/start`: the daemon runs already, so this only says how it stands.
 pub(super) async fn start(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
     call.fields().await?.done()?;
     if app.lifecycle.is_draining() {
         return Err(super::draining());
@@ -149,10 +144,12 @@ pub(super) async fn start(app: Arc<App>, mut call: Call) -> Result<Reply, Proble
 
 /// `POST /agent/shutdown`
 pub(super) async fn shutdown(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
     call.fields().await?.done()?;
     let draft = call.draft.clone();
     app.store.write(move |tx| draft.record(tx, "daemon", json!({}))).await?;
     app.lifecycle.begin_drain();
+    app.live.wake();
     app.lifecycle.request_shutdown();
     body::reply(StatusCode::ACCEPTED, &json!({ "status": "draining" }))
 }

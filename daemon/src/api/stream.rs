@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
+use tokio_util::sync::ReusableBoxFuture;
 
 use super::body::{Body, Reply};
 use super::metrics;
@@ -57,7 +57,8 @@ impl Filter {
     }
 }
 
-type Woken = (watch::Receiver<EventSeq>, CancellationToken, bool);
+/// The receiver back, and whether it still has a sender.
+type Woken = (watch::Receiver<EventSeq>, bool);
 /// Events that were read from disk, as frames.
 struct Page {
     /// Everything up to here is in it or was filtered out.
@@ -76,7 +77,7 @@ pub struct Stream {
     named: bool,
     /// Sent before anything else.
     prelude: Option<Bytes>,
-    /// Becomes ready when the head moved or the daemon stops.
+    /// Becomes ready when the head moved or the daemon drains.
     wake: ReusableBoxFuture<'static, Woken>,
     /// Being read while the page before it is sent.
     page: Option<JoinHandle<Result<Page, Error>>>,
@@ -89,13 +90,10 @@ pub struct Stream {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-async fn moved(mut head: watch::Receiver<EventSeq>, stop: CancellationToken) -> Woken {
-    let stopped = tokio::select! {
-        biased;
-        () = stop.cancelled() => true,
-        changed = head.changed() => changed.is_err(),
-    };
-    (head, stop, stopped)
+/// Waits for one thing only, since every stream registers anew for every event: a drain moves the head's receivers, too.
+async fn moved(mut head: watch::Receiver<EventSeq>) -> Woken {
+    let alive = head.changed().await.is_ok();
+    (head, alive)
 }
 
 impl Stream {
@@ -147,11 +145,13 @@ impl Stream {
                 }
                 Next::Behind => self.page = Some(self.read_page()),
                 Next::UpToDate => match self.wake.poll(cx) {
-                    Poll::Ready((_, _, true)) => {
-                        self.over = true;
-                        return Poll::Ready(None);
+                    Poll::Ready((head, alive)) => {
+                        if !alive || self.app.lifecycle.is_draining() {
+                            self.over = true;
+                            return Poll::Ready(None);
+                        }
+                        self.wake.set(moved(head));
                     }
-                    Poll::Ready((head, stop, false)) => self.wake.set(moved(head, stop)),
                     Poll::Pending => return self.idle(cx),
                 },
             }
@@ -319,8 +319,7 @@ async fn place(app: &App, cursor: Option<EventSeq>, head: EventSeq) -> Result<(E
 pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let wanted = wanted(&call)?;
     let (view, permit) = view(&app, &call)?;
-    let stop = app.lifecycle.stop_streams().clone();
-    if stop.is_cancelled() {
+    if app.lifecycle.is_draining() {
         return Err(super::draining());
     }
     let headers = vec![
@@ -338,7 +337,7 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let metrics_at = wanted.metrics.then_some(now);
     app.counters.streams.fetch_add(1, Ordering::Relaxed);
     let stream = Stream {
-        wake: ReusableBoxFuture::new(moved(tail.head(), stop)),
+        wake: ReusableBoxFuture::new(moved(tail.head())),
         timer: Box::pin(tokio::time::sleep_until(metrics_at.unwrap_or(now + HEARTBEAT))),
         prelude: Some(format!("retry: 2000\n\n{}", reset.unwrap_or_default()).into()),
         tail,

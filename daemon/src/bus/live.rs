@@ -25,7 +25,8 @@ pub struct Batch {
 
 impl Batch {
     fn new(events: Vec<Arc<Event>>) -> Batch {
-        let bytes = events.iter().map(|event| event.sent.data.len() + 256).sum();
+        // The events themselves and their frames, once encoded.
+        let bytes = events.iter().map(|event| event.weight() * 2).sum();
         Batch { events, bytes, frames: Default::default() }
     }
 
@@ -48,7 +49,7 @@ impl Batch {
     pub fn frames(&self, view: View, named: bool) -> Bytes {
         let slot = usize::from(view == View::Full) * 2 + usize::from(named);
         let encode = || {
-            let mut out = Vec::with_capacity(self.bytes * 2);
+            let mut out = Vec::with_capacity(self.bytes / 2);
             for event in &self.events {
                 write_frame(&mut out, event, view, named);
             }
@@ -133,6 +134,11 @@ impl Live {
     /// The newest committed sequence.
     pub fn head(&self) -> EventSeq {
         *self.inner.head.borrow()
+    }
+
+    /// Wakes every stream without news, so that it looks whether it is to end.
+    pub fn wake(&self) {
+        self.inner.head.send_modify(|_| ());
     }
 
     /// Streams that listen now.

@@ -1,9 +1,10 @@
 //! The one way through: everything enters by [`Bus::publish`], is matched by the [`router`], delivered by
 //! [`dispatch`], and what consumers ask for ([`effects`]) is applied where their delivery is settled.
 
-pub mod dispatch;
+mod dispatch;
 pub mod effects;
 pub mod explain;
+mod lane;
 pub mod live;
 mod publish;
 pub mod retry;

@@ -1,14 +1,14 @@
 //! [`Bus`]: the way in, and the registry of consumers.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::dispatch::Lane;
+use super::lane::Lane;
 use super::live::Live;
 use super::router::{self, Entry, Router};
 use super::{Consumer, ConsumerSpec, StateWrite};
@@ -18,6 +18,9 @@ use crate::event::{Event, NewEvent, Priority, Trust};
 use crate::id::{ConsumerId, EventSeq, TraceId};
 use crate::store::events::{Appended, Cause, KeptAnswer, Match, Prepared};
 use crate::store::{Committed, Store, consumers, events};
+
+/// Bytes of events that may be on their way to the writer before more are refused.
+const INCOMING_BYTES_MAX: usize = 64 << 20;
 
 /// What the bus can be told.
 #[derive(Debug, Clone)]
@@ -137,6 +140,40 @@ pub struct Bus {
     pub(super) inner: Arc<Inner>,
 }
 
+/// How many effects each trace had, so that consumers that feed each other in breadth end like those that do so in
+/// depth. Counts live in memory: a restart gives every trace a new budget.
+#[derive(Default)]
+pub(super) struct Chains(Mutex<HashMap<TraceId, usize>>);
+
+impl Chains {
+    const EFFECTS_MAX: usize = 10_000;
+    const TRACES_MAX: usize = 4096;
+
+    /// Adds effects to a trace; false when that is more than one cause may have.
+    pub fn admit(&self, trace: TraceId, effects: usize) -> bool {
+        if effects == 0 {
+            return true;
+        }
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= Chains::TRACES_MAX {
+            // Small ones are no danger; they begin anew.
+            counts.retain(|_, count| *count > 100);
+        }
+        let count = counts.entry(trace).or_default();
+        *count = count.saturating_add(effects);
+        *count <= Chains::EFFECTS_MAX
+    }
+}
+
+/// Bytes on their way to the writer, until they are answered.
+struct Incoming<'a>(&'a AtomicUsize, usize);
+
+impl Drop for Incoming<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
 pub(super) struct Inner {
     pub store: Store,
     pub clock: Clock,
@@ -146,6 +183,11 @@ pub(super) struct Inner {
     pub lanes: Mutex<HashMap<ConsumerId, Lane>>,
     pub stats: Stats,
     pub draining: AtomicBool,
+    /// What was cut off is settled, and lanes may work.
+    pub delivering: AtomicBool,
+    /// Bytes of events that are on their way to the writer.
+    pub incoming: AtomicUsize,
+    pub chains: Chains,
     /// Ends the claiming of new work.
     pub stop: CancellationToken,
     /// Cancels attempts that still run when the drain time is over.
@@ -168,6 +210,9 @@ impl Bus {
             lanes: Mutex::default(),
             stats: Stats::default(),
             draining: AtomicBool::new(false),
+            delivering: AtomicBool::new(false),
+            incoming: AtomicUsize::new(0),
+            chains: Chains::default(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
             lane_tasks: tokio_util::task::TaskTracker::new(),
@@ -187,26 +232,28 @@ impl Bus {
     /// `Invalid` names broken fields (in a batch as `/3/type`), `Forbidden` reserved names, `Busy` back-pressure,
     /// draining or a disk that cannot be written, `Mismatch` a reused `Idempotency-Key`.
     pub async fn publish(&self, publish: Publish) -> Result<Vec<Accepted>, Error> {
-        self.admit(&publish)?;
+        let _incoming = self.admit(&publish)?;
         check(&publish)?;
         let Publish { events, origin, idempotency, state } = publish;
         let now_ms = self.inner.clock.now_ms();
-        let router = self.inner.router.load_full();
-        let prepared = self.prepare_all(router, events, &origin, now_ms).await?;
+        let prepared = self.prepare(events, origin, None).await;
         let (answers, replayed) = match (idempotency, state) {
             (None, None) => (self.inner.store.write_hot(move |tx| append_all(tx, prepared)).await?, false),
             (idempotency, state) => {
                 let keep_until = now_ms + self.inner.settings.dedup_window_ms;
                 let change = move |tx: &mut crate::store::Tx<'_>| {
+                    if let Some(request) = &idempotency
+                        && let Some(answers) = answered_before(tx, request, now_ms)?
+                    {
+                        return Ok((answers, true));
+                    }
                     if let Some(state) = state {
                         state(tx)?;
                     }
-                    let Some(request) = idempotency else { return Ok((append_all(tx, prepared)?, false)) };
-                    if let Some(answers) = answered_before(tx, &request, now_ms)? {
-                        return Ok((answers, true));
-                    }
                     let answers = append_all(tx, prepared)?;
-                    keep(tx, &request, &answers, keep_until)?;
+                    if let Some(request) = &idempotency {
+                        keep(tx, request, &answers, (now_ms, keep_until))?;
+                    }
                     Ok((answers, false))
                 };
                 self.inner.store.write(change).await?
@@ -225,20 +272,14 @@ impl Bus {
         if publish.events.len() == 1 && router.candidates(&publish.events[0].kind).is_empty() {
             return Ok(vec![Vec::new()]);
         }
-        tokio::task::spawn_blocking(move || {
-            let events = publish.events.into_iter();
-            events
-                .map(|sent| {
-                    let event = provisional(sent, publish.origin.trust, now_ms);
-                    super::explain::consider_now(&router, &event)
-                })
-                .collect()
-        })
-        .await
-        .map_err(Error::internal("previewing events"))
+        let consider = move |sent| {
+            let event = provisional(sent, publish.origin.trust, None, now_ms);
+            super::explain::consider_now(&router, &event)
+        };
+        Ok(blocking(move || publish.events.into_iter().map(consider).collect()).await)
     }
 
-    fn admit(&self, publish: &Publish) -> Result<(), Error> {
+    fn admit(&self, publish: &Publish) -> Result<Incoming<'_>, Error> {
         if self.inner.draining.load(Ordering::Acquire) {
             return Err(Error::Busy {
                 code: "draining",
@@ -246,13 +287,17 @@ impl Bus {
                 retry_after_ms: 5000,
             });
         }
+        let bytes = publish.events.iter().map(|event| event.data.len() + 512).sum();
+        let incoming = Incoming(&self.inner.incoming, bytes);
+        let before = self.inner.incoming.fetch_add(bytes, Ordering::Relaxed);
         let load = self.inner.store.load();
         let first_refused = publish
             .events
             .iter()
             .any(|event| event.priority == Priority::Low || event.delivery == crate::event::Delivery::AtMostOnce);
         let full = load >= 1.0 || (first_refused && load >= self.inner.settings.high_water);
-        if full || self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.max_pending {
+        let waiting = self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.max_pending;
+        if full || waiting || before > INCOMING_BYTES_MAX {
             self.inner.stats.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Error::Busy {
                 code: "overloaded",
@@ -260,40 +305,33 @@ impl Bus {
                 retry_after_ms: 1000,
             });
         }
-        Ok(())
+        Ok(incoming)
     }
 
-    async fn prepare_all(
-        &self,
-        router: Arc<Router>,
-        events: Vec<NewEvent>,
-        origin: &Origin,
-        now_ms: Millis,
-    ) -> Result<Vec<Prepared>, Error> {
-        let until = now_ms + self.inner.settings.dedup_window_ms;
+    /// Prepares effects of a delivery; their trust is the lower of the cause's and the consumer's.
+    pub(super) async fn prepare_effects(&self, entry: &Entry, cause: &Cause, events: Vec<NewEvent>) -> Vec<Prepared> {
+        let origin = Origin {
+            principal: entry.spec.name.clone(),
+            trust: cause.event.trust.min(entry.spec.trust),
+            internal: false,
+        };
+        self.prepare(events, origin, Some(cause.clone())).await
+    }
+
+    /// Finds out who gets each event. Conditions are evaluated off the async threads.
+    async fn prepare(&self, events: Vec<NewEvent>, origin: Origin, cause: Option<Cause>) -> Vec<Prepared> {
+        let router = self.inner.router.load_full();
+        let now_ms = self.inner.clock.now_ms();
+        let until_ms = now_ms + self.inner.settings.dedup_window_ms;
         let conditions = events.iter().any(|event| {
             let candidates = router.candidates(&event.kind);
             router.needs_conditions(&candidates)
         });
-        let (trust, principal) = (origin.trust, origin.principal.clone());
         let prepare = move || {
-            let one = |sent| prepare(&router, sent, trust, principal.clone(), None, now_ms, until);
+            let one = |sent| prepare(&router, sent, &origin, cause.clone(), (now_ms, until_ms));
             events.into_iter().map(one).collect::<Vec<_>>()
         };
-        if !conditions {
-            return Ok(prepare());
-        }
-        tokio::task::spawn_blocking(prepare).await.map_err(Error::internal("evaluating conditions"))
-    }
-
-    /// Prepares the effects of a delivery; their trust is the lower of the cause's and the consumer's.
-    pub(super) fn prepare_effects(&self, entry: &Entry, cause: &Cause, events: Vec<NewEvent>) -> Vec<Prepared> {
-        let now_ms = self.inner.clock.now_ms();
-        let router = self.inner.router.load_full();
-        let trust = cause.event.trust.min(entry.spec.trust);
-        let until = now_ms + self.inner.settings.dedup_window_ms;
-        let one = |sent| prepare(&router, sent, trust, entry.spec.name.clone(), Some(cause.clone()), now_ms, until);
-        events.into_iter().map(one).collect()
+        if conditions { blocking(prepare).await } else { prepare() }
     }
 
     /// Adds consumers, or replaces those of the same name, in one step; work that waits for them begins.
@@ -329,12 +367,13 @@ impl Bus {
             .zip(numbers)
             .map(|((spec, consumer), (id, since, rule_ids))| Arc::new(Entry { id, since, spec, rule_ids, consumer }))
             .collect();
+        // Lanes first: an event that matches a new consumer finds its lane to wake.
+        self.place_lanes(&entries).await?;
         self.inner.router.rcu(|old| {
             let new_ids: std::collections::HashSet<ConsumerId> = entries.iter().map(|entry| entry.id).collect();
             let kept = old.entries().iter().filter(|entry| !new_ids.contains(&entry.id));
             Router::new(kept.chain(&entries).cloned().collect())
         });
-        self.place_lanes(&entries);
         Ok(())
     }
 
@@ -345,8 +384,8 @@ impl Bus {
             Router::new(kept.cloned().collect())
         });
         let router = self.inner.router.load();
-        if let Ok(mut lanes) = self.inner.lanes.lock() {
-            lanes.retain(|id, _| router.by_id(*id).is_some());
+        if let Ok(lanes) = self.inner.lanes.lock() {
+            lanes.iter().filter(|(id, _)| router.by_id(**id).is_none()).for_each(|(_, lane)| lane.rest());
         }
     }
 
@@ -395,7 +434,7 @@ impl Inner {
         if committed.intents {
             self.intents.send_modify(|count| *count += 1);
         }
-        if committed.woken.is_empty() {
+        if committed.woken.is_empty() && committed.anew.is_empty() {
             return;
         }
         let Ok(lanes) = self.lanes.lock() else { return };
@@ -404,6 +443,15 @@ impl Inner {
                 lane.wake(priority);
             }
         }
+        committed.anew.iter().filter_map(|consumer| lanes.get(consumer)).for_each(Lane::look_anew);
+    }
+}
+
+/// Runs `work` off the async threads; a panic in it is one here.
+async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
@@ -417,17 +465,19 @@ fn check(publish: &Publish) -> Result<(), Error> {
     Ok(())
 }
 
-/// The event as far as it is known before it is stored; conditions see it without id and sequence.
-fn provisional(sent: NewEvent, trust: Trust, now_ms: Millis) -> Event {
+/// The event as far as it is known before it is stored: conditions see it without the id and sequence that the daemon
+/// makes.
+fn provisional(sent: NewEvent, trust: Trust, cause: Option<&Cause>, now_ms: Millis) -> Event {
+    let trace = cause.map(|c| c.event.trace).or(sent.trace).unwrap_or(TraceId([0; 16]));
     Event {
         sequence: EventSeq(0),
         received_ms: now_ms,
         made_id: None,
-        trace: sent.trace.unwrap_or(TraceId([0; 16])),
-        correlation: None,
-        causation: None,
-        cause: None,
-        depth: 0,
+        trace,
+        correlation: cause.map(|c| c.event.correlation.clone().unwrap_or_else(|| c.event.id())),
+        causation: cause.map(|c| c.event.id()),
+        cause: cause.map(|c| c.event.sequence),
+        depth: cause.map_or(0, |c| c.event.depth + 1),
         trust,
         principal: String::new(),
         sent,
@@ -437,17 +487,15 @@ fn provisional(sent: NewEvent, trust: Trust, now_ms: Millis) -> Event {
 fn prepare(
     router: &Router,
     sent: NewEvent,
-    trust: Trust,
-    principal: String,
+    origin: &Origin,
     cause: Option<Cause>,
-    now_ms: Millis,
-    dedup_until_ms: Millis,
+    (now_ms, dedup_until_ms): (Millis, Millis),
 ) -> Prepared {
     let candidates = router.candidates(&sent.kind);
     let (matches, decisions) = if candidates.is_empty() {
         (Vec::<Match>::new(), Vec::new())
     } else {
-        let event = provisional(sent.clone(), trust, now_ms);
+        let event = provisional(sent.clone(), origin.trust, cause.as_ref(), now_ms);
         router.decide(&candidates, || event.to_json())
     };
     let keys = [("id", &sent.id), ("key", &sent.dedup_key)];
@@ -456,8 +504,8 @@ fn prepare(
         dedup: dedup.collect(),
         decision: router::encode(&decisions),
         matches,
-        trust,
-        principal,
+        trust: origin.trust,
+        principal: origin.principal.clone(),
         received_ms: now_ms,
         cause,
         dedup_until_ms,
@@ -495,7 +543,12 @@ fn answered_before(
     serde_json::from_str(&kept.answer).map(Some).map_err(Error::internal("reading a kept answer"))
 }
 
-fn keep(tx: &crate::store::Tx<'_>, request: &Idempotency, answers: &[Accepted], until_ms: Millis) -> Result<(), Error> {
+fn keep(
+    tx: &crate::store::Tx<'_>,
+    request: &Idempotency,
+    answers: &[Accepted],
+    (now_ms, until_ms): (Millis, Millis),
+) -> Result<(), Error> {
     let answer = serde_json::to_string(answers).map_err(Error::internal("keeping an answer"))?;
-    events::keep_answer(tx, &request.key, &KeptAnswer { body: request.body, status: 202, answer }, until_ms)
+    events::keep_answer(tx, &request.key, &KeptAnswer { body: request.body, status: 202, answer }, now_ms, until_ms)
 }

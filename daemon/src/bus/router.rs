@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Concurrency, Consumer, ConsumerSpec, Rule, Standing};
+use super::{Consumer, ConsumerSpec, Rule, Standing};
 use crate::event::TypePattern;
 use crate::expr::Limits;
 use crate::id::{ConsumerId, EventSeq};
@@ -164,13 +164,17 @@ impl Router {
                 }
             };
             if decision.reason == Reason::Matched {
-                let serial = entry.spec.concurrency == Concurrency::Serial;
-                matches.push(Match { consumer: entry.id, serial });
+                matches.push(Match { consumer: entry.id });
             }
             decisions.push(decision);
         }
         (matches, decisions)
     }
+}
+
+/// An event may be larger as JSON than the body that brought it: escapes, base64.
+fn limits() -> Limits {
+    Limits { input_bytes: 8 << 20, ..Limits::default() }
 }
 
 /// Rules whose type pattern matched.
@@ -197,7 +201,7 @@ impl Entry {
             let Some(condition) = &self.spec.rules[r].condition else {
                 return self.decision(r, Reason::Matched, None);
             };
-            match condition.test(&json(), &Limits::default()) {
+            match condition.test(&json(), &limits()) {
                 Ok(true) => return self.decision(r, Reason::Matched, None),
                 Ok(false) => last = self.decision(r, Reason::ConditionFalse, None),
                 Err(error) => last = self.decision(r, Reason::ConditionError, Some(error.to_string())),
@@ -284,13 +288,13 @@ pub fn values(condition: &str, event: &Value) -> Map<String, Value> {
             .fold(event, |value, key| &value[key])
             .clone()
     };
-    expr.paths().into_iter().map(|path| (path.clone(), at(&path))).collect()
+    expr.paths().iter().map(|path| (path.clone(), at(path))).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::{Attempt, Delivered, Effects, Outcome, RetryPolicy};
+    use crate::bus::{Attempt, Concurrency, Delivered, Effects, Outcome, RetryPolicy};
     use crate::event::Trust;
     use crate::expr::Expr;
     use std::time::Duration;

@@ -15,10 +15,12 @@ use crate::error::Error;
 use crate::event::{Delivery as Mode, NewEvent};
 use crate::id::{DeliveryId, sha256_hex};
 use crate::store::dead_letters::{Death, Reason};
-use crate::store::deliveries::{CutOff, Ready, Status};
+use crate::store::deliveries::{Ready, Status};
 use crate::store::events::{Cause, Prepared};
 use crate::store::{Tx, dead_letters, deliveries, events, outbox};
 
+/// The type of the event that tells of a dead letter.
+const DEAD: &str = "aman.delivery.dead";
 /// How long to wait before a settlement that the disk refused is tried again.
 const DISK_WAIT: Duration = Duration::from_secs(1);
 
@@ -29,6 +31,8 @@ pub enum Settled {
     Ended,
     /// It waits for another attempt until then.
     Waits(Millis),
+    /// Nothing was written: it stands as it stood before the attempt.
+    Untouched,
 }
 
 /// Everything that an end of a delivery writes; cloneable, so that a full disk only delays it.
@@ -52,18 +56,24 @@ struct Burial {
 }
 
 /// Applies the effects of a successful attempt with its settlement.
-pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Settled {
+///
+/// The error is for an attempt whose change of state the database refused: it has failed.
+pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Result<Settled, Failure> {
     let depth_max = bus.inner.settings.max_causation_depth;
     if !effects.publish.is_empty() && ready.event.depth + 1 > depth_max {
         let failure = Failure::new(format!(
             "Its effects would be number {} of a chain; at most {depth_max}.",
             ready.event.depth + 1
         ));
-        return die(bus, entry, ready, Reason::CausationLoop, failure).await;
+        return Ok(die(bus, entry, ready, Reason::CausationLoop, failure).await);
+    }
+    if !bus.inner.chains.admit(ready.event.trace, effects.publish.len()) {
+        let failure = Failure::new("Its trace has more effects than the daemon lets one cause have.");
+        return Ok(die(bus, entry, ready, Reason::CausationLoop, failure).await);
     }
     if let Some((n, error)) = effects.publish.iter().enumerate().find_map(|(n, e)| e.check().err().map(|e| (n, e))) {
         let failure = Failure::new(format!("publish/{n}: {error}")).within("The consumer published an invalid event.");
-        return die(bus, entry, ready, Reason::Rejected, failure).await;
+        return Ok(die(bus, entry, ready, Reason::Rejected, failure).await);
     }
     let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
     let ending = Ending {
@@ -71,26 +81,25 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         status: Status::Done,
         attempt: ready.attempt + 1,
         result: effects.result,
-        publish: bus.prepare_effects(entry, &cause, effects.publish),
+        publish: bus.prepare_effects(entry, &cause, effects.publish).await,
         notify: effects.notify,
         outgoing: effects.outgoing,
         death: None,
     };
-    let settled = match effects.state {
+    let ended = match effects.state {
         None => end(bus, ready, ending).await,
-        Some(state) => end_with_state(bus, ready, ending, state).await,
+        Some(state) => end_with_state(bus, ready, ending, state).await?,
     };
-    if settled == Settled::Ended {
-        bus.inner.stats.done.fetch_add(1, Ordering::Relaxed);
-    }
-    settled
+    bus.inner.stats.done.fetch_add(u64::from(ended), Ordering::Relaxed);
+    Ok(Settled::Ended)
 }
 
 /// Ends a delivery whose event is too old.
 pub(super) async fn expire(bus: &Bus, entry: &Entry, ready: &Ready) -> Settled {
     tracing::info!(consumer = entry.spec.name, event = ready.event.id(), "Delivery expired.");
-    bus.inner.stats.expired.fetch_add(1, Ordering::Relaxed);
-    end(bus, ready, Ending::bare(ready.id, Status::Expired, ready.attempt)).await
+    let ended = end(bus, ready, Ending::bare(ready.id, Status::Expired, ready.attempt)).await;
+    bus.inner.stats.expired.fetch_add(u64::from(ended), Ordering::Relaxed);
+    Settled::Ended
 }
 
 /// Gives a delivery up: dead letter, and an event that says so.
@@ -107,15 +116,17 @@ pub(super) async fn die(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason,
         error = failure.chain.join(": "),
         "Delivery is dead."
     );
-    let ending = bury(bus, entry, ready, reason, failure.chain, attempts);
-    bus.inner.stats.dead.fetch_add(1, Ordering::Relaxed);
-    end(bus, ready, ending).await
+    let ending = bury(bus, entry, ready, reason, failure.chain, attempts).await;
+    let ended = end(bus, ready, ending).await;
+    bus.inner.stats.dead.fetch_add(u64::from(ended), Ordering::Relaxed);
+    Settled::Ended
 }
 
-fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Vec<String>, attempts: u32) -> Ending {
+async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Vec<String>, attempts: u32) -> Ending {
     let fingerprint = fingerprint(&entry.spec.name, reason, &chain);
     let mut publish = Vec::new();
-    if ready.event.depth < bus.inner.settings.max_causation_depth {
+    // No death of a death: consumers of everything that all fail would breed without end.
+    if ready.event.depth < bus.inner.settings.max_causation_depth && ready.event.sent.kind != DEAD {
         let ids = bus.store().ids();
         let data = json!({
             "delivery_id": ids.delivery(ready.event.received_ms, ready.id).to_string(),
@@ -128,7 +139,7 @@ fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Vec<Stri
             "fingerprint": fingerprint,
         });
         let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
-        let mut told = bus.prepare_effects(entry, &cause, vec![NewEvent::new("aman/bus", "aman.delivery.dead", &data)]);
+        let mut told = bus.prepare_effects(entry, &cause, vec![NewEvent::new("aman/bus", DEAD, &data)]).await;
         for event in &mut told {
             // It is the bus that says so, whatever its consumer may say.
             event.principal = "aman/bus".to_owned();
@@ -199,7 +210,7 @@ impl Ending {
                 fingerprint: &death.fingerprint,
             };
             dead_letters::bury(tx, &death, now_ms)?;
-        } else {
+        } else if self.status == Status::Done {
             dead_letters::resolve(tx, self.id)?;
         }
         for event in self.publish {
@@ -210,7 +221,9 @@ impl Ending {
             outbox::notify(tx, self.id, ready.event.sequence, now_ms, text)?;
         }
         for (number, intent) in self.outgoing.iter().enumerate() {
-            let origin = outbox::Origin { delivery: self.id, event: ready.event.sequence, number };
+            let event = &ready.event;
+            let origin =
+                outbox::Origin { delivery: self.id, event: event.sequence, event_ms: event.received_ms, number };
             let expires_ms = now_ms.saturating_add(i64::try_from(intent.ttl.as_millis()).unwrap_or(i64::MAX));
             outbox::add(tx, &origin, &intent.sink, &intent.payload, now_ms, expires_ms)?;
         }
@@ -218,106 +231,81 @@ impl Ending {
     }
 }
 
-async fn end(bus: &Bus, ready: &Ready, ending: Ending) -> Settled {
-    let stored = until_stored(bus, || {
+/// True when this ended the delivery; false when it had ended before, or the daemon stops.
+async fn end(bus: &Bus, ready: &Ready, ending: Ending) -> bool {
+    let ended = until_stored(bus, || {
         let (ending, ready, now_ms) = (ending.clone(), ready.clone(), bus.clock().now_ms());
-        move |tx: &mut Tx<'_>| ending.apply(tx, &ready, now_ms).map(|_| ())
+        move |tx: &mut Tx<'_>| ending.apply(tx, &ready, now_ms)
     })
-    .await;
-    if stored {
-        bus.inner.stats.pending.fetch_sub(1, Ordering::Relaxed);
-    }
-    Settled::Ended
+    .await
+    .unwrap_or(false);
+    bus.inner.stats.pending.fetch_sub(i64::from(ended), Ordering::Relaxed);
+    ended
 }
 
-async fn end_with_state(bus: &Bus, ready: &Ready, ending: Ending, state: super::StateWrite) -> Settled {
+/// As [`end`]; a change of state runs once, so when it cannot be stored the attempt has failed.
+async fn end_with_state(bus: &Bus, ready: &Ready, ending: Ending, state: super::StateWrite) -> Result<bool, Failure> {
     let (ready, now_ms) = (ready.clone(), bus.clock().now_ms());
     let change = move |tx: &mut Tx<'_>| {
-        if ending.apply(tx, &ready, now_ms)? {
+        let ended = ending.apply(tx, &ready, now_ms)?;
+        if ended {
             state(tx)?;
         }
-        Ok(())
+        Ok(ended)
     };
-    match bus.store().write(change).await {
-        Ok(()) => {
-            bus.inner.stats.pending.fetch_sub(1, Ordering::Relaxed);
-            Settled::Ended
-        }
-        Err(error) => {
-            // A change of state runs once; without it the attempt has to run again.
-            tracing::error!(error = ?error, "A settlement could not be stored; the delivery runs again.");
-            tokio::time::sleep(DISK_WAIT).await;
-            Settled::Waits(bus.clock().now_ms())
-        }
-    }
+    let ended = bus.store().write(change).await.map_err(|error| {
+        let failure = Failure { chain: error.chain(), timed_out: false };
+        failure.within("The effects could not be stored.")
+    })?;
+    bus.inner.stats.pending.fetch_sub(i64::from(ended), Ordering::Relaxed);
+    Ok(ended)
 }
 
-/// Writes until the disk takes it; false when the daemon stops before. Nothing of an attempt is lost to a full disk.
-async fn until_stored<F, C>(bus: &Bus, change: F) -> bool
+/// Writes until the disk takes it; none when the daemon stops before. Nothing of an attempt is lost to a full disk.
+async fn until_stored<F, C, R>(bus: &Bus, change: F) -> Option<R>
 where
     F: Fn() -> C,
-    C: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    C: FnOnce(&mut Tx<'_>) -> Result<R, Error> + Send + 'static,
+    R: Send + 'static,
 {
     loop {
         match bus.store().write_hot(change()).await {
-            Ok(()) => return true,
+            Ok(done) => return Some(done),
             Err(error) => tracing::error!(error = ?error, "A settlement could not be stored; it is tried again."),
         }
         tokio::select! {
-            () = bus.inner.abort.cancelled() => return false,
+            () = bus.inner.abort.cancelled() => return None,
             () = tokio::time::sleep(DISK_WAIT) => {}
         }
     }
 }
 
-/// Settles what the end of the last run cut off, by the delivery mode of each event.
-pub(super) async fn recover(bus: &Bus) -> Result<(), Error> {
-    let ids = bus.store().ids();
-    let cut_off = bus.store().read(move |conn| deliveries::running(conn, ids)).await?;
-    for one in cut_off {
+/// Settles what the end of the last run cut off of this consumer, by the delivery mode of each event.
+pub(super) async fn recover(bus: &Bus, entry: &Entry) -> Result<(), Error> {
+    let (ids, consumer) = (bus.store().ids(), entry.id);
+    let cut_off = bus.store().read(move |conn| deliveries::cut_off(conn, ids, consumer)).await?;
+    for (mut ready, outside) in cut_off {
+        let (attempt, now_ms) = (ready.attempt, bus.clock().now_ms());
         let chain = vec!["The attempt was cut off by the end of the daemon.".to_owned()];
-        let reason = match one.mode() {
+        tracing::warn!(event = ready.event.id(), attempt, "A delivery was cut off by the last end of the daemon.");
+        let reason = match ready.event.sent.delivery {
             Mode::AtMostOnce => Some(Reason::Interrupted),
-            Mode::ExactlyOnce if one.outside => Some(Reason::UnknownOutcome),
+            Mode::ExactlyOnce if outside => Some(Reason::UnknownOutcome),
             Mode::ExactlyOnce | Mode::AtLeastOnce => None,
         };
-        tracing::warn!(
-            event = one.event.id(),
-            attempt = one.attempt,
-            "A delivery was cut off by the last end of the daemon."
-        );
-        let router = bus.router();
-        match (reason, router.by_id(one.consumer)) {
-            (Some(reason), Some(entry)) => {
-                let ready = ready_of(&one);
-                let ending = bury(bus, entry, &ready, reason, chain, one.attempt);
-                let now_ms = bus.clock().now_ms();
-                bus.store().write(move |tx| ending.apply(tx, &ready, now_ms).map(|_| ())).await?;
-                bus.inner.stats.dead.fetch_add(1, Ordering::Relaxed);
-            }
-            // Without its consumer it waits as it is, marked running, until a start that knows the consumer.
-            (Some(_), None) => {}
-            (None, _) => {
-                let now_ms = bus.clock().now_ms();
-                bus.store()
-                    .write(move |tx| {
-                        deliveries::wait(tx, one.id, one.attempt, now_ms)?;
-                        deliveries::record_failure(tx, one.id, one.attempt, now_ms, &chain)
-                    })
-                    .await?;
-            }
-        }
+        let Some(reason) = reason else {
+            let change = move |tx: &mut Tx<'_>| {
+                deliveries::wait(tx, ready.id, attempt, now_ms)?;
+                deliveries::record_failure(tx, ready.id, attempt, now_ms, &chain)
+            };
+            bus.store().write(change).await?;
+            continue;
+        };
+        // The claimed attempt is counted already.
+        ready.attempt = attempt.saturating_sub(1);
+        let ending = bury(bus, entry, &ready, reason, chain, attempt).await;
+        let ended = bus.store().write(move |tx| ending.apply(tx, &ready, now_ms)).await?;
+        bus.inner.stats.dead.fetch_add(u64::from(ended), Ordering::Relaxed);
     }
     Ok(())
-}
-
-fn ready_of(one: &CutOff) -> Ready {
-    Ready {
-        id: one.id,
-        consumer: one.consumer,
-        event: Arc::clone(&one.event),
-        attempt: one.attempt,
-        next_ms: None,
-        keyed: false,
-    }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{Tx, deliveries, events};
 use crate::clock::Millis;
 use crate::error::Error;
-use crate::event::{Event, Priority};
+use crate::event::Event;
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
 
 /// How long a dead letter is kept, in milliseconds: 30 days.
@@ -117,7 +117,7 @@ pub fn retry(tx: &mut Tx<'_>, id: DeliveryId, note: Option<&str>) -> Result<Lett
         return Err(Error::conflict("invalid_state", "This delivery is not dead any more. Look at it with /dlq."));
     }
     set_state(tx, id, 1, note)?;
-    tx.wake(letter.consumer_id, Priority::High);
+    tx.look_anew(letter.consumer_id);
     Ok(letter)
 }
 
@@ -252,8 +252,14 @@ pub fn list(
         }
     }
     values.push(&limit);
-    sql.push_str(&format!(" ORDER BY l.last_failed_ms DESC, l.delivery DESC LIMIT ?{}", values.len()));
-    conn.prepare_cached(&from(&sql))
+    let order = "ORDER BY l.last_failed_ms DESC, l.delivery DESC";
+    // The page is chosen before any event is read: sorting whole events of thousands of letters would cost gigabytes.
+    let page = format!(
+        "WHERE l.delivery IN (SELECT l.delivery FROM dead_letter l JOIN consumer c ON c.id = l.consumer {sql} {order} \
+         LIMIT ?{}) {order}",
+        values.len()
+    );
+    conn.prepare_cached(&from(&page))
         .map_err(unread)?
         .query_map(values.as_slice(), |row| letter_of(ids, row).map(|(letter, _)| letter))
         .and_then(Iterator::collect)

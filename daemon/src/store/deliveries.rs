@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{Tx, events};
 use crate::clock::Millis;
 use crate::error::Error;
-use crate::event::{Delivery as Mode, Event, Priority};
+use crate::event::Event;
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
 
 /// Where a delivery stands.
@@ -86,8 +86,19 @@ pub struct Ready {
     pub attempt: u32,
     /// When it may be tried; in the past or now for one that is ready.
     pub next_ms: Option<Millis>,
-    /// True when earlier open deliveries of the same key must end first.
-    pub keyed: bool,
+    /// Earlier open deliveries with this key must end first.
+    pub key: Option<String>,
+}
+
+/// A page of deliveries, bounded in rows and bytes.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// What was found.
+    pub ready: Vec<Ready>,
+    /// The last row that was looked at, whether it is ready or held by its key.
+    pub last: Option<DeliveryId>,
+    /// True when there are more rows behind the last.
+    pub more: bool,
 }
 
 fn unread(error: rusqlite::Error) -> Error {
@@ -99,103 +110,142 @@ fn unwritten(error: rusqlite::Error) -> Error {
 }
 
 fn ready_of(ids: Ids, consumer: ConsumerId, row: &Row<'_>) -> rusqlite::Result<Ready> {
-    let event = events::from_row_at(ids, row, 4)?;
+    let event = events::from_row_at(ids, row, 5)?;
     Ok(Ready {
         id: DeliveryId(row.get(0)?),
         consumer,
         event: Arc::new(event),
         attempt: row.get(1)?,
         next_ms: row.get(2)?,
-        keyed: row.get::<_, i64>(3)? != 0,
+        key: row.get(3)?,
     })
 }
 
-fn serial_sql(status: Status) -> String {
+/// Selects deliveries `d` with their events; column 4 tells whether an earlier one of the same key is still open.
+fn ready_sql(rest: &str) -> String {
     format!(
-        "SELECT d.id, d.attempt, d.next_ms, 0, {} FROM delivery d CROSS JOIN event e ON e.sequence = d.event \
-         WHERE d.consumer = ?1 AND d.status = {} AND d.status < 3 ORDER BY d.rank, d.id LIMIT ?2",
-        events::columns("e"),
-        status.code()
-    )
-}
-
-/// The oldest deliveries of a serial consumer that are not running, in order, waiting retries included.
-pub fn serial(conn: &Connection, ids: Ids, consumer: ConsumerId, limit: usize) -> Result<Vec<Ready>, Error> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut found = Vec::new();
-    for status in [Status::Retrying, Status::Pending] {
-        let mut statement = conn.prepare_cached(&serial_sql(status)).map_err(unread)?;
-        let rows =
-            statement.query_map(params![consumer.0, limit], |row| ready_of(ids, consumer, row)).map_err(unread)?;
-        for row in rows {
-            found.push(row.map_err(unread)?);
-        }
-    }
-    found.sort_by_key(|ready| ready.id);
-    found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-    Ok(found)
-}
-
-/// Of equal partition keys only the oldest open delivery may run.
-const FIRST_OF_KEY: &str = "(d.partition IS NULL OR NOT EXISTS (SELECT 1 FROM delivery b WHERE b.consumer = d.consumer \
-     AND b.partition = d.partition AND b.status < 3 AND b.partition IS NOT NULL AND b.id < d.id))";
-
-fn pending_sql() -> String {
-    format!(
-        "SELECT d.id, d.attempt, d.next_ms, d.partition IS NOT NULL, {} \
-         FROM delivery d CROSS JOIN event e ON e.sequence = d.event \
-         WHERE d.consumer = ?1 AND d.status = 0 AND d.status < 3 AND ?3 IS NOT NULL AND {FIRST_OF_KEY} \
-         ORDER BY d.rank, d.id LIMIT ?2",
+        "SELECT d.id, d.attempt, d.next_ms, d.partition, d.partition IS NOT NULL AND EXISTS \
+         (SELECT 1 FROM delivery b WHERE b.consumer = d.consumer AND b.partition = d.partition \
+          AND b.partition IS NOT NULL AND b.status < 3 AND b.id < d.id), {} \
+         FROM delivery d CROSS JOIN event e ON e.sequence = d.event WHERE d.consumer = ?1 {rest}",
         events::columns("e")
     )
+}
+
+fn in_order_sql(status: Status) -> String {
+    let status = status.code();
+    ready_sql(&format!("AND d.status = {status} AND d.status < 3 AND d.rank = ?2 AND d.id > ?3 ORDER BY d.id LIMIT ?4"))
 }
 
 fn due_sql() -> String {
-    format!(
-        "SELECT d.id, d.attempt, d.next_ms, d.partition IS NOT NULL, {} \
-         FROM delivery d CROSS JOIN event e ON e.sequence = d.event \
-         WHERE d.consumer = ?1 AND d.status = 2 AND d.next_ms <= ?3 AND {FIRST_OF_KEY} ORDER BY d.next_ms LIMIT ?2",
-        events::columns("e")
-    )
+    ready_sql("AND d.status = 2 AND (d.next_ms <= ?2 OR d.next_ms > ?3) LIMIT ?4")
 }
 
-const NEXT_RETRY: &str = "SELECT min(next_ms) FROM delivery WHERE consumer = ?1 AND status = 2";
+fn key_sql() -> String {
+    // Left alone, SQLite takes the index over all open deliveries and sorts.
+    ready_sql("AND d.partition = ?2 AND d.partition IS NOT NULL AND d.status < 3 ORDER BY d.id LIMIT 1")
+        .replace("FROM delivery d CROSS", "FROM delivery d INDEXED BY delivery_key CROSS")
+}
 
 fn running_sql() -> String {
-    format!(
-        "SELECT d.id, d.consumer, d.attempt, coalesce(d.outside, 0), {} \
-         FROM delivery d CROSS JOIN event e ON e.sequence = d.event \
-         WHERE d.consumer = ?1 AND d.status = 1 AND d.status < 3",
-        events::columns("e")
-    )
+    ready_sql("AND d.status = 1 AND d.status < 3")
 }
 
-/// Deliveries of a parallel consumer that may run now: due retries first, then by priority and age. Of equal partition
-/// keys only the oldest open one is ready.
-pub fn parallel(
+const NEXT_RETRY: &str = "SELECT min(next_ms) FROM delivery WHERE consumer = ?1 AND status = 2 AND next_ms > ?2";
+
+fn page(
     conn: &Connection,
     ids: Ids,
     consumer: ConsumerId,
-    now_ms: Millis,
-    limit: usize,
-) -> Result<Vec<Ready>, Error> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut found = Vec::new();
-    for sql in [due_sql(), pending_sql()] {
-        let mut statement = conn.prepare_cached(&sql).map_err(unread)?;
-        let rows = statement
-            .query_map(params![consumer.0, limit, now_ms], |row| ready_of(ids, consumer, row))
-            .map_err(unread)?;
-        for row in rows {
-            found.push(row.map_err(unread)?);
+    sql: &str,
+    (first, second, limit): (i64, i64, usize),
+    in_order: bool,
+) -> Result<Page, Error> {
+    let mut statement = conn.prepare_cached(sql).map_err(unread)?;
+    let rows_max = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut rows = statement.query(params![consumer.0, first, second, rows_max]).map_err(unread)?;
+    let (mut page, mut looked_at, mut bytes) = (Page::default(), 0, 0);
+    while let Some(row) = rows.next().map_err(unread)? {
+        looked_at += 1;
+        page.last = Some(DeliveryId(row.get(0).map_err(unread)?));
+        // A serial consumer keeps the order of all; for it a key holds nothing.
+        let held = !in_order && row.get(4).map_err(unread)?;
+        if !held {
+            let ready = ready_of(ids, consumer, row).map_err(unread)?;
+            bytes += ready.event.weight();
+            page.ready.push(ready);
+        }
+        if looked_at == limit || bytes >= events::PAGE_BYTES {
+            page.more = true;
+            break;
         }
     }
-    Ok(found)
+    Ok(page)
 }
 
-/// When the next waiting retry of a consumer is due.
-pub fn next_retry(conn: &Connection, consumer: ConsumerId) -> Result<Option<Millis>, Error> {
-    conn.prepare_cached(NEXT_RETRY).and_then(|mut s| s.query_row([consumer.0], |row| row.get(0))).map_err(unread)
+/// The oldest deliveries of a serial consumer that are not running, in order, waiting retries included.
+pub fn serial(conn: &Connection, ids: Ids, consumer: ConsumerId, limit: usize) -> Result<Page, Error> {
+    let mut all = Page::default();
+    // A page that was cut says nothing of what comes after its end, which may stand before the other pages' rest.
+    let mut whole_to: Option<DeliveryId> = None;
+    for status in [Status::Retrying, Status::Pending] {
+        for rank in 0..3 {
+            let found = page(conn, ids, consumer, &in_order_sql(status), (rank, 0, limit), true)?;
+            if found.more {
+                whole_to = whole_to.into_iter().chain(found.last).min();
+            }
+            all.ready.extend(found.ready);
+            all.more |= found.more;
+        }
+    }
+    all.ready.sort_by_key(|ready| ready.id);
+    if let Some(last) = whole_to {
+        all.ready.retain(|ready| ready.id <= last);
+    }
+    Ok(all)
+}
+
+/// Deliveries of a parallel consumer that were never tried, of one rank, after `after`: those whose key is held by an
+/// earlier one are passed over, and are found by [`of_key`] when that ends.
+pub fn pending(
+    conn: &Connection,
+    ids: Ids,
+    consumer: ConsumerId,
+    (rank, after): (i64, i64),
+    limit: usize,
+) -> Result<Page, Error> {
+    page(conn, ids, consumer, &in_order_sql(Status::Pending), (rank, after, limit), false)
+}
+
+/// Retries that are due at `now_ms`. One that waits longer than until `never_ms` was stored by a clock that was ahead,
+/// and is due, too.
+pub fn due(
+    conn: &Connection,
+    ids: Ids,
+    consumer: ConsumerId,
+    (now_ms, never_ms): (Millis, Millis),
+    limit: usize,
+) -> Result<Page, Error> {
+    page(conn, ids, consumer, &due_sql(), (now_ms, never_ms, limit), false)
+}
+
+/// The oldest open delivery with this key, unless an attempt of it is claimed.
+pub fn of_key(conn: &Connection, ids: Ids, consumer: ConsumerId, key: &str) -> Result<Option<Ready>, Error> {
+    let running = "SELECT 1 FROM delivery WHERE id = ?1 AND status = 1";
+    let found = conn
+        .prepare_cached(&key_sql())
+        .and_then(|mut s| s.query_row(params![consumer.0, key], |row| ready_of(ids, consumer, row)).optional())
+        .map_err(unread)?;
+    let Some(ready) = found else { return Ok(None) };
+    let claimed = conn.prepare_cached(running).and_then(|mut s| s.exists([ready.id.0])).map_err(unread)?;
+    Ok((!claimed).then_some(ready))
+}
+
+/// When the next retry of a consumer after `now_ms` is due.
+pub fn next_retry(conn: &Connection, consumer: ConsumerId, now_ms: Millis) -> Result<Option<Millis>, Error> {
+    conn.prepare_cached(NEXT_RETRY)
+        .and_then(|mut s| s.query_row([consumer.0, now_ms], |row| row.get(0)))
+        .map_err(unread)
 }
 
 /// Claims an attempt durably; false when the delivery is no longer open.
@@ -270,53 +320,21 @@ pub fn record_failure(
         .map_err(unwritten)
 }
 
-/// A claimed attempt that the end of its daemon cut off.
-#[derive(Debug)]
-pub struct CutOff {
-    /// Which delivery.
-    pub id: DeliveryId,
-    /// Its event.
-    pub event: Arc<Event>,
-    /// Its consumer.
-    pub consumer: ConsumerId,
-    /// Attempts begun, the cut-off one included.
-    pub attempt: u32,
-    /// True when the attempt could act outside the transaction.
-    pub outside: bool,
-}
-
-impl CutOff {
-    /// What the event's delivery mode says of the attempt.
-    pub fn mode(&self) -> Mode {
-        self.event.sent.delivery
-    }
-}
-
-/// Every delivery that is marked running; at start-up nothing runs yet, so these were cut off.
-pub fn running(conn: &Connection, ids: Ids) -> Result<Vec<CutOff>, Error> {
-    let consumers: Vec<i64> = conn
-        .prepare("SELECT id FROM consumer")
-        .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
+/// Deliveries of a consumer whose claimed attempt was cut off: at a start, or when the consumer comes back, nothing of
+/// it runs yet.
+pub fn cut_off(conn: &Connection, ids: Ids, consumer: ConsumerId) -> Result<Vec<(Ready, bool)>, Error> {
+    let outside = "SELECT coalesce(outside, 0) FROM delivery WHERE id = ?1";
+    let found: Vec<Ready> = conn
+        .prepare_cached(&running_sql())
+        .map_err(unread)?
+        .query_map([consumer.0], |row| ready_of(ids, consumer, row))
+        .and_then(Iterator::collect)
         .map_err(unread)?;
-    let mut statement = conn.prepare(&running_sql()).map_err(unread)?;
-    let mut found = Vec::new();
-    for consumer in consumers {
-        let rows = statement
-            .query_map([consumer], |row| {
-                Ok(CutOff {
-                    id: DeliveryId(row.get(0)?),
-                    consumer: ConsumerId(row.get(1)?),
-                    attempt: row.get(2)?,
-                    outside: row.get::<_, i64>(3)? != 0,
-                    event: Arc::new(events::from_row_at(ids, row, 4)?),
-                })
-            })
-            .map_err(unread)?;
-        for row in rows {
-            found.push(row.map_err(unread)?);
-        }
-    }
-    Ok(found)
+    let with_outside = |ready: Ready| {
+        let outside = conn.query_row(outside, [ready.id.0], |row| row.get::<_, bool>(0)).map_err(unread)?;
+        Ok((ready, outside))
+    };
+    found.into_iter().map(with_outside).collect()
 }
 
 /// A delivery as programs see it.
@@ -376,16 +394,19 @@ pub fn of_event(conn: &Connection, event: EventSeq) -> Result<Vec<Record>, Error
     Ok(records)
 }
 
-/// The failed attempts of a delivery, oldest first: number, time, chain.
+/// The newest 200 failed attempts of a delivery, oldest first: number, time, chain.
 pub fn failures(conn: &Connection, id: DeliveryId) -> Result<Vec<(u32, Millis, Vec<String>)>, Error> {
-    conn.prepare_cached("SELECT attempt, at_ms, chain FROM failure WHERE delivery = ?1 ORDER BY id LIMIT 200")
+    let mut newest_first: Vec<_> = conn
+        .prepare_cached("SELECT attempt, at_ms, chain FROM failure WHERE delivery = ?1 ORDER BY id DESC LIMIT 200")
         .map_err(unread)?
         .query_map([id.0], |row| {
             let chain: String = row.get(2)?;
             Ok((row.get(0)?, row.get(1)?, serde_json::from_str(&chain).unwrap_or_default()))
         })
         .and_then(Iterator::collect)
-        .map_err(unread)
+        .map_err(unread)?;
+    newest_first.reverse();
+    Ok(newest_first)
 }
 
 /// The event and consumer of a delivery.
@@ -411,17 +432,6 @@ pub fn open_counts(conn: &Connection) -> Result<Vec<(String, i64)>, Error> {
     .map_err(unread)
 }
 
-/// Consumers that have open deliveries, for the first look after a start.
-pub fn consumers_with_work(conn: &Connection) -> Result<Vec<(ConsumerId, Priority)>, Error> {
-    conn.prepare(
-        "SELECT id FROM consumer c WHERE EXISTS (SELECT 1 FROM delivery d WHERE d.consumer = c.id AND d.status < 3)",
-    )
-    .map_err(unread)?
-    .query_map([], |row| Ok((ConsumerId(row.get(0)?), Priority::High)))
-    .and_then(Iterator::collect)
-    .map_err(unread)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -432,12 +442,12 @@ mod tests {
         let conn = Connection::open_in_memory().expect("a database");
         conn.execute_batch(include_str!("../../../schemas/sql/0001_core.sql")).expect("the tables");
         let wanted = [
-            (serial_sql(Status::Pending), "delivery_open"),
-            (serial_sql(Status::Retrying), "delivery_open"),
-            (pending_sql(), "delivery_open"),
+            (in_order_sql(Status::Pending), "delivery_open"),
+            (in_order_sql(Status::Retrying), "delivery_open"),
             (due_sql(), "delivery_retry"),
-            (NEXT_RETRY.to_owned(), "delivery_retry"),
+            (key_sql(), "delivery_key"),
             (running_sql(), "delivery_open"),
+            (NEXT_RETRY.to_owned(), "delivery_retry"),
         ];
         for (sql, index) in wanted {
             let plan: Vec<String> = conn

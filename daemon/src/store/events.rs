@@ -1,6 +1,9 @@
 //! Events: append, find, read in order.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 use serde_json::{Map, Value};
@@ -18,6 +21,11 @@ pub const PAGE_ROWS: usize = 500;
 pub const PAGE_BYTES: usize = 1 << 20;
 /// Rows that one request may look at in search of rare events.
 pub const SCAN_ROWS_MAX: usize = 200_000;
+
+/// How long one request may look for rare events.
+const SCAN_TIME_MAX: Duration = Duration::from_secs(2);
+/// Bytes of events that one listing gives at the most.
+const RECENT_BYTES_MAX: usize = 8 << 20;
 
 const COLUMNS: &str = "sequence, received_ms, source, type, priority, mode, trust, depth, data_kind, data, id, subject, \
     attributes, expires_ms, trace, correlation, causation, cause, principal";
@@ -59,8 +67,6 @@ pub struct Cause {
 pub struct Match {
     /// Who gets it.
     pub consumer: ConsumerId,
-    /// Serial consumers take events in sequence order, whatever their priority.
-    pub serial: bool,
 }
 
 /// What became of an append.
@@ -81,9 +87,7 @@ impl Appended {
 }
 
 /// Counts per type, gathered over a transaction.
-#[derive(Clone)]
 pub(super) struct TypeCount {
-    kind: String,
     count: i64,
     last_ms: Millis,
     last_sequence: i64,
@@ -134,10 +138,7 @@ pub fn append(tx: &mut Tx<'_>, prepared: Prepared) -> Result<Appended, Error> {
             .prepare_cached("INSERT OR REPLACE INTO dedup (key, sequence, expires_ms) VALUES (?1, ?2, ?3)")
             .and_then(|mut s| s.execute(params![key, sequence.0, prepared.dedup_until_ms]))
             .map_err(failed)?;
-        // The table cleans itself while it is used, so no timer has to.
-        if sequence.0 % 64 == 0 {
-            forget_expired_keys(tx, event.received_ms)?;
-        }
+        forget_expired_keys(tx, event.received_ms)?;
     }
     count_type(tx, &event);
     let event = Arc::new(event);
@@ -150,14 +151,13 @@ fn deliver(tx: &mut Tx<'_>, event: &Event, matches: &[Match]) -> Result<Option<i
     for to in matches {
         let id = tx.next_delivery();
         first.get_or_insert(id.0);
-        let rank = if to.serial { 0 } else { event.sent.priority.code() };
+        let rank = event.sent.priority.code();
         tx.conn
             .prepare_cached(
                 "INSERT INTO delivery (id, event, consumer, status, rank, partition, attempt) VALUES (?1,?2,?3,0,?4,?5,0)",
             )
             .and_then(|mut s| {
-                let key = if to.serial { None } else { event.sent.partition_key.as_deref() };
-                s.execute(params![id.0, event.sequence.0, to.consumer.0, rank, key])
+                s.execute(params![id.0, event.sequence.0, to.consumer.0, rank, event.sent.partition_key])
             })
             .map_err(failed)?;
         tx.committed.deliveries += 1;
@@ -256,7 +256,11 @@ fn find_duplicate(tx: &Tx<'_>, key: &[u8; 16], now_ms: Millis) -> Result<Option<
     }
 }
 
+/// Now and then: the tables of keys clean themselves while they are used, so no timer has to.
 fn forget_expired_keys(tx: &Tx<'_>, now_ms: Millis) -> Result<(), Error> {
+    if fastrand::u8(..) >= 4 {
+        return Ok(());
+    }
     for table in ["dedup", "idempotency"] {
         let sql =
             format!("DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE expires_ms <= ?1 LIMIT 512)");
@@ -266,25 +270,34 @@ fn forget_expired_keys(tx: &Tx<'_>, now_ms: Millis) -> Result<(), Error> {
 }
 
 fn count_type(tx: &mut Tx<'_>, event: &Event) {
-    let (last_ms, last_sequence) = (event.received_ms, event.sequence.0);
-    match tx.types.iter_mut().find(|known| known.kind == event.sent.kind) {
-        Some(known) => {
-            known.count += 1;
-            (known.last_ms, known.last_sequence) = (last_ms, last_sequence);
+    let seen = TypeCount { count: 1, last_ms: event.received_ms, last_sequence: event.sequence.0 };
+    add_count(&mut tx.types, event.sent.kind.clone(), seen);
+}
+
+/// Adds `seen` to the counts of a transaction.
+pub(super) fn add_count(types: &mut HashMap<String, TypeCount>, kind: String, seen: TypeCount) {
+    match types.entry(kind) {
+        Entry::Vacant(new) => {
+            new.insert(seen);
         }
-        None => tx.types.push(TypeCount { kind: event.sent.kind.clone(), count: 1, last_ms, last_sequence }),
+        Entry::Occupied(known) => {
+            let known = known.into_mut();
+            known.count += seen.count;
+            known.last_ms = known.last_ms.max(seen.last_ms);
+            known.last_sequence = known.last_sequence.max(seen.last_sequence);
+        }
     }
 }
 
 /// Adds the transaction's counts to the table; called once, before the commit.
 pub(super) fn flush_types(tx: &mut Tx<'_>) -> rusqlite::Result<()> {
-    for seen in tx.types.drain(..) {
+    for (kind, seen) in tx.types.drain() {
         tx.conn
             .prepare_cached(
                 "INSERT INTO event_type (type, count, last_ms, last_sequence) VALUES (?1, ?2, ?3, ?4) \
                  ON CONFLICT (type) DO UPDATE SET count = count + ?2, last_ms = ?3, last_sequence = ?4",
             )?
-            .execute(params![seen.kind, seen.count, seen.last_ms, seen.last_sequence])?;
+            .execute(params![kind, seen.count, seen.last_ms, seen.last_sequence])?;
     }
     Ok(())
 }
@@ -435,7 +448,7 @@ pub fn after(conn: &Connection, ids: Ids, since: EventSeq) -> Result<Vec<Event>,
     let (mut page, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next().map_err(unread)? {
         let event = from_row(ids, row).map_err(unread)?;
-        bytes += event.sent.data.len();
+        bytes += event.weight();
         page.push(event);
         if bytes >= PAGE_BYTES {
             break;
@@ -454,10 +467,10 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// True when the listing wants `event`.
-    pub fn wants(&self, event: &Event) -> bool {
-        (self.types.is_empty() || self.types.iter().any(|p| p.matches(&event.sent.kind)))
-            && self.source.as_ref().is_none_or(|source| *source == event.sent.source)
+    fn wants_row(&self, row: &Row<'_>) -> rusqlite::Result<bool> {
+        let (source, kind) = (row.get_ref(2)?.as_str()?, row.get_ref(3)?.as_str()?);
+        Ok((self.types.is_empty() || self.types.iter().any(|p| p.matches(kind)))
+            && self.source.as_ref().is_none_or(|wanted| wanted == source))
     }
 }
 
@@ -483,18 +496,21 @@ pub fn recent(
     }
     let mut statement = select(conn, "WHERE sequence < ?1 ORDER BY sequence DESC")?;
     let mut rows = statement.query([from]).map_err(unread)?;
-    let (mut found, mut looked_at) = (Vec::new(), 0);
+    let (mut found, mut looked_at, mut bytes) = (Vec::new(), 0, 0);
+    let until = Instant::now() + SCAN_TIME_MAX;
     while let Some(row) = rows.next().map_err(unread)? {
-        let event = from_row(ids, row).map_err(unread)?;
         looked_at += 1;
-        let sequence = event.sequence;
-        if filter.wants(&event) {
-            if found.len() == limit {
+        let sequence = EventSeq(row.get(0).map_err(unread)?);
+        // Type and source are looked at before the rest of the row is read.
+        if filter.wants_row(row).map_err(unread)? {
+            if found.len() == limit || bytes >= RECENT_BYTES_MAX {
                 return Ok((found, Some(EventSeq(sequence.0 + 1))));
             }
+            let event = from_row(ids, row).map_err(unread)?;
+            bytes += event.weight();
             found.push(event);
         }
-        if looked_at >= SCAN_ROWS_MAX {
+        if looked_at >= SCAN_ROWS_MAX || (looked_at % 256 == 0 && Instant::now() >= until) {
             return Ok((found, Some(sequence)));
         }
     }
@@ -565,7 +581,14 @@ pub fn kept_answer_in(tx: &Tx<'_>, key: &[u8; 32], now_ms: Millis) -> Result<Opt
 }
 
 /// Keeps an answer for `key` until `expires_ms`.
-pub fn keep_answer(tx: &Tx<'_>, key: &[u8; 32], kept: &KeptAnswer, expires_ms: Millis) -> Result<(), Error> {
+pub fn keep_answer(
+    tx: &Tx<'_>,
+    key: &[u8; 32],
+    kept: &KeptAnswer,
+    now_ms: Millis,
+    expires_ms: Millis,
+) -> Result<(), Error> {
+    forget_expired_keys(tx, now_ms)?;
     tx.conn
         .prepare_cached(
             "INSERT OR REPLACE INTO idempotency (key, body, status, answer, expires_ms) VALUES (?1,?2,?3,?4,?5)",

@@ -28,8 +28,11 @@ pub fn apply(conn: &mut Connection) -> Result<(), Error> {
             .into(),
         });
     }
+    if version > 0 {
+        check_digests(conn, version)?;
+    }
     if version == MIGRATIONS.len() {
-        return check_digests(conn);
+        return Ok(());
     }
     let tx = conn
         .transaction_with_behavior(TransactionBehavior::Exclusive)
@@ -50,12 +53,11 @@ pub fn apply(conn: &mut Connection) -> Result<(), Error> {
     }
     let version = i64::try_from(MIGRATIONS.len()).unwrap_or(0);
     tx.pragma_update(None, "user_version", version).map_err(Error::internal("migrating the database"))?;
-    tx.commit().map_err(Error::internal("migrating the database"))?;
-    check_digests(conn)
+    tx.commit().map_err(Error::internal("migrating the database"))
 }
 
-fn check_digests(conn: &Connection) -> Result<(), Error> {
-    for (name, sql) in MIGRATIONS {
+fn check_digests(conn: &Connection, applied: usize) -> Result<(), Error> {
+    for (name, sql) in &MIGRATIONS[..applied] {
         let stored: String = conn
             .query_row("SELECT sha256 FROM migration WHERE name = ?1", [name], |row| row.get(0))
             .map_err(Error::internal("reading the applied migrations"))?;

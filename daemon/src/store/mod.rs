@@ -15,8 +15,10 @@ pub mod outbox;
 pub mod skills;
 mod writer;
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::TrySendError;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -27,13 +29,14 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::error::Error;
 use crate::event::{Event, Priority};
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
-use writer::Job;
+use writer::{Job, Trouble};
 
 /// Operations that may wait for the writer; one more is refused as `overloaded`.
 pub const QUEUE_MAX: usize = 8192;
 /// Operations that share one transaction at the most.
 pub const BATCH_MAX: usize = 1024;
-const READERS: usize = 3;
+const READERS: usize = 5;
+const LANE_READERS: usize = 2;
 const READ_WAIT: Duration = Duration::from_secs(20);
 
 /// What a committed transaction added, for the streams and the dispatcher.
@@ -41,8 +44,10 @@ const READ_WAIT: Duration = Duration::from_secs(20);
 pub struct Committed {
     /// New events in order of sequence.
     pub events: Vec<Arc<Event>>,
-    /// Consumers with new or newly due deliveries, with the highest priority among them.
-    pub woken: Vec<(ConsumerId, Priority)>,
+    /// Consumers with new deliveries, and of which priorities.
+    pub woken: HashSet<(ConsumerId, Priority)>,
+    /// Consumers whose old deliveries were opened again.
+    pub anew: Vec<ConsumerId>,
     /// Deliveries that were opened.
     pub deliveries: usize,
     /// True when an intent was added to the outbox.
@@ -75,7 +80,7 @@ pub struct Tx<'a> {
     ids: Ids,
     counters: Counters,
     committed: Committed,
-    types: Vec<events::TypeCount>,
+    types: HashMap<String, events::TypeCount>,
 }
 
 impl Tx<'_> {
@@ -99,12 +104,14 @@ impl Tx<'_> {
         EventSeq(self.counters.sequence)
     }
 
+    /// Has the consumer read all its work anew once this transaction is committed.
+    pub fn look_anew(&mut self, consumer: ConsumerId) {
+        self.committed.anew.push(consumer);
+    }
+
     /// Has the consumer look for work once this transaction is committed.
     pub fn wake(&mut self, consumer: ConsumerId, priority: Priority) {
-        match self.committed.woken.iter_mut().find(|(id, _)| *id == consumer) {
-            Some((_, highest)) => *highest = priority.max(*highest),
-            None => self.committed.woken.push((consumer, priority)),
-        }
+        self.committed.woken.insert((consumer, priority));
     }
 }
 
@@ -123,8 +130,10 @@ struct Inner {
     hook: Arc<OnceLock<CommitHook>>,
     readers: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
+    /// For the lanes alone, so that no slow question over HTTP holds up a delivery.
+    lane_permits: Arc<Semaphore>,
     head_at_open: EventSeq,
-    broken: Arc<OnceLock<String>>,
+    trouble: Arc<Trouble>,
 }
 
 /// What the store tells of itself.
@@ -138,8 +147,8 @@ pub struct Stats {
     pub bytes: u64,
     /// Bytes of the write-ahead log.
     pub wal_bytes: u64,
-    /// Set once writing failed in a way that only an operator can mend.
-    pub broken: Option<String>,
+    /// Why nothing can be written at the moment.
+    pub broken: Option<&'static str>,
 }
 
 impl Store {
@@ -151,10 +160,11 @@ impl Store {
         let ids = Ids { node: migrate::node(&conn)? };
         let counters =
             Counters { sequence: migrate::counter(&conn, "event")?, delivery: migrate::counter(&conn, "delivery")? };
-        let readers = (0..READERS).map(|_| open_reader(path)).collect::<Result<Vec<_>, _>>()?;
+        // One now, which shows that it can be read; the others when they are needed.
+        let readers = vec![open_reader(path)?];
         let (jobs, queue) = std::sync::mpsc::sync_channel(QUEUE_MAX);
         let hook: Arc<OnceLock<CommitHook>> = Arc::default();
-        let (queued, commits, broken) = (Arc::default(), Arc::default(), Arc::default());
+        let (queued, commits, trouble) = (Arc::default(), Arc::default(), Arc::<Trouble>::default());
         let writer = writer::Writer {
             conn,
             ids,
@@ -163,7 +173,7 @@ impl Store {
             queued: Arc::clone(&queued),
             commits: Arc::clone(&commits),
             hook: Arc::clone(&hook),
-            broken: Arc::clone(&broken),
+            trouble: Arc::clone(&trouble),
         };
         std::thread::Builder::new()
             .name("aman-writer".to_owned())
@@ -177,10 +187,11 @@ impl Store {
                 queued,
                 commits,
                 hook,
-                permits: Arc::new(Semaphore::new(readers.len())),
+                permits: Arc::new(Semaphore::new(READERS - LANE_READERS)),
+                lane_permits: Arc::new(Semaphore::new(LANE_READERS)),
                 readers: Mutex::new(readers),
                 head_at_open: EventSeq(counters.sequence),
-                broken,
+                trouble,
             }),
         })
     }
@@ -226,14 +237,17 @@ impl Store {
         R: Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Result<R, Error> + Send + 'static,
     {
-        if let Some(why) = self.inner.broken.get() {
+        if let Some(why) = self.inner.trouble.for_good() {
             return Err(storage(why));
         }
         let (answer, answered) = oneshot::channel();
         self.inner.queued.fetch_add(1, Ordering::Relaxed);
         let job = Job::new(isolated, change, answer);
-        if self.inner.jobs.try_send(job).is_err() {
+        if let Err(unsent) = self.inner.jobs.try_send(job) {
             self.inner.queued.fetch_sub(1, Ordering::Relaxed);
+            if matches!(unsent, TrySendError::Disconnected(_)) {
+                return Err(storage("the writer has stopped"));
+            }
             return Err(Error::Busy {
                 code: "overloaded",
                 what: "The queue of writes is full.".to_owned(),
@@ -252,7 +266,24 @@ impl Store {
         R: Send + 'static,
         F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
     {
-        let permits = Arc::clone(&self.inner.permits);
+        self.read_with(&self.inner.permits, query).await
+    }
+
+    /// As [`Store::read`], over connections that only the lanes of the bus use.
+    pub async fn read_for_lane<R, F>(&self, query: F) -> Result<R, Error>
+    where
+        R: Send + 'static,
+        F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
+    {
+        self.read_with(&self.inner.lane_permits, query).await
+    }
+
+    async fn read_with<R, F>(&self, permits: &Arc<Semaphore>, query: F) -> Result<R, Error>
+    where
+        R: Send + 'static,
+        F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
+    {
+        let permits = Arc::clone(permits);
         let permit =
             tokio::time::timeout(READ_WAIT, permits.acquire_owned()).await.ok().and_then(Result::ok).ok_or_else(
                 || Error::Busy {
@@ -305,7 +336,7 @@ impl Store {
             commits: self.inner.commits.load(Ordering::Relaxed),
             bytes: size(self.inner.path.clone()) + wal_bytes,
             wal_bytes,
-            broken: self.inner.broken.get().cloned(),
+            broken: self.inner.trouble.now(),
         }
     }
 }

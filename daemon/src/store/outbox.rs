@@ -83,6 +83,8 @@ pub struct Origin {
     pub delivery: DeliveryId,
     /// Its event.
     pub event: EventSeq,
+    /// When the event was stored.
+    pub event_ms: Millis,
     /// Which of the delivery's intents it is, from 0: part of its idempotency key.
     pub number: usize,
 }
@@ -96,7 +98,8 @@ pub fn add(
     now_ms: Millis,
     expires_ms: Millis,
 ) -> Result<(), Error> {
-    let key = format!("aman-{:08x}-{}-{}", tx.ids().node, origin.delivery.0, origin.number);
+    // The delivery's id holds its time: a row number that a lost disk gives out again makes another key.
+    let key = format!("{}-{}", tx.ids().delivery(origin.event_ms, origin.delivery), origin.number);
     tx.conn
         .prepare_cached(
             "INSERT INTO outbox (key, sink, status, payload, delivery, event, attempt, next_ms, expires_ms, created_ms) \

@@ -1,8 +1,9 @@
 //! The one thread that writes: drains the queue into a transaction, commits, answers.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
@@ -54,7 +55,9 @@ where
 {
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
         let Some(change) = self.change.take() else { return true };
-        let result = change(tx);
+        // A panic in one change must not end the thread that everyone's changes go through.
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(tx)));
+        let result = ran.unwrap_or_else(|_| Err(Error::internal("changing the database")("the change panicked")));
         let ok = result.is_ok();
         self.result = Some(result);
         ok
@@ -87,7 +90,43 @@ pub(super) struct Writer {
     pub queued: Arc<AtomicUsize>,
     pub commits: Arc<AtomicU64>,
     pub hook: Arc<OnceLock<CommitHook>>,
-    pub broken: Arc<OnceLock<String>>,
+    pub trouble: Arc<Trouble>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.trouble.set("the writer has stopped", true);
+    }
+}
+
+/// Why nothing can be written, for as long as it is so.
+#[derive(Default)]
+pub(super) struct Trouble {
+    now: Mutex<Option<&'static str>>,
+    for_good: OnceLock<&'static str>,
+}
+
+impl Trouble {
+    fn set(&self, why: &'static str, for_good: bool) {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        if for_good {
+            let _ = self.for_good.set(why);
+        }
+    }
+
+    fn clear(&self) {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What stands in the way of writing now.
+    pub fn now(&self) -> Option<&'static str> {
+        self.for_good().or(*self.now.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What only an operator can mend.
+    pub fn for_good(&self) -> Option<&'static str> {
+        self.for_good.get().copied()
+    }
 }
 
 impl Writer {
@@ -105,11 +144,13 @@ impl Writer {
             match done {
                 Ok(committed) => {
                     self.commits.fetch_add(1, Ordering::Relaxed);
-                    for job in batch.drain(..) {
-                        job.change.answer(None);
-                    }
+                    self.trouble.clear();
+                    // Before the answers: whoever has one may ask the streams for what it was told.
                     if let Some(hook) = self.hook.get() {
                         hook(committed);
+                    }
+                    for job in batch.drain(..) {
+                        job.change.answer(None);
                     }
                 }
                 Err(undone) => self.fail(&mut batch, &undone),
@@ -151,7 +192,7 @@ impl Writer {
             ids: self.ids,
             counters: self.counters,
             committed: Committed::default(),
-            types: Vec::new(),
+            types: HashMap::new(),
         };
         for job in batch.iter_mut() {
             if job.isolated {
@@ -174,9 +215,7 @@ impl Writer {
             tracing::error!(%error, "The database could not be rolled back.");
         }
         tracing::error!(error = undone.detail, "A transaction was not committed; its callers were told.");
-        if undone.for_good {
-            let _ = self.broken.set(undone.why.to_owned());
-        }
+        self.trouble.set(undone.why, undone.for_good);
         for job in batch.drain(..) {
             job.change.answer(Some(undone.why));
         }
@@ -184,7 +223,8 @@ impl Writer {
 }
 
 fn run_isolated(job: &mut Job, tx: &mut Tx<'_>) -> Result<(), Undone> {
-    let (counters, events, types) = (tx.counters, tx.committed.events.len(), tx.types.clone());
+    let (counters, events) = (tx.counters, tx.committed.events.len());
+    let types = std::mem::take(&mut tx.types);
     let deliveries = tx.committed.deliveries;
     execute(tx.conn, "SAVEPOINT change")?;
     if !job.change.run(tx) {
@@ -198,7 +238,10 @@ fn run_isolated(job: &mut Job, tx: &mut Tx<'_>) -> Result<(), Undone> {
         tx.counters = counters;
         tx.committed.events.truncate(events);
         tx.committed.deliveries = deliveries;
-        tx.types = types;
+        tx.types.clear();
+    }
+    for (kind, count) in types {
+        events::add_count(&mut tx.types, kind, count);
     }
     execute(tx.conn, "RELEASE change")?;
     Ok(())

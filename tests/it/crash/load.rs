@@ -9,10 +9,10 @@ use fastrand::Rng;
 use serde_json::Value;
 
 use super::Shared;
-use crate::harness::{Answer, Stream, TOKEN, exchange, request};
+use crate::harness::{Answer, Daemon, Stream, TOKEN, exchange, request};
 
 /// Events for scripts that one thread pushes at the most: they are what takes long.
-const SCRIPTED_MAX: usize = 110;
+const SCRIPTED_MAX: usize = 90;
 /// Events of one batch at the most.
 const BATCH_MAX: usize = 12;
 
@@ -138,7 +138,7 @@ fn deliver(shared: &Shared, items: &[Item], batch: bool, key: Key) -> Option<Ans
             // Refused before anything was stored.
             Ok(answer) if answer.status == 503 => {}
             Ok(answer) => panic!("a good push was refused: {answer:?}"),
-            Err(_) if key == Key::None => return None,
+            Err(_) if key == Key::None || shared.failed.load(Ordering::Acquire) => return None,
             Err(_) => {}
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -178,9 +178,12 @@ pub fn operate(shared: &Shared, mut rng: Rng) {
             what => {
                 let listed = exchange(&shared.address(), &request("GET", "/dlq?limit=20", &[token], b""));
                 let letters = listed.map(|answer| answer.json["items"].clone()).unwrap_or_default();
-                let letters = letters.as_array().cloned().unwrap_or_default();
-                let id = rng.choice(&letters).and_then(|letter| letter["id"].as_str());
-                format!("/dlq/{}/{}", id.unwrap_or("none"), if what == 3 { "discard" } else { "retry" })
+                let letters = letters.as_array().into_iter().flatten();
+                // A thrown away letter of the triage would be a file that nobody files.
+                let letters = letters.filter(|letter| letter["event"]["source"] == "load");
+                let ids: Vec<&str> = letters.filter_map(|letter| letter["id"].as_str()).collect();
+                let id = rng.choice(&ids).copied().unwrap_or("none");
+                format!("/dlq/{id}/{}", if what == 3 { "discard" } else { "retry" })
             }
         };
         let operator = format!("op-{number}");
@@ -189,6 +192,19 @@ pub fn operate(shared: &Shared, mut rng: Rng) {
         let status = answer.ok().map(|answer| answer.status);
         shared.changes.lock().expect("not poisoned").push(Change { operator, path, status });
         std::thread::sleep(Duration::from_millis(rng.u64(10..60)));
+    }
+}
+
+/// Tries again what the triage of files was killed at five times.
+pub fn revive_triage(daemon: &Daemon, shared: &Shared) {
+    daemon.settle();
+    for (number, letter) in daemon.all("/dlq?limit=1000&consumer=skill/inbox-triage").iter().enumerate() {
+        assert_eq!(letter["reason"], "attempts_exhausted", "{letter}");
+        let path = format!("/dlq/{}/retry", letter["id"].as_str().expect("an id"));
+        let operator = format!("end-{number}");
+        let headers = [("x-aman-token", TOKEN), ("x-aman-confirm", "yes"), ("x-aman-operator", operator.as_str())];
+        let status = Some(daemon.send("POST", &path, &headers, None).status);
+        shared.changes.lock().expect("not poisoned").push(Change { operator, path, status });
     }
 }
 

@@ -101,7 +101,7 @@ fn access(status: &Value) -> Check {
 
 async fn newest_event(client: &Client) -> Option<Check> {
     let reply = client.call(Call::get("/events/recent").query("limit", 1)).await.ok()?;
-    let newest = reply.json().ok()?["items"][0].take();
+    let newest = reply.json().ok()?.pointer_mut("/items/0")?.take();
     let at_ms = parse_rfc3339(newest["time"].as_str()?)?;
     let ahead_ms = at_ms - Clock::System.now_ms();
     Some(if ahead_ms > AHEAD_MS_MAX {
