@@ -3,6 +3,10 @@
 //! An intent is marked as sending before the first byte leaves, so a crash cannot hide that it may have arrived: at a
 //! sink that is idempotent it is sent again under the same key, elsewhere it ends as unknown and is never repeated.
 
+mod configured;
+mod mqtt;
+mod webhook;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +19,8 @@ use crate::bus::{Bus, RetryPolicy};
 use crate::error::Error;
 use crate::store::outbox::{self as rows, Intent, Status};
 use crate::tasks::{OnExit, Supervisor};
+
+pub use configured::configured;
 
 /// How an attempt to send ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +59,7 @@ pub async fn start(bus: &Bus, supervisor: &Supervisor, sinks: Vec<Arc<dyn Sink>>
             tracing::warn!(sink = sink.name(), left, "Sending was cut off by the last end of the daemon.");
         }
         let (bus, stop) = (bus.clone(), supervisor.stop_token());
-        supervisor.spawn(format!("sink/{}", sink.name()), OnExit::Restart, move || {
+        supervisor.spawn(format!("outbox/{}", sink.name()), OnExit::Restart, move || {
             lane(bus.clone(), Arc::clone(&sink), stop.clone())
         });
     }

@@ -8,16 +8,20 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::StateWrite;
 use super::dispatch::Lane;
+use super::links::Links;
 use super::live::Live;
 use super::router::{self, Entry, Router};
-use super::{Consumer, ConsumerSpec, StateWrite};
 use crate::clock::{Clock, Millis};
+use crate::config::BusConfig;
 use crate::error::Error;
 use crate::event::{Event, NewEvent, Priority, Trust};
 use crate::id::{ConsumerId, EventSeq, TraceId};
+use crate::redact;
+use crate::registry::Registry;
 use crate::store::events::{Appended, Cause, KeptAnswer, Match, Prepared};
-use crate::store::{Committed, Store, consumers, events};
+use crate::store::{Committed, Store, events};
 
 /// What the bus can be told.
 #[derive(Debug, Clone)]
@@ -35,6 +39,18 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings { dedup_window_ms: 86_400_000, max_causation_depth: 64, high_water: 0.5, max_pending: 1_000_000 }
+    }
+}
+
+impl Settings {
+    /// As `[bus]` says.
+    pub fn of(config: &BusConfig) -> Settings {
+        Settings {
+            dedup_window_ms: i64::try_from(config.dedup_window.as_millis()).unwrap_or(i64::MAX / 2),
+            max_causation_depth: config.max_causation_depth,
+            max_pending: config.max_pending,
+            ..Settings::default()
+        }
     }
 }
 
@@ -140,7 +156,9 @@ pub struct Bus {
 pub(super) struct Inner {
     pub store: Store,
     pub clock: Clock,
-    pub settings: Settings,
+    pub settings: ArcSwap<Settings>,
+    /// Types whose data must fit a schema.
+    pub types: ArcSwap<Registry>,
     pub router: ArcSwap<Router>,
     pub live: Live,
     pub lanes: Mutex<HashMap<ConsumerId, Lane>>,
@@ -153,6 +171,11 @@ pub(super) struct Inner {
     pub lane_tasks: tokio_util::task::TaskTracker,
     /// Changes whenever an intent is added to the outbox.
     pub intents: tokio::sync::watch::Sender<u64>,
+    /// Changes whenever consumers come, change or go.
+    pub consumers: tokio::sync::watch::Sender<u64>,
+    /// Changes whenever a delivery ends.
+    pub ended: tokio::sync::watch::Sender<u64>,
+    pub links: Links,
 }
 
 impl Bus {
@@ -162,7 +185,8 @@ impl Bus {
         let inner = Arc::new(Inner {
             store: store.clone(),
             clock,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
+            types: ArcSwap::default(),
             router: ArcSwap::default(),
             live,
             lanes: Mutex::default(),
@@ -172,6 +196,9 @@ impl Bus {
             abort: CancellationToken::new(),
             lane_tasks: tokio_util::task::TaskTracker::new(),
             intents: tokio::sync::watch::Sender::new(0),
+            consumers: tokio::sync::watch::Sender::new(0),
+            ended: tokio::sync::watch::Sender::new(0),
+            links: Links::default(),
         });
         let weak = Arc::downgrade(&inner);
         store.on_commit(Box::new(move |committed: Committed| {
@@ -188,7 +215,7 @@ impl Bus {
     /// draining or a disk that cannot be written, `Mismatch` a reused `Idempotency-Key`.
     pub async fn publish(&self, publish: Publish) -> Result<Vec<Accepted>, Error> {
         self.admit(&publish)?;
-        check(&publish)?;
+        check(&publish, &self.inner.types.load())?;
         let Publish { events, origin, idempotency, state } = publish;
         let now_ms = self.inner.clock.now_ms();
         let router = self.inner.router.load_full();
@@ -196,7 +223,7 @@ impl Bus {
         let answers = match (idempotency, state) {
             (None, None) => self.inner.store.write_hot(move |tx| append_all(tx, prepared)).await?,
             (idempotency, state) => {
-                let keep_until = now_ms + self.inner.settings.dedup_window_ms;
+                let keep_until = now_ms + self.inner.settings.load().dedup_window_ms;
                 self.inner
                     .store
                     .write(move |tx| {
@@ -224,7 +251,7 @@ impl Bus {
 
     /// What would happen to these events: the same checks, nothing stored. For each event, who would get it and why.
     pub async fn preview(&self, publish: Publish) -> Result<Vec<Vec<super::explain::Considered>>, Error> {
-        check(&publish)?;
+        check(&publish, &self.inner.types.load())?;
         let now_ms = self.inner.clock.now_ms();
         let router = self.inner.router.load_full();
         if publish.events.len() == 1 && router.candidates(&publish.events[0].kind).is_empty() {
@@ -256,8 +283,8 @@ impl Bus {
             .events
             .iter()
             .any(|event| event.priority == Priority::Low || event.delivery == crate::event::Delivery::AtMostOnce);
-        let full = load >= 1.0 || (first_refused && load >= self.inner.settings.high_water);
-        if full || self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.max_pending {
+        let full = load >= 1.0 || (first_refused && load >= self.inner.settings.load().high_water);
+        if full || self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.load().max_pending {
             self.inner.stats.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Error::Busy {
                 code: "overloaded",
@@ -275,7 +302,7 @@ impl Bus {
         origin: &Origin,
         now_ms: Millis,
     ) -> Result<Vec<Prepared>, Error> {
-        let until = now_ms + self.inner.settings.dedup_window_ms;
+        let until = now_ms + self.inner.settings.load().dedup_window_ms;
         let conditions = events.iter().any(|event| {
             let candidates = router.candidates(&event.kind);
             router.needs_conditions(&candidates)
@@ -296,51 +323,9 @@ impl Bus {
         let now_ms = self.inner.clock.now_ms();
         let router = self.inner.router.load_full();
         let trust = cause.event.trust.min(entry.spec.trust);
-        let until = now_ms + self.inner.settings.dedup_window_ms;
+        let until = now_ms + self.inner.settings.load().dedup_window_ms;
         let one = |sent| prepare(&router, sent, trust, entry.spec.name.clone(), Some(cause.clone()), now_ms, until);
         events.into_iter().map(one).collect()
-    }
-
-    /// Adds consumers, or replaces those of the same name, in one step; work that waits for them begins.
-    pub async fn register(&self, added: Vec<(ConsumerSpec, Arc<dyn Consumer>)>) -> Result<(), Error> {
-        let names: Vec<_> = added
-            .iter()
-            .map(|(spec, _)| {
-                let rules = spec.rules.iter().map(|rule| {
-                    let condition = rule.condition.as_ref().map_or("", |c| c.source());
-                    (rule.pattern.as_str().to_owned(), condition.to_owned())
-                });
-                (spec.name.clone(), spec.kind, rules.collect::<Vec<_>>())
-            })
-            .collect();
-        let numbers = self
-            .inner
-            .store
-            .write(move |tx| {
-                let mut numbers = Vec::with_capacity(names.len());
-                for (name, kind, rules) in &names {
-                    let (id, since) = consumers::ensure(tx, name, kind)?;
-                    let rules = rules
-                        .iter()
-                        .map(|(pattern, condition)| consumers::ensure_rule(tx, id, pattern, condition))
-                        .collect::<Result<Vec<_>, _>>()?;
-                    numbers.push((id, since, rules));
-                }
-                Ok(numbers)
-            })
-            .await?;
-        let entries: Vec<Arc<Entry>> = added
-            .into_iter()
-            .zip(numbers)
-            .map(|((spec, consumer), (id, since, rule_ids))| Arc::new(Entry { id, since, spec, rule_ids, consumer }))
-            .collect();
-        self.inner.router.rcu(|old| {
-            let new_ids: std::collections::HashSet<ConsumerId> = entries.iter().map(|entry| entry.id).collect();
-            let kept = old.entries().iter().filter(|entry| !new_ids.contains(&entry.id));
-            Router::new(kept.chain(&entries).cloned().collect())
-        });
-        self.place_lanes(&entries);
-        Ok(())
     }
 
     /// Removes consumers. What waits for them waits on, and goes on when they come back.
@@ -353,11 +338,27 @@ impl Bus {
         if let Ok(mut lanes) = self.inner.lanes.lock() {
             lanes.retain(|id, _| router.by_id(*id).is_some());
         }
+        self.inner.consumers.send_modify(|count| *count += 1);
     }
 
     /// The present consumers.
     pub fn router(&self) -> Arc<Router> {
         self.inner.router.load_full()
+    }
+
+    /// Replaces the types whose data must fit a schema.
+    pub fn set_types(&self, types: Registry) {
+        self.inner.types.store(Arc::new(types));
+    }
+
+    /// The types whose data must fit a schema.
+    pub fn types(&self) -> Arc<Registry> {
+        self.inner.types.load_full()
+    }
+
+    /// Changes the settings; what is under way goes on with the old ones.
+    pub fn retune(&self, settings: Settings) {
+        self.inner.settings.store(Arc::new(settings));
     }
 
     /// The live tail.
@@ -368,6 +369,16 @@ impl Bus {
     /// Changes whenever an intent is added to the outbox.
     pub fn intents(&self) -> tokio::sync::watch::Receiver<u64> {
         self.inner.intents.subscribe()
+    }
+
+    /// Changes whenever consumers come, change or go.
+    pub fn consumers(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.consumers.subscribe()
+    }
+
+    /// Changes whenever a delivery ends. Costs every delivery something while it is held.
+    pub fn ended(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.ended.subscribe()
     }
 
     /// Counts since the start.
@@ -392,6 +403,13 @@ impl Bus {
 }
 
 impl Inner {
+    /// Tells those who wait for the end of deliveries, if there are any.
+    pub fn tell_ended(&self) {
+        if self.ended.receiver_count() > 0 {
+            self.ended.send_modify(|count| *count += 1);
+        }
+    }
+
     /// Tells the streams and the lanes what a commit added. Wake-ups carry no data: whoever wakes looks for itself.
     fn committed(&self, committed: Committed) {
         self.live.push(committed.events);
@@ -411,11 +429,17 @@ impl Inner {
     }
 }
 
-fn check(publish: &Publish) -> Result<(), Error> {
+/// What producers that are not the daemon's own must keep to besides the envelope.
+fn checked_outside(event: &NewEvent, types: &Registry) -> Result<(), Error> {
+    event.check_names_free()?;
+    types.check(&event.kind, &event.data)
+}
+
+fn check(publish: &Publish, types: &Registry) -> Result<(), Error> {
     let batch = publish.events.len() > 1;
     for (n, event) in publish.events.iter().enumerate() {
         let checked =
-            event.check().and_then(|()| if publish.origin.internal { Ok(()) } else { event.check_names_free() });
+            event.check().and_then(|()| if publish.origin.internal { Ok(()) } else { checked_outside(event, types) });
         checked.map_err(|error| if batch { error.at(&format!("/{n}")) } else { error })?;
     }
     Ok(())
@@ -447,6 +471,8 @@ fn prepare(
     now_ms: Millis,
     dedup_until_ms: Millis,
 ) -> Prepared {
+    let mut sent = sent;
+    redact::event(&mut sent);
     let candidates = router.candidates(&sent.kind);
     let (matches, decisions) = if candidates.is_empty() {
         (Vec::<Match>::new(), Vec::new())

@@ -53,7 +53,7 @@ struct Burial {
 
 /// Applies the effects of a successful attempt with its settlement.
 pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Settled {
-    let depth_max = bus.inner.settings.max_causation_depth;
+    let depth_max = bus.inner.settings.load().max_causation_depth;
     if !effects.publish.is_empty() && ready.event.depth + 1 > depth_max {
         let failure = Failure::new(format!(
             "Its effects would be number {} of a chain; at most {depth_max}.",
@@ -61,7 +61,7 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         ));
         return die(bus, entry, ready, Reason::CausationLoop, failure).await;
     }
-    if let Some((n, error)) = effects.publish.iter().enumerate().find_map(|(n, e)| e.check().err().map(|e| (n, e))) {
+    if let Some((n, error)) = first_invalid(bus, &effects.publish) {
         let failure = Failure::new(format!("publish/{n}: {error}")).within("The consumer published an invalid event.");
         return die(bus, entry, ready, Reason::Rejected, failure).await;
     }
@@ -84,6 +84,13 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         bus.inner.stats.done.fetch_add(1, Ordering::Relaxed);
     }
     settled
+}
+
+/// The first event that breaks a rule of the envelope, or does not fit the schema of its type.
+fn first_invalid(bus: &Bus, events: &[NewEvent]) -> Option<(usize, Error)> {
+    let types = bus.types();
+    let check = |event: &NewEvent| event.check().and_then(|()| types.check(&event.kind, &event.data));
+    events.iter().enumerate().find_map(|(n, event)| check(event).err().map(|error| (n, error)))
 }
 
 /// Ends a delivery whose event is too old.
@@ -115,7 +122,7 @@ pub(super) async fn die(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason,
 fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Vec<String>, attempts: u32) -> Ending {
     let fingerprint = fingerprint(&entry.spec.name, reason, &chain);
     let mut publish = Vec::new();
-    if ready.event.depth < bus.inner.settings.max_causation_depth {
+    if ready.event.depth < bus.inner.settings.load().max_causation_depth {
         let ids = bus.store().ids();
         let data = json!({
             "delivery_id": ids.delivery(ready.event.received_ms, ready.id).to_string(),
@@ -226,6 +233,7 @@ async fn end(bus: &Bus, ready: &Ready, ending: Ending) -> Settled {
     .await;
     if stored {
         bus.inner.stats.pending.fetch_sub(1, Ordering::Relaxed);
+        bus.inner.tell_ended();
     }
     Settled::Ended
 }
@@ -241,6 +249,7 @@ async fn end_with_state(bus: &Bus, ready: &Ready, ending: Ending, state: super::
     match bus.store().write(change).await {
         Ok(()) => {
             bus.inner.stats.pending.fetch_sub(1, Ordering::Relaxed);
+            bus.inner.tell_ended();
             Settled::Ended
         }
         Err(error) => {
