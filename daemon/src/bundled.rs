@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
+/// The page at `/`.
+pub const PAGE: &str = include_str!("../console/page.html");
+/// The page that ends a login; the session's value goes in the place of `{{session}}`.
+pub const LOGIN_PAGE: &str = include_str!("../console/login.html");
+
 /// A skill inside the binary: its name, and its files as paths from its folder with their texts.
 struct Skill {
     name: &'static str,

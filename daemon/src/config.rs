@@ -2,11 +2,20 @@
 //!
 //! Layers: defaults < file < `AMAN_*` environment < flags. The only module that reads the environment.
 
+mod change;
+mod cron;
 mod paths;
+mod recipe;
 mod settings;
+pub mod sinks;
+pub mod sources;
+mod table;
 
+pub use change::{Change, change, is_reference, nearest};
 pub use paths::{ClientEnv, Paths, client_env};
+pub use recipe::{Overrides, Recipe, check, load, load_or_last_good, parse, write_private};
 pub use settings::{Effective, Origin, SETTINGS, Setting};
+pub use table::Faults;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -70,6 +79,14 @@ pub struct Http {
     pub strict_confirm: bool,
     /// Connections open at one time.
     pub max_connections: usize,
+    /// Requests a second of each principal but the owner; 0 = no limit.
+    pub rate_limit: u32,
+    /// Requests a second of the owner; 0 = no limit.
+    pub owner_rate_limit: u32,
+    /// A Unix socket to listen on as well.
+    pub socket: Option<PathBuf>,
+    /// `[http.tls]`: the files of the certificate chain and of its key.
+    pub tls: Option<(PathBuf, PathBuf)>,
 }
 
 /// `[bus]`
@@ -122,11 +139,20 @@ pub struct Config {
     /// True: `/inject-event` and other test helpers answer.
     pub debug_endpoints: bool,
     /// `[sources.*]`; without any, the inbox.
-    pub sources: Vec<FileSource>,
+    pub sources: Vec<sources::Source>,
+    /// `[sinks.*]`
+    pub sinks: Vec<sinks::Sink>,
+    /// `[http_client] allow_private`: outgoing calls may reach loopback and private addresses.
+    pub allow_private: bool,
+    /// `[cron.*]`: jobs by id.
+    pub cron: Vec<(String, crate::schedule::Job)>,
     /// Every setting with its value and where it came from.
     pub effective: Vec<Effective>,
     /// What was odd but not wrong; to be logged once.
     pub warnings: Vec<String>,
+    /// Safe mode: what is wrong with the file, while the last one that was good is in force.
+    pub broken: Option<String>,
+    recipe: Option<Recipe>,
 }
 
 /// What the command line sets.
@@ -142,37 +168,52 @@ pub struct Flags {
     pub log: Option<String>,
 }
 
-/// Reads and checks the configuration. The error names every setting that is wrong, and where it was set.
-pub fn load(flags: &Flags) -> Result<Config, Error> {
-    let mut paths = Paths::find(flags.home.as_deref())?;
-    if let Some(file) = &flags.config {
-        paths.config_file.clone_from(file);
-    }
-    let file = read_file(&paths.config_file, flags.config.is_some())?;
-    let mut layers = Layers::new(&file);
-    layers.add_environment(paths::environment());
-    let flags = [("http.bind", &flags.bind), ("runtime.log", &flags.log)];
-    for (key, value) in flags {
-        if let Some(value) = value {
-            layers.set(key, Value::String(value.clone()), Origin::Flag);
-        }
-    }
-    build(paths, &file, layers)
-}
-
-fn read_file(path: &std::path::Path, must_exist: bool) -> Result<Table, Error> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => text.parse::<Table>().map_err(|error| {
-            // The parser's own text quotes the line, which may hold a secret.
-            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            Error::invalid(path.display().to_string(), format!("is not TOML, line {line}: {}", error.message()))
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => Ok(Table::new()),
-        Err(error) => Err(Error::invalid(path.display().to_string(), format!("cannot be read: {error}"))),
-    }
-}
-
 fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error> {
+    let http = http(&paths, &mut layers);
+    let bus = BusConfig {
+        full_durability: layers.one_of("bus.durability", &["full", "normal"]) == "full",
+        dedup_window: layers.duration("bus.dedup_window"),
+        max_causation_depth: u32::try_from(layers.number("bus.max_causation_depth", 1..=10_000)).unwrap_or(64),
+        max_pending: layers.number("bus.max_pending", 1..=i64::MAX),
+    };
+    let drain_timeout = layers.duration("runtime.drain_timeout");
+    let log = layers.text("runtime.log");
+    if let Err(error) = crate::telemetry::check_filter(&log) {
+        layers.wrong_of(error);
+    }
+    let log_json = layers.one_of("runtime.log_format", &["text", "json"]) == "json";
+    let home = paths.home_dir.clone();
+    let skill_paths = layers.list("skills.paths").iter().map(|path| paths::expand(path, home.as_deref())).collect();
+    let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
+    let sources = sources(file, &paths, &mut layers);
+    let sinks = sinks(file, &mut layers);
+    let allow_private = layers.flag("http_client.allow_private");
+    let cron = cron::jobs(file, &mut layers);
+    let (effective, warnings, wrong) = layers.finish(file);
+    if !wrong.is_empty() {
+        return Err(Error::Invalid { code: "invalid_config", fields: wrong });
+    }
+    Ok(Config {
+        paths,
+        http,
+        bus,
+        drain_timeout,
+        log,
+        log_json,
+        skill_paths,
+        debug_endpoints,
+        sources,
+        sinks,
+        allow_private,
+        cron,
+        effective,
+        warnings,
+        broken: None,
+        recipe: None,
+    })
+}
+
+fn http(paths: &Paths, layers: &mut Layers) -> Http {
     let bind_text = layers.text("http.bind");
     let bind = bind_text.parse::<SocketAddr>().unwrap_or_else(|_| {
         layers.wrong("http.bind", "must be an address and a port, such as 127.0.0.1:9090.");
@@ -190,127 +231,90 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         },
         strict_confirm: layers.flag("http.strict_confirm") || !bind.ip().is_loopback(),
         max_connections: usize::try_from(layers.number("http.max_connections", 1..=100_000)).unwrap_or(1),
+        rate_limit: u32::try_from(layers.number("http.rate_limit", 0..=1_000_000)).unwrap_or(0),
+        owner_rate_limit: u32::try_from(layers.number("http.owner_rate_limit", 0..=1_000_000)).unwrap_or(0),
+        socket: optional_path("http.socket", paths, layers),
+        tls: tls(paths, layers),
         bind,
         token,
     };
-    let remote = http.token.is_some() && http.auth && layers.flag("http.allow_remote");
-    if !bind.ip().is_loopback() && !remote {
+    let remote_is_meant = http.token.is_some() && http.auth && layers.flag("http.allow_remote");
+    if !(bind.ip().is_loopback() || remote_is_meant) {
         layers.wrong(
             "http.bind",
             "is not a loopback address: that needs http.token and http.allow_remote = true. \
              Bind 127.0.0.1 unless other machines are to reach the daemon.",
         );
     }
-    let bus = BusConfig {
-        full_durability: layers.one_of("bus.durability", &["full", "normal"]) == "full",
-        dedup_window: layers.duration("bus.dedup_window"),
-        max_causation_depth: u32::try_from(layers.number("bus.max_causation_depth", 1..=10_000)).unwrap_or(64),
-        max_pending: layers.number("bus.max_pending", 1..=i64::MAX),
-    };
-    let drain_timeout = layers.duration("runtime.drain_timeout");
-    let log = layers.text("runtime.log");
-    let log_json = layers.one_of("runtime.log_format", &["text", "json"]) == "json";
-    let home = paths.home_dir.clone();
-    let skill_paths = layers.list("skills.paths").iter().map(|path| paths::expand(path, home.as_deref())).collect();
-    let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
-    let sources = sources(file, &paths, &mut layers);
-    let (effective, warnings, wrong) = layers.finish(file);
-    if !wrong.is_empty() {
-        return Err(Error::Invalid { code: "invalid_config", fields: wrong });
-    }
-    Ok(Config {
-        paths,
-        http,
-        bus,
-        drain_timeout,
-        log,
-        log_json,
-        skill_paths,
-        debug_endpoints,
-        sources,
-        effective,
-        warnings,
-    })
+    http
 }
 
-fn sources(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<FileSource> {
-    let Some(table) = file.get("sources").and_then(Value::as_table) else {
-        return vec![FileSource {
-            id: "default".to_owned(),
-            path: paths.data.join("inbox"),
-            patterns: Vec::new(),
-            ignore: Vec::new(),
-            emit_initial: false,
-            trust: crate::event::Trust::Owner,
-        }];
-    };
-    let mut found = Vec::new();
-    for (id, settings) in table {
-        let key = format!("sources.{id}");
-        let good_id = (1..=64).contains(&id.len())
-            && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-        if !good_id {
+/// The path in `key`; empty = none.
+fn optional_path(key: &'static str, paths: &Paths, layers: &mut Layers) -> Option<PathBuf> {
+    let text = layers.text(key);
+    if text.is_empty() {
+        return None;
+    }
+    let path = paths::expand(&text, paths.home_dir.as_deref());
+    if !path.is_absolute() {
+        layers.wrong(key, "must be an absolute path, or begin with ~/.");
+        return None;
+    }
+    Some(path)
+}
+
+fn tls(paths: &Paths, layers: &mut Layers) -> Option<(PathBuf, PathBuf)> {
+    let mut path = |key| optional_path(key, paths, layers);
+    match (path("http.tls.cert"), path("http.tls.key")) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        (Some(_), None) => {
+            layers.wrong("http.tls.key", "is missing: http.tls.cert needs its private key.");
+            None
+        }
+        (None, Some(_)) => {
+            layers.wrong("http.tls.cert", "is missing: http.tls.key needs its certificate.");
+            None
+        }
+    }
+}
+
+fn sources(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sources::Source> {
+    let Some(table) = file.get("sources").and_then(Value::as_table) else { return vec![sources::inbox(paths)] };
+    each_table("sources", table, layers, |id, settings, faults| sources::source(id, settings, paths, faults))
+}
+
+fn sinks(file: &Table, layers: &mut Layers) -> Vec<sinks::Sink> {
+    let Some(table) = file.get("sinks").and_then(Value::as_table) else { return Vec::new() };
+    each_table("sinks", table, layers, sinks::sink)
+}
+
+/// Reads every `[section.<id>]`; what is wrong goes to `layers`.
+fn each_table<T>(
+    section: &str,
+    tables: &Table,
+    layers: &mut Layers,
+    read: impl Fn(&str, &Table, &mut Faults) -> Option<T>,
+) -> Vec<T> {
+    let (mut found, mut faults) = (Vec::new(), Faults::default());
+    for (id, settings) in tables {
+        let key = format!("{section}.{id}");
+        if !sources::is_id(id) {
             layers.wrong(&key, "is no id: 1 to 64 lower-case letters, digits, '-' and '_'.");
             continue;
         }
-        let Some(settings) = settings.as_table() else {
-            layers.wrong(&key, "must be a table, such as [sources.inbox].");
-            continue;
-        };
-        match settings.get("kind").and_then(Value::as_str) {
-            Some("files") => found.extend(file_source(id, settings, paths, layers)),
-            Some(kind) => {
-                layers.wrong(&format!("{key}.kind"), &format!("'{kind}' is not known; this version has: files."))
-            }
-            None => layers.wrong(&format!("{key}.kind"), "is missing; this version has: files."),
+        match settings.as_table() {
+            Some(settings) => found.extend(read(id, settings, &mut faults)),
+            None => layers.wrong(&key, &format!("must be a table, such as [{section}.{id}].")),
         }
+    }
+    for (key, known) in &faults.unknown {
+        layers.warn_unknown(key, key.rsplit('.').next().unwrap_or(key), known);
+    }
+    for fault in faults.wrong {
+        layers.wrong(&fault.field, &fault.reason);
     }
     found
-}
-
-fn file_source(id: &str, settings: &Table, paths: &Paths, layers: &mut Layers) -> Option<FileSource> {
-    let at = |key: &str| format!("sources.{id}.{key}");
-    const KNOWN: [&str; 6] = ["kind", "path", "patterns", "ignore", "initial", "trust"];
-    for key in settings.keys().filter(|key| !KNOWN.contains(&key.as_str())) {
-        layers.warn_unknown(&at(key), key, &KNOWN);
-    }
-    let mut list = |key: &str| match settings.get(key) {
-        None => Vec::new(),
-        Some(value) => match value.as_array().map(|all| all.iter().map(|v| v.as_str().map(str::to_owned)).collect()) {
-            Some(Some(texts)) => texts,
-            _ => {
-                layers.wrong(&at(key), "must be a list of texts.");
-                Vec::new()
-            }
-        },
-    };
-    let (patterns, ignore) = (list("patterns"), list("ignore"));
-    let emit_initial = match settings.get("initial").map(Value::as_str) {
-        None | Some(Some("baseline")) => false,
-        Some(Some("emit")) => true,
-        Some(_) => {
-            layers.wrong(&at("initial"), "must be \"baseline\" or \"emit\".");
-            false
-        }
-    };
-    let trust = match settings.get("trust").map(|value| value.as_str().and_then(crate::event::Trust::of_name)) {
-        None => crate::event::Trust::Owner,
-        Some(Some(trust)) => trust,
-        Some(None) => {
-            layers.wrong(&at("trust"), &format!("must be one of {}.", crate::event::Trust::NAMES.join(", ")));
-            crate::event::Trust::Unknown
-        }
-    };
-    let Some(path) = settings.get("path").and_then(Value::as_str) else {
-        layers.wrong(&at("path"), "is missing: the folder to watch.");
-        return None;
-    };
-    let path = paths::expand(path, paths.home_dir.as_deref());
-    if !path.is_absolute() {
-        layers.wrong(&at("path"), "must be an absolute path, or begin with ~/.");
-        return None;
-    }
-    Some(FileSource { id: id.to_owned(), path, patterns, ignore, emit_initial, trust })
 }
 
 /// Reads `250ms`, `30s`, `10m`, `24h` or `7d`; also the sum of several, as `1h30m`.
@@ -341,36 +345,57 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 
 /// The static token: the configured one, else the one in the token file, else a new one written there (mode 0600).
 pub fn token(config: &Config) -> Result<Secret, Error> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
     if let Some(token) = &config.http.token {
         return Ok(token.clone());
     }
-    let file = &config.paths.token_file;
-    match std::fs::read_to_string(file) {
-        Ok(text) if text.trim().len() >= 16 => return Ok(Secret::new(text.trim())),
-        Ok(_) => {
-            return Err(Error::invalid(
-                file.display().to_string(),
-                "holds no token of at least 16 characters. Remove the file to have a new one made.",
-            ));
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(Error::internal("reading the token file")(error)),
+    let token = kept_secret(&config.paths.token_file)?;
+    if token.len() < 16 {
+        return Err(Error::invalid(
+            config.paths.token_file.display().to_string(),
+            "holds no token of at least 16 characters. Remove the file to have a new one made.",
+        ));
     }
-    let made = crate::id::hex(&crate::id::random_bytes::<32>());
-    let mut out = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(file)
-        .map_err(Error::internal("making the token file"))?;
-    writeln!(out, "{made}").and_then(|()| out.sync_all()).map_err(Error::internal("writing the token file"))?;
-    Ok(Secret::new(made))
+    Ok(Secret::new(token))
+}
+
+/// The key that signs minted tokens: 32 bytes, made at first use, in a file of mode 0600.
+pub fn signing_key(config: &Config) -> Result<Vec<u8>, Error> {
+    let text = kept_secret(&config.paths.signing_key_file)?;
+    let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len() == 64).ok_or_else(|| {
+        let reason = "holds no key of 64 hex digits. Remove the file to have a new one made; minted tokens end then.";
+        Error::invalid(config.paths.signing_key_file.display().to_string(), reason)
+    })?;
+    Ok(digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap_or(0)).collect())
+}
+
+/// The text of a file that holds a secret; makes it, with 32 random bytes as hex, when it is not there.
+fn kept_secret(file: &std::path::Path) -> Result<String, Error> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let found = match std::fs::read_to_string(file) {
+        Ok(text) => Some(text.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(Error::internal("reading a file with a secret")(error)),
+    };
+    let text = found.clone().unwrap_or_else(|| crate::id::hex(&crate::id::random_bytes::<32>()));
+    crate::redact::learn(&text);
+    if found.is_none() {
+        let mut out = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(file)
+            .map_err(Error::internal("making a file with a secret"))?;
+        writeln!(out, "{text}")
+            .and_then(|()| out.sync_all())
+            .map_err(Error::internal("writing a file with a secret"))?;
+    }
+    Ok(text)
 }
 
 /// Settings that later parts of the program define; named so that a file written for them gives a fitting warning.
-const LATER: [&str; 6] = ["http_client", "cron", "plugin", "workflows", "agents", "notifications"];
+const LATER: [&str; 4] = ["plugin", "workflows", "agents", "notifications"];
 
 fn field(field: &str, reason: String) -> FieldError {
     FieldError { field: field.to_owned(), reason }
@@ -410,6 +435,12 @@ mod tests {
             ("[sources.a]\nkind = \"files\"\npath = \"rel\"", "sources.a.path"),
             ("[sources.A]\nkind = \"files\"", "sources.A"),
             ("[sources.a]\nkind = \"stars\"", "sources.a.kind"),
+            ("[sources.a]\nkind = \"webhook\"\ntrust = \"owner\"", "sources.a.trust"),
+            ("[sources.a]\nkind = \"webhook\"\nverify = { scheme = \"github\" }", "sources.a.verify.secret"),
+            ("[sources.a]\nkind = \"command\"", "sources.a.command"),
+            ("[sources.a]\nkind = \"http_poll\"\nurl = \"ftp://x\"", "sources.a.url"),
+            ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtts://x\"\ntopics = [\"a\"]", "sources.a.broker"),
+            ("[sinks.a]\nkind = \"webhook\"\ntypes = [\"a\"]\nurl = \"https://a\"", "sinks.a.secret"),
         ];
         for (text, wanted) in cases {
             match check(text) {
@@ -423,10 +454,10 @@ mod tests {
 
     #[test]
     fn unknown_keys_warn_with_a_suggestion() {
-        let config = check("[http]\nbin = \"127.0.0.1:1\"\n[buss]\n[cron.x]\n").expect("valid");
+        let config = check("[http]\nbin = \"127.0.0.1:1\"\n[buss]\n[plugin.x]\n").expect("valid");
         let all = config.warnings.join("\n");
         assert!(all.contains("http.bin") && all.contains("http.bind"), "{all}");
-        assert!(all.contains("buss") && all.contains("cron"), "{all}");
+        assert!(all.contains("buss") && all.contains("plugin"), "{all}");
     }
 
     #[test]

@@ -37,7 +37,7 @@ fn flags(cli: &Cli, args: &ServeArgs) -> Flags {
 }
 
 fn serve(flags: &Flags) -> Result<(), Error> {
-    let config = config::load(flags)?;
+    let config = config::load_or_last_good(flags)?;
     aman::telemetry::init(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("aman")
@@ -53,7 +53,7 @@ async fn run(config: Config) -> Result<(), Error> {
     let daemon = aman::start::start(config).await?;
     let mut out = std::io::stdout().lock();
     // Whoever started it may have closed the other end; the daemon runs all the same.
-    let _told = writeln!(out, "aman ready http://{}", daemon.address()).and_then(|()| out.flush());
+    let _told = writeln!(out, "aman ready {}", daemon.url()).and_then(|()| out.flush());
     drop(out);
     let _told = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
@@ -68,7 +68,7 @@ async fn run(config: Config) -> Result<(), Error> {
 
 fn fail(error: &Error) -> ExitCode {
     let mut err = std::io::stderr().lock();
-    let _told = writeln!(err, "aman: {}", error.chain().join(": "));
+    let _told = writeln!(err, "aman: {}", aman::redact::text(&error.chain().join(": ")));
     match error {
         Error::Conflict { .. } => ExitCode::from(3),
         Error::Invalid { .. } => ExitCode::from(2),

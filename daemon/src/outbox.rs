@@ -3,6 +3,10 @@
 //! An intent is marked as sending before the first byte leaves, so a crash cannot hide that it may have arrived: at a
 //! sink that is idempotent it is sent again under the same key, elsewhere it ends as unknown and is never repeated.
 
+mod configured;
+mod mqtt;
+mod webhook;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +21,8 @@ use crate::error::Error;
 use crate::store::Tx;
 use crate::store::outbox::{self as rows, Intent, Status};
 use crate::tasks::{OnExit, Supervisor};
+
+pub use configured::configured;
 
 /// How long one attempt to send may take.
 const SEND_MAX: Duration = Duration::from_secs(120);
@@ -57,7 +63,7 @@ pub trait Sink: Send + Sync {
 pub fn start(bus: &Bus, supervisor: &Supervisor, sinks: Vec<Arc<dyn Sink>>) {
     for sink in sinks {
         let (bus, stop) = (bus.clone(), supervisor.stop_token());
-        supervisor.spawn(format!("sink/{}", sink.name()), OnExit::Restart, move || {
+        supervisor.spawn(format!("outbox/{}", sink.name()), OnExit::Restart, move || {
             lane(bus.clone(), Arc::clone(&sink), stop.clone())
         });
     }

@@ -29,7 +29,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use wire::{Enforced, Filesystem, Limits, Network, NetworkGuard, ProcessGuard};
@@ -43,6 +43,9 @@ pub const GRACE: Duration = Duration::from_secs(1);
 
 /// How long after the end of the command its output may still arrive; only a process stuck in the kernel needs it.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// The same for output that is handed on as it comes, and so waits for whoever takes it.
+const HAND_ON_DRAIN: Duration = Duration::from_secs(60);
 
 /// How much longer than limit and grace the guard may take before it is given up.
 const GUARD_SLACK: Duration = Duration::from_secs(5);
@@ -217,7 +220,7 @@ impl Sandbox {
                     net: Network::None,
                     limits: Limits::default(),
                 };
-                Ok(self.supervise(spec, CancellationToken::new()).await?.enforced)
+                Ok(self.supervise(spec, CancellationToken::new(), None).await?.enforced)
             })
             .await
     }
@@ -233,10 +236,27 @@ impl Sandbox {
     /// everything gets SIGKILL. Dropping the future kills everything, too.
     pub async fn run(&self, spec: Spec, cancel: CancellationToken) -> Result<Finished, SandboxError> {
         check(&spec)?;
-        self.supervise(spec, cancel).await
+        self.supervise(spec, cancel, None).await
     }
 
-    async fn supervise(&self, spec: Spec, cancel: CancellationToken) -> Result<Finished, SandboxError> {
+    /// As [`Sandbox::run`], with standard output given piece by piece to `pieces` instead of kept. The command waits
+    /// while nobody takes them; `stdout_bytes_max` does not count.
+    pub async fn stream(
+        &self,
+        spec: Spec,
+        cancel: CancellationToken,
+        pieces: mpsc::Sender<Bytes>,
+    ) -> Result<Finished, SandboxError> {
+        check(&spec)?;
+        self.supervise(spec, cancel, Some(pieces)).await
+    }
+
+    async fn supervise(
+        &self,
+        spec: Spec,
+        cancel: CancellationToken,
+        pieces: Option<mpsc::Sender<Bytes>>,
+    ) -> Result<Finished, SandboxError> {
         let started = Instant::now();
         let limits = spec.limits.clone();
         let (leash, mut guard) = self.start_guard()?;
@@ -253,7 +273,14 @@ impl Sandbox {
         let talk = converse(leash, self.job(spec), guard.id(), stop);
         let talk = tokio::time::timeout(limits.time + GRACE + GUARD_SLACK, talk);
         let (note, stopped) = {
-            let readers = async { tokio::join!(out.fill(stdout, Some(&too_large)), err.fill(stderr, None)) };
+            let drain = if pieces.is_some() { HAND_ON_DRAIN } else { DRAIN };
+            let taking = async {
+                match pieces {
+                    Some(pieces) => hand_on(stdout, pieces).await,
+                    None => out.fill(stdout, Some(&too_large)).await,
+                }
+            };
+            let readers = async { tokio::join!(taking, err.fill(stderr, None)) };
             let (mut readers, mut talk) = (std::pin::pin!(readers), std::pin::pin!(talk));
             let mut drained = false;
             let ended = loop {
@@ -264,7 +291,7 @@ impl Sandbox {
             };
             if !drained {
                 // Late output is only lost where a process cannot be killed; then the run must still end.
-                let _late = tokio::time::timeout(DRAIN, &mut readers).await;
+                let _late = tokio::time::timeout(drain, &mut readers).await;
             }
             ended.unwrap_or_else(|_| Err(SandboxError::setup("wait for the guard", "it does not answer")))
         }?;
@@ -426,6 +453,15 @@ fn map_all_ids(pid: u32) -> bool {
             .collect();
         std::fs::write(format!("/proc/{pid}/{map}"), same).is_ok()
     })
+}
+
+/// Gives everything that is read to `pieces`; reads on without giving when nobody is there to take it.
+async fn hand_on(from: Option<impl AsyncRead + Unpin>, pieces: mpsc::Sender<Bytes>) {
+    let Some(mut from) = from else { return };
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        let _nobody = pieces.send(Bytes::copy_from_slice(&buffer[..n])).await;
+    }
 }
 
 /// The beginning of a stream.

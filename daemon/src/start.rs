@@ -9,17 +9,23 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 use crate::api::auth::{Auth, Places};
+use crate::api::listen::{self, Listener};
+use crate::api::rates::Limits;
 use crate::api::{self, App, Lifecycle, Parts, Phase, Server};
 use crate::bus::{self, Bus, Consumer, ConsumerSpec};
 use crate::clock::Clock;
 use crate::config::{self, Config, Paths};
+use crate::cron::Cron;
+use crate::egress::Egress;
 use crate::error::Error;
 use crate::outbox::{self, Sink};
+use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::skills::{self, Skills};
-use crate::sources::files::{FileSource, FileSourceConfig};
+use crate::sources::{Sources, Surroundings};
 use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
+use crate::telemetry;
 
 /// How long the lock of a killed predecessor may linger: a process that it was starting holds it until its own program
 /// runs.
@@ -33,11 +39,13 @@ const END_GRACE: Duration = Duration::from_secs(5);
 /// A running daemon.
 pub struct Daemon {
     address: SocketAddr,
+    url: String,
     bus: Bus,
     server: Server,
     supervisor: Supervisor,
     lifecycle: Arc<Lifecycle>,
-    sources: Vec<FileSource>,
+    cron: Cron,
+    sources: Sources,
     config: Config,
     /// Held for as long as the daemon runs.
     _lock: File,
@@ -68,15 +76,20 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         tracing::warn!("{warning}");
     }
     let lifecycle = Arc::new(Lifecycle::default());
+    let (config, store) = open_store(config)?;
+    if config.broken.is_some() {
+        lifecycle.set_safe_mode();
+    }
     let listener = TcpListener::bind(config.http.bind).await.map_err(|error| {
         Error::invalid("http.bind", format!("{} cannot be listened on: {error}.", config.http.bind))
     })?;
     let address = listener.local_addr().map_err(Error::internal("reading the listening address"))?;
-    let durability = if config.bus.full_durability { Durability::Full } else { Durability::Normal };
-    let store = Store::open(&config.paths.db_file, durability)?;
-    let bus = Bus::new(store.clone(), clock.clone(), bus_settings(&config));
+    let bus = Bus::new(store.clone(), clock.clone(), bus::Settings::of(&config.bus));
+    let (types, faults) = Registry::load(&config.paths.data.join("schemas"));
+    faults.iter().for_each(|fault| tracing::warn!("{fault}"));
+    bus.set_types(types);
     lifecycle.enter(Phase::Secrets);
-    let auth = if config.http.auth { Auth::token(config::token(&config)?.expose()) } else { Auth::None };
+    let auth = auth(&config)?;
     lifecycle.enter(Phase::Recovery);
     let now_ms = clock.now_ms();
     store.write(move |tx| audit::close_begun(tx, now_ms)).await?;
@@ -86,41 +99,53 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     lifecycle.enter(Phase::Consumers);
     let supervisor = Supervisor::new();
     let sandbox = Sandbox::new(&config.paths.runtime);
-    let (skills, report) = Skills::start(skill_settings(&config), &bus, sandbox).await?;
+    let (skills, report) = Skills::start(skill_settings(&config), &bus, sandbox.clone()).await?;
     for failed in &report.failed {
         tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
     }
     bus.register(consumers).await?;
     bus.start().await;
+    settle_config(&config, &bus).await?;
     outbox::start(&bus, &supervisor, sinks);
+    let egress = Egress::new(config.allow_private);
+    outbox::configured(&config.sinks, &bus, &egress, &supervisor).await?;
     lifecycle.enter(Phase::Workflows);
+    let cron = Cron::start(&bus, &supervisor, &config.cron).await?;
     lifecycle.enter(Phase::Sources);
-    let mut sources = Vec::new();
-    for source in &config.sources {
-        let folder = source.path.clone();
-        let source = FileSource::start(source_config(source)?, bus.clone(), &supervisor).await?;
-        tracing::info!(folder = %folder.display(), "Files that land in this folder become events.");
-        sources.push(source);
-    }
+    let paths = config.paths.clone();
+    let with = Surroundings { bus: bus.clone(), supervisor: supervisor.clone(), sandbox, egress, paths };
+    let sources = Sources::start(&config.sources, with).await?;
     let parts = Parts {
         bus: bus.clone(),
         skills,
+        cron: cron.clone(),
         supervisor: supervisor.clone(),
         lifecycle: Arc::clone(&lifecycle),
         sources: sources.clone(),
     };
     let app = App::new(api_settings(&config, auth), parts)?;
-    let server = Server::start(app, listener);
-    write_address(&config.paths, address)?;
+    let server = Server::start(app, listeners(&config, listener)?);
+    let url = format!("{}://{address}", if config.http.tls.is_some() { "https" } else { "http" });
+    write_address(&config.paths, &url)?;
     lifecycle.enter(Phase::Ready);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "Ready.");
-    Ok(Daemon { address, bus, server, supervisor, lifecycle, sources, config, _lock: lock })
+    Ok(Daemon { address, url, bus, server, supervisor, lifecycle, cron, sources, config, _lock: lock })
 }
 
 impl Daemon {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens, as a URL without a path.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The cron jobs, for tests in this process.
+    pub fn cron(&self) -> &Cron {
+        &self.cron
     }
 
     /// The bus, for tests and benchmarks in this process.
@@ -135,13 +160,12 @@ impl Daemon {
 
     /// Walks the start back: sources, new work, running deliveries, connections, disk.
     pub async fn stop(self) {
-        let Daemon { bus, server, supervisor, lifecycle, sources, config, .. } = self;
+        let Daemon { bus, server, supervisor, lifecycle, cron, sources, config, .. } = self;
         tracing::info!("Shutting down.");
         lifecycle.begin_drain();
         bus.live().wake();
-        for source in sources {
-            source.stop().await;
-        }
+        cron.stop().await;
+        sources.stop().await;
         if !bus.drain(config.drain_timeout).await {
             tracing::warn!("Some work was cut off at shutdown; the next start takes it up.");
         }
@@ -153,6 +177,7 @@ impl Daemon {
             tracing::warn!(error = error.chain().join(": "), "The write-ahead log was not moved into the database.");
         }
         let _gone = std::fs::remove_file(&config.paths.address_file);
+        let _gone = config.http.socket.as_ref().map(std::fs::remove_file);
         tracing::info!("Stopped.");
     }
 }
@@ -176,20 +201,64 @@ async fn lock(paths: &Paths) -> Result<File, Error> {
     }
 }
 
-fn write_address(paths: &Paths, address: SocketAddr) -> Result<(), Error> {
+fn auth(config: &Config) -> Result<Auth, Error> {
+    if !config.http.auth {
+        tracing::warn!("http.auth is \"none\": every program of every user of this machine is let in as the owner.");
+        return Ok(Auth::None);
+    }
+    Ok(Auth::token_and_mint(config::token(config)?.expose(), &config::signing_key(config)?))
+}
+
+/// Everything that is listened on: `tcp`, encrypted if a certificate is configured, and the Unix socket if there is one.
+fn listeners(config: &Config, tcp: TcpListener) -> Result<Vec<Listener>, Error> {
+    let mut listeners = match &config.http.tls {
+        Some((cert, key)) => vec![Listener::Tls(tcp, listen::tls(cert, key)?)],
+        None => vec![Listener::Tcp(tcp)],
+    };
+    if config.http.tls.is_none() && !config.http.bind.ip().is_loopback() {
+        tracing::warn!("http.bind is not loopback and http.tls is not set: tokens cross the network unencrypted.");
+    }
+    if let Some(path) = &config.http.socket {
+        listeners.push(listen::unix(path)?);
+    }
+    Ok(listeners)
+}
+
+fn write_address(paths: &Paths, url: &str) -> Result<(), Error> {
     let making = paths.address_file.with_extension("new");
-    std::fs::write(&making, format!("http://{address}\n"))
+    std::fs::write(&making, format!("{url}\n"))
         .and_then(|()| std::fs::rename(&making, &paths.address_file))
         .map_err(Error::internal("writing the address file"))
 }
 
-fn bus_settings(config: &Config) -> bus::Settings {
-    bus::Settings {
-        dedup_window_ms: i64::try_from(config.bus.dedup_window.as_millis()).unwrap_or(i64::MAX / 2),
-        max_causation_depth: config.bus.max_causation_depth,
-        max_pending: config.bus.max_pending,
-        ..bus::Settings::default()
+/// Opens the database, and puts what was set over HTTP above the other layers of the configuration.
+fn open_store(config: Config) -> Result<(Config, Store), Error> {
+    let open = |config: &Config| {
+        let durability = if config.bus.full_durability { Durability::Full } else { Durability::Normal };
+        Store::open(&config.paths.db_file, durability)
+    };
+    let store = open(&config)?;
+    let full = config.bus.full_durability;
+    let config = api::config::with_stored(config, &store)?;
+    telemetry::set_filter(&config.log)?;
+    if config.bus.full_durability == full {
+        return Ok((config, store));
     }
+    drop(store);
+    let store = open(&config)?;
+    Ok((config, store))
+}
+
+/// Tells of safe mode, or keeps a copy of the file for the day on which it is broken.
+async fn settle_config(config: &Config, bus: &Bus) -> Result<(), Error> {
+    if let Some(error) = &config.broken {
+        tracing::error!(error, "The configuration file is broken: safe mode, with the last one that was good.");
+        return api::config::tell_broken(bus, config, error).await;
+    }
+    if let Err(error) = config.keep_as_last_good() {
+        tracing::warn!(error = error.chain().join(": "), "No copy of the configuration could be kept.");
+    }
+    Ok(())
 }
 
 fn skill_settings(config: &Config) -> skills::Settings {
@@ -203,32 +272,24 @@ fn skill_settings(config: &Config) -> skills::Settings {
         work: paths.runtime.join("work"),
         binary: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("aman")),
         places: skills::Places { home: paths.home_dir.clone(), data: paths.data.clone() },
-        secrets: vec![paths.token_file.clone(), paths.db_file.clone()],
+        secrets: vec![paths.token_file.clone(), paths.signing_key_file.clone(), paths.db_file.clone()],
     }
-}
-
-fn source_config(source: &config::FileSource) -> Result<FileSourceConfig, Error> {
-    if source.id == "default" {
-        std::fs::create_dir_all(&source.path).map_err(Error::internal("making the inbox"))?;
-    }
-    Ok(FileSourceConfig::of(source))
 }
 
 fn api_settings(config: &Config, auth: Auth) -> api::Settings {
     let lower = |texts: &[String]| texts.iter().map(|text| text.to_lowercase()).collect();
     api::Settings {
         auth,
-        places: Places { hosts: lower(&config.http.allowed_hosts), origins: lower(&config.http.allowed_origins) },
+        places: Places {
+            hosts: lower(&config.http.allowed_hosts),
+            origins: lower(&config.http.allowed_origins),
+            secure: config.http.tls.is_some(),
+        },
+        limits: Limits { owner: config.http.owner_rate_limit, others: config.http.rate_limit },
         public_stream: config.http.public_stream,
         strict_confirm: config.http.strict_confirm,
         debug_endpoints: config.debug_endpoints,
         connections_max: config.http.max_connections,
-        config: serde_json::json!({
-            "items": config.effective,
-            "config_file": config.paths.config_file,
-            "data": config.paths.data,
-            "state": config.paths.state,
-            "runtime": config.paths.runtime,
-        }),
+        config: config.clone(),
     }
 }

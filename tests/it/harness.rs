@@ -83,7 +83,8 @@ impl Daemon {
         let mut line = String::new();
         let stdout = child.stdout.take().expect("stdout is piped");
         BufReader::new(stdout).read_line(&mut line).expect("stdout is readable");
-        match line.trim().strip_prefix("aman ready http://") {
+        let url = line.trim().strip_prefix("aman ready ");
+        match url.and_then(|url| url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))) {
             Some(address) => Ok(Daemon { child, home: home.to_owned(), address: address.to_owned(), _folder: None }),
             None => {
                 let _ended = child.wait();

@@ -1,18 +1,29 @@
 //! The integration tests, one binary: each module is a feature or a rule.
 
+mod access;
 mod audit;
 mod auth_coverage;
+mod browser;
 mod bus;
 mod cli;
+mod config;
 mod crash;
+mod cron;
 mod dlq;
 mod files;
 mod harness;
+mod hooks;
 mod http;
 mod model;
+mod mqtt;
+mod openapi;
+mod peer;
 mod push;
+mod redaction;
 mod routes;
 mod sandbox;
+mod sinks;
 mod skills;
+mod sources;
 mod stream;
 mod tidy;

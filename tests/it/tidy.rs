@@ -80,12 +80,16 @@ fn blessing() -> bool {
 
 /// Compares `actual` with the file `name` in tests/golden line by line, or writes it when blessing.
 fn golden(name: &str, actual: &str, what_to_do: &str) {
-    let path = format!("tests/golden/{name}");
+    golden_at(&format!("tests/golden/{name}"), actual, what_to_do);
+}
+
+/// As [`golden`], with a file anywhere in the repository.
+pub fn golden_at(path: &str, actual: &str, what_to_do: &str) {
     if blessing() {
-        fs::write(root().join(&path), actual).expect("tests/golden can be written");
+        fs::write(root().join(path), actual).expect("the file can be written");
         return;
     }
-    let expected = fs::read_to_string(root().join(&path)).unwrap_or_default();
+    let expected = fs::read_to_string(root().join(path)).unwrap_or_default();
     let (old, new): (BTreeSet<&str>, BTreeSet<&str>) = (expected.lines().collect(), actual.lines().collect());
     let gone = old.difference(&new).map(|line| format!("- {line}"));
     let come = new.difference(&old).map(|line| format!("+ {line}"));

@@ -102,6 +102,11 @@ impl Draft {
         }
     }
 
+    /// True when nothing is changed, so that there is nothing to record.
+    pub(super) fn is_skipped(&self) -> bool {
+        self.inner.as_ref().is_some_and(|inner| inner.skipped.load(Ordering::Acquire))
+    }
+
     /// Records what the handler did not. A handler that fails has committed nothing, so a failure is always recorded.
     pub(super) async fn settle(self, app: &App, result: Result<Reply, Problem>) -> Result<Reply, Problem> {
         let Some(inner) = self.inner else { return result };

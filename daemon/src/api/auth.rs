@@ -1,21 +1,18 @@
 //! Who is asking, and from where: tokens and scopes, `Host`, `Origin` and `Sec-Fetch-Site`.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, ORIGIN};
+use hyper::header::{HOST, HeaderMap, HeaderValue, ORIGIN};
 use hyper::{Method, StatusCode, Uri, Version};
 use ring::digest::{SHA256, digest};
-use subtle::ConstantTimeEq;
 
+use super::jwt::Mint;
 use super::problem::Problem;
+use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Trust;
 use crate::store::events::OWNER;
-
-/// Wrong credentials that are answered 401 at once; after that many only as many per second as [`FAILURES_PER_S`].
-const FAILURES_BURST: f64 = 150.0;
-const FAILURES_PER_S: f64 = 5.0;
 
 /// What a route asks of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +42,9 @@ impl Scope {
         }
     }
 
+    /// Those that a token can have.
+    pub const GRANTED: [Scope; 4] = [Scope::EventsRead, Scope::EventsWrite, Scope::Chat, Scope::Admin];
+
     /// Its name in tokens and messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -65,17 +65,56 @@ pub struct Principal {
     /// How far what it brings in is believed.
     pub trust: Trust,
     scopes: u8,
+    /// The minted token behind it.
+    pass: Option<Arc<Pass>>,
+}
+
+/// Until when a minted token is good.
+#[derive(Debug)]
+struct Pass {
+    expires_ms: Millis,
+    revoked: AtomicBool,
 }
 
 impl Principal {
     /// The holder of the static token.
     pub fn owner() -> Principal {
-        Principal { name: OWNER.into(), trust: Trust::Owner, scopes: Scope::Admin.bit() }
+        Principal { name: OWNER.into(), trust: Trust::Owner, scopes: Scope::Admin.bit(), pass: None }
+    }
+
+    /// The holder of a minted token with these scopes.
+    pub fn minted(name: &str, scopes: &[Scope], expires_ms: Millis) -> Principal {
+        let trust = if scopes.contains(&Scope::Admin) { Trust::Owner } else { Trust::Paired };
+        let scopes = scopes.iter().fold(0, |bits, scope| bits | scope.bit());
+        let pass = Some(Arc::new(Pass { expires_ms, revoked: AtomicBool::new(false) }));
+        Principal { name: name.into(), trust, scopes, pass }
     }
 
     /// True when it may use a route of `scope`; admin includes all.
     pub fn may(&self, scope: Scope) -> bool {
         scope.bit() == 0 || self.scopes & (scope.bit() | Scope::Admin.bit()) != 0
+    }
+
+    /// False once its token is revoked or expired.
+    pub fn is_good(&self, now_ms: Millis) -> bool {
+        self.pass.as_ref().is_none_or(|pass| now_ms < pass.expires_ms && !pass.revoked.load(Ordering::Acquire))
+    }
+
+    /// False when it is good for ever.
+    pub fn can_end(&self) -> bool {
+        self.pass.is_some()
+    }
+
+    /// Ends all that its token opened.
+    pub fn revoke(&self) {
+        if let Some(pass) = &self.pass {
+            pass.revoked.store(true, Ordering::Release);
+        }
+    }
+
+    /// True when both are the same caller with the same rights.
+    pub fn is_same(&self, other: &Principal) -> bool {
+        self.name == other.name && self.scopes == other.scopes
     }
 }
 
@@ -83,17 +122,24 @@ impl Principal {
 pub enum Auth {
     /// Everyone is the owner; on loopback only.
     None,
-    /// The static token.
+    /// The static token, and those that were minted.
     Token {
         /// SHA-256 of the token: digests have one length, so comparing them tells nothing.
         digest: [u8; 32],
+        /// Signs the minted ones; none = there are none.
+        mint: Option<Box<Mint>>,
     },
 }
 
 impl Auth {
     /// Authentication by this token.
     pub fn token(token: &str) -> Auth {
-        Auth::Token { digest: sha256(token.as_bytes()) }
+        Auth::Token { digest: sha256(token.as_bytes()), mint: None }
+    }
+
+    /// Authentication by this token, and by those that are signed with `key`.
+    pub fn token_and_mint(token: &str, key: &[u8]) -> Auth {
+        Auth::Token { digest: sha256(token.as_bytes()), mint: Some(Box::new(Mint::new(key))) }
     }
 
     /// Its name in `/runtime/status`.
@@ -105,87 +151,10 @@ impl Auth {
     }
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest(&SHA256, bytes).as_ref());
     out
-}
-
-/// Checks credentials and slows down whoever guesses.
-pub struct Gate {
-    auth: Auth,
-    owner: Principal,
-    failures: Mutex<(f64, Instant)>,
-}
-
-impl Gate {
-    /// A gate that lets in by `auth`.
-    pub fn new(auth: Auth) -> Gate {
-        Gate { auth, owner: Principal::owner(), failures: Mutex::new((FAILURES_BURST, Instant::now())) }
-    }
-
-    /// See [`Auth::name`].
-    pub fn name(&self) -> &'static str {
-        self.auth.name()
-    }
-
-    /// The caller, if there are credentials. Every credential that is shown must be good.
-    fn principal(&self, headers: &HeaderMap) -> Result<Option<Principal>, Problem> {
-        let Auth::Token { digest: wanted } = &self.auth else { return Ok(Some(self.owner.clone())) };
-        let mut shown = 0;
-        let mut good = true;
-        for value in headers.get_all(AUTHORIZATION) {
-            shown += 1;
-            good &= bearer(value).is_some_and(|token| bool::from(sha256(token).ct_eq(wanted)));
-        }
-        for value in headers.get_all("x-aman-token") {
-            shown += 1;
-            good &= bool::from(sha256(value.as_bytes().trim_ascii()).ct_eq(wanted));
-        }
-        match (shown, good) {
-            (0, _) => Ok(None),
-            (_, true) => Ok(Some(self.owner.clone())),
-            (_, false) => Err(self.refuse_wrong()),
-        }
-    }
-
-    fn refuse_wrong(&self) -> Problem {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let (left, since) = *failures;
-        let left = FAILURES_PER_S.mul_add((now - since).as_secs_f64(), left).min(FAILURES_BURST);
-        *failures = (if left < 1.0 { left } else { left - 1.0 }, now);
-        if left < 1.0 {
-            let detail = "Too many wrong tokens were tried.";
-            return Problem::new((StatusCode::TOO_MANY_REQUESTS, "rate_limited"), detail).retry_after_ms(1000);
-        }
-        Problem::unauthorized("The token is wrong. `aman doctor` says where it is.")
-    }
-
-    /// Lets a request through to a route of `scope`, and says who it is; `None` only on public routes.
-    pub fn admit(&self, scope: Scope, headers: &HeaderMap) -> Result<Option<Principal>, Problem> {
-        if scope == Scope::Public {
-            return Ok(None);
-        }
-        let Some(principal) = self.principal(headers)? else {
-            if scope == Scope::PublicOrEventsRead {
-                return Ok(None);
-            }
-            let detail = "Send the token as 'Authorization: Bearer <token>' or 'x-aman-token: <token>'.";
-            return Err(Problem::unauthorized(detail));
-        };
-        if principal.may(scope) {
-            return Ok(Some(principal));
-        }
-        let detail = format!("This token may not do that; it needs the scope {}.", scope.name());
-        Err(Problem::new((StatusCode::FORBIDDEN, "insufficient_scope"), detail))
-    }
-}
-
-fn bearer(value: &HeaderValue) -> Option<&[u8]> {
-    let bytes = value.as_bytes().trim_ascii();
-    let (scheme, token) = bytes.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
 }
 
 /// Which hosts and origins may use the daemon.
@@ -195,6 +164,8 @@ pub struct Places {
     pub hosts: Vec<String>,
     /// Origins beyond the daemon's own, lower case, for example `https://example.org`.
     pub origins: Vec<String>,
+    /// True when the daemon's own pages come over TLS.
+    pub secure: bool,
 }
 
 /// A request's origin that passed.
@@ -266,7 +237,7 @@ impl Places {
                 if self.origins.iter().any(|known| origin.eq_ignore_ascii_case(known)) {
                     return Ok(Passed::Listed(value.clone()));
                 }
-                if !is_own(origin, host) {
+                if !is_own(origin, host, self.secure) {
                     return Err(foreign(&format!("A page of '{origin}'")));
                 }
             }
@@ -290,13 +261,12 @@ fn host_name(host: &str) -> Option<&str> {
     (good_port && !name.is_empty() && !name.contains(['@', '/'])).then_some(name)
 }
 
-/// True when `origin` is `http://` and the very host and port that the request went to.
-fn is_own(origin: &str, host: &str) -> bool {
-    let Some(place) = origin.get(..7).filter(|s| s.eq_ignore_ascii_case("http://")).and_then(|_| origin.get(7..))
-    else {
-        return false;
-    };
-    let with_port = |text: &str| text.strip_suffix(":80").unwrap_or(text).to_ascii_lowercase();
+/// True when `origin` is the daemon's scheme and the very host and port that the request went to.
+fn is_own(origin: &str, host: &str, secure: bool) -> bool {
+    let (scheme, port) = if secure { ("https://", ":443") } else { ("http://", ":80") };
+    let given = origin.get(..scheme.len()).filter(|given| given.eq_ignore_ascii_case(scheme));
+    let Some(place) = given.and_then(|_| origin.get(scheme.len()..)) else { return false };
+    let with_port = |text: &str| text.strip_suffix(port).unwrap_or(text).to_ascii_lowercase();
     with_port(place) == with_port(host)
 }
 

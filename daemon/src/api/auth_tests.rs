@@ -1,4 +1,6 @@
+use super::super::gate::{Gate, permit};
 use super::*;
+use crate::clock::Clock;
 
 fn headers(text: &str) -> HeaderMap {
     let mut all = HeaderMap::new();
@@ -12,7 +14,8 @@ fn headers(text: &str) -> HeaderMap {
 
 /// The code of the refusal; `own` or the listed origin when it passes.
 fn place(method: &str, uri: &str, version: Version, text: &str) -> String {
-    let places = Places { hosts: vec!["box.lan".to_owned()], origins: vec!["https://app.example".to_owned()] };
+    let places =
+        Places { hosts: vec!["box.lan".to_owned()], origins: vec!["https://app.example".to_owned()], secure: false };
     let method: Method = method.parse().expect("method");
     match places.check(&method, &uri.parse().expect("uri"), version, &headers(text)) {
         Ok(Passed::Own) => "own".to_owned(),
@@ -86,8 +89,13 @@ fn foreign_pages_are_refused() {
     assert_eq!(place("GET", "/", Version::HTTP_11, "host: localhost|origin: http://localhost:80"), "own");
 }
 
+fn gate() -> Gate {
+    Gate::new(Auth::token("0123456789abcdef"), Clock::manual(0), "s".to_owned())
+}
+
 fn admit(gate: &Gate, scope: Scope, text: &str) -> String {
-    match gate.admit(scope, &headers(text)) {
+    let identified = gate.identify(scope, &headers(text));
+    match identified.and_then(|who| permit(who.as_ref(), scope).map(|()| who)) {
         Ok(principal) => principal.map_or("nobody".to_owned(), |p| p.name.to_string()),
         Err(problem) => problem.status.as_str().to_owned(),
     }
@@ -95,7 +103,7 @@ fn admit(gate: &Gate, scope: Scope, text: &str) -> String {
 
 #[test]
 fn credentials_are_checked() {
-    let gate = Gate::new(Auth::token("0123456789abcdef"));
+    let gate = gate();
     for (scope, text, want) in [
         (Scope::Public, "x-aman-token: wrong", "nobody"),
         (Scope::PublicOrEventsRead, "", "nobody"),
@@ -114,12 +122,12 @@ fn credentials_are_checked() {
     ] {
         assert_eq!(admit(&gate, scope, text), want, "{text}");
     }
-    assert_eq!(admit(&Gate::new(Auth::None), Scope::Admin, ""), "owner");
+    assert_eq!(admit(&Gate::new(Auth::None, Clock::manual(0), "s".to_owned()), Scope::Admin, ""), "owner");
 }
 
 #[test]
 fn guessing_is_slowed_and_never_locks_out() {
-    let gate = Gate::new(Auth::token("0123456789abcdef"));
+    let gate = gate();
     let answers: Vec<String> = (0..200).map(|_| admit(&gate, Scope::Admin, "x-aman-token: guess")).collect();
     assert_eq!(answers.first().map(String::as_str), Some("401"));
     assert_eq!(answers.last().map(String::as_str), Some("429"));
@@ -129,10 +137,31 @@ fn guessing_is_slowed_and_never_locks_out() {
 
 #[test]
 fn scopes_include_what_they_should() {
-    let with = |scopes: u8| Principal { name: "p".into(), trust: Trust::Paired, scopes };
-    let reader = with(Scope::EventsRead.bit());
+    let reader = Principal::minted("p", &[Scope::EventsRead], 10);
+    assert_eq!(reader.trust, Trust::Paired);
+    assert!(reader.is_good(9) && !reader.is_good(10));
     assert!(reader.may(Scope::Public) && reader.may(Scope::EventsRead) && reader.may(Scope::PublicOrEventsRead));
     assert!(!reader.may(Scope::EventsWrite) && !reader.may(Scope::Chat) && !reader.may(Scope::Admin));
-    let owner = Principal::owner();
-    assert!([Scope::EventsRead, Scope::EventsWrite, Scope::Chat, Scope::Admin].into_iter().all(|s| owner.may(s)));
+    reader.clone().revoke();
+    assert!(!reader.is_good(9));
+    let admin = Principal::minted("p", &[Scope::Chat, Scope::Admin], 10);
+    assert_eq!(admin.trust, Trust::Owner);
+    for who in [Principal::owner(), admin] {
+        assert!(Scope::GRANTED.into_iter().all(|scope| who.may(scope)));
+    }
+}
+
+#[test]
+fn own_pages_have_the_daemon_s_scheme() {
+    for (origin, secure, want) in [
+        ("http://localhost:80", false, true),
+        ("https://localhost", true, true),
+        ("https://LOCALHOST:443", true, true),
+        ("http://localhost", true, false),
+        ("https://localhost", false, false),
+        ("https://localhost:80", true, false),
+        ("", true, false),
+    ] {
+        assert_eq!(is_own(origin, "localhost", secure), want, "{origin} {secure}");
+    }
 }

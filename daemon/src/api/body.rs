@@ -195,6 +195,12 @@ impl Fields {
         }
     }
 
+    /// Any value; `null` counts as absent.
+    pub fn value(&mut self, name: &'static str) -> Option<Value> {
+        self.known.push(name);
+        self.left.remove(name).filter(|value| !value.is_null())
+    }
+
     /// A text that must be there; empty once something is wrong.
     pub fn required_text(&mut self, name: &'static str) -> String {
         let wrong_before = self.wrong.len();
@@ -203,6 +209,16 @@ impl Fields {
             self.wrong.push(FieldError { field: name.to_owned(), reason: "is required.".to_owned() });
         }
         text.unwrap_or_default()
+    }
+
+    /// Every field that is left, for whoever reads them in his own way.
+    pub fn rest(&mut self) -> Map<String, Value> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// Every field, for routes that look at them elsewhere.
+    pub fn into_map(self) -> Map<String, Value> {
+        self.left
     }
 
     /// Refuses what is wrong and what is unknown.

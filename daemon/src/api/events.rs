@@ -1,27 +1,27 @@
 //! Events: push, recent, dump, trace, types.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 
 use hyper::{HeaderMap, StatusCode};
-use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
 use super::body::{self, Reply};
 use super::parse::{self, Pushed};
 use super::problem::Problem;
 use super::query::{self, Query};
-use super::{App, Call};
+use super::{App, Call, again};
 use crate::bus::explain::Considered;
 use crate::bus::{Accepted, Idempotency, Origin, Publish};
 use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::event::{Event, View};
 use crate::id::{EventSeq, Ids, TraceId};
+use crate::redact;
 use crate::store::deliveries::{self, Record};
 use crate::store::events;
 
-const KEY_BYTES_MAX: usize = 255;
 const PATTERNS_MAX: usize = 64;
 /// Events of one trace that are shown.
 const TRACE_EVENTS_MAX: usize = 1000;
@@ -38,7 +38,7 @@ pub(super) async fn push(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
     if dry_run {
         let targets: Vec<Value> = events
             .iter()
-            .map(|event| json!({ "type": event.kind, "target": target(event.agent_id.as_deref()) }))
+            .map(|event| json!({ "type": redact::text(&event.kind), "target": redact::text(&target(event.agent_id.as_deref())) }))
             .collect();
         let publish = Publish { events, origin, idempotency: None, state: None };
         let considered = app.bus.preview(publish).await.map_err(named)?;
@@ -65,7 +65,8 @@ fn preview(targets: Vec<Value>, considered: Vec<Vec<Considered>>, batch: bool) -
     if batch { body::ok(&json!({ "dry_run": true, "items": items })) } else { body::ok(&items.pop()) }
 }
 
-fn accepted_reply(accepted: &[Accepted], batch: bool) -> Reply {
+/// What became of pushed events.
+pub(super) fn accepted_reply(accepted: &[Accepted], batch: bool) -> Reply {
     let mut out = Vec::with_capacity(192 * accepted.len().max(1) + 16);
     if batch {
         out.extend_from_slice(b"{\"items\":[");
@@ -104,15 +105,8 @@ fn write_accepted(out: &mut Vec<u8>, one: &Accepted) {
 
 /// The request as far as it must be the same for the same `Idempotency-Key`.
 fn idempotency(call: &Call, principal: &str, bytes: &[u8]) -> Result<Option<Idempotency>, Error> {
-    let mut given = call.headers.get_all("idempotency-key").iter();
-    let (Some(key), again) = (given.next(), given.next()) else { return Ok(None) };
-    let key = key.as_bytes();
-    if again.is_some() || key.is_empty() || key.len() > KEY_BYTES_MAX {
-        let reason = format!("must be given once, with 1 to {KEY_BYTES_MAX} bytes.");
-        return Err(Error::invalid("Idempotency-Key", reason));
-    }
-    let key = hash(&[principal.as_bytes(), call.route.route.path.as_bytes(), key]);
-    Ok(Some(Idempotency { key, body: hash(&[bytes, &attributes(&call.headers)]) }))
+    let key = again::key(&call.headers, principal, &call.route.route.path)?;
+    Ok(key.map(|key| Idempotency { key, body: again::hash(&[bytes, &attributes(&call.headers)]) }))
 }
 
 /// The headers that are part of an event.
@@ -126,20 +120,9 @@ fn attributes(headers: &HeaderMap) -> Vec<u8> {
     lines.concat()
 }
 
-fn hash(parts: &[&[u8]]) -> [u8; 32] {
-    let mut hash = Context::new(&SHA256);
-    for part in parts {
-        hash.update(&(part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    let mut out = [0; 32];
-    out.copy_from_slice(hash.finish().as_ref());
-    out
-}
-
 /// `POST /inject-event`: as push, for tests.
 pub(super) async fn inject(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    if !app.settings.debug_endpoints {
+    if !app.tuned.load().debug_endpoints {
         let detail = "Set debug.force_enable_debug_endpoints = true to use this.";
         return Err(Problem::new((StatusCode::FORBIDDEN, "debug_disabled"), detail));
     }
@@ -178,18 +161,21 @@ pub(super) async fn recent(app: Arc<App>, call: Call) -> Result<Reply, Problem> 
     Ok(body::raw(StatusCode::OK, out))
 }
 
-/// `GET /events/types`, by name.
+/// `GET /events/types`, by name: those that were seen, and those that have a schema.
 pub(super) async fn types(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["limit", "cursor"])?;
     let (limit, skip) = (query.limit()?, query.cursor::<1>("types")?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
-    let all = app.store.read(events::types).await?;
+    let mut all: BTreeMap<String, Value> = BTreeMap::new();
+    for seen in app.store.read(events::types).await? {
+        let shown = json!({ "type": seen.kind, "count": seen.count, "last_seen": rfc3339(seen.last_ms) });
+        all.insert(seen.kind, shown);
+    }
+    for (kind, schema) in app.bus.types().all() {
+        let unseen = || json!({ "type": kind, "count": 0, "last_seen": null });
+        all.entry(kind.to_owned()).or_insert_with(unseen)["schema"] = schema.clone();
+    }
     let more = all.len() > skip.saturating_add(limit);
-    let items: Vec<Value> = all
-        .into_iter()
-        .skip(skip)
-        .take(limit)
-        .map(|seen| json!({ "type": seen.kind, "count": seen.count, "last_seen": rfc3339(seen.last_ms) }))
-        .collect();
+    let items: Vec<Value> = all.into_values().skip(skip).take(limit).collect();
     let next = more.then(|| query::cursor("types", &[i64::try_from(skip + limit).unwrap_or(i64::MAX)]));
     body::ok(&json!({ "items": items, "next_cursor": next }))
 }

@@ -11,11 +11,12 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
+use super::again::{self, Again, Creates};
 use super::auth::Passed;
 use super::body::{Body, Reply};
 use super::problem::Problem;
 use super::routes::{Confirm, Found, Handling, Mounted, Params};
-use super::{App, Call, audit, body};
+use super::{App, Call, audit, body, gate};
 use crate::id::TraceId;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -43,6 +44,7 @@ pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body>
     let mut progress = Progress::default();
     let answered = answer(&app, parts, incoming, (trace, parent), &mut progress).await;
     let reply = answered.unwrap_or_else(|problem| problem.reply(path.path(), trace));
+    tracing::debug!(path = path.path(), status = reply.status.as_u16(), trace_id = %trace, "Answered.");
     if let Some(mounted) = &progress.mounted {
         let class = usize::from(reply.status.as_u16() / 100).clamp(1, 5) - 1;
         mounted.answers[class].fetch_add(1, Ordering::Relaxed);
@@ -87,24 +89,33 @@ async fn answer(
     progress: &mut Progress,
 ) -> Result<Reply, Problem> {
     let early = |problem: Problem| app.refusals.count(app, problem);
-    let passed = app.settings.places.check(&parts.method, &parts.uri, parts.version, &parts.headers).map_err(early)?;
+    let passed =
+        app.tuned.load().places.check(&parts.method, &parts.uri, parts.version, &parts.headers).map_err(early)?;
     if let Passed::Listed(origin) = passed {
         progress.origin = Some(origin);
     }
     let Some((mounted, params)) = route(app, &parts, progress.origin.is_some())? else { return Ok(preflight()) };
     progress.mounted = Some(Arc::clone(&mounted));
-    let principal = app.gate.admit(mounted.route.scope, &parts.headers).map_err(early)?;
+    let principal = app.gate.identify(mounted.route.scope, &parts.headers).map_err(early)?;
     let draft = audit::Draft::new(app, &mounted.route, principal.as_ref(), &parts.headers, &parts.uri, trace);
+    if let Err(problem) = gate::permit(principal.as_ref(), mounted.route.scope) {
+        return draft.settle(app, Err(problem)).await;
+    }
+    if let Some(principal) = &principal {
+        app.rates.admit(principal).map_err(early)?;
+    }
     let call = Call {
         head_only: parts.method == Method::HEAD,
         uri: parts.uri,
         headers: parts.headers,
         body: Some(incoming),
+        read: None,
         params,
         route: mounted,
         principal,
         parent_trace,
         draft,
+        again: Again::default(),
     };
     run(app, call).await
 }
@@ -146,7 +157,7 @@ fn permit(app: &App, call: &Call) -> Result<(), Problem> {
     }
     let wanted = match route.confirm {
         Confirm::No => false,
-        Confirm::WhenStrict => app.settings.strict_confirm,
+        Confirm::WhenStrict => app.tuned.load().strict_confirm,
         Confirm::Always => true,
     };
     if wanted && !is_confirmed(&call.headers) {
@@ -162,18 +173,18 @@ fn is_confirmed(headers: &HeaderMap) -> bool {
 
 async fn run(app: &Arc<App>, call: Call) -> Result<Reply, Problem> {
     let route = &call.route.route;
-    let (time_max, handler, audited) = (route.time_max, route.handler, route.audited.is_some());
+    let (time_max, audited) = (route.time_max, route.audited.is_some());
     let permitted = permit(app, &call);
     if !audited {
         permitted?;
-        let handling = guarded(app, handler(Arc::clone(app), call));
+        let handling = guarded(app, handling(app, call));
         return tokio::time::timeout(time_max, handling).await.unwrap_or_else(|_| Err(too_slow(time_max.as_secs())));
     }
     // Runs to its end, and is recorded, whatever becomes of the client.
     let (task_app, draft) = (Arc::clone(app), call.draft.clone());
     let task = app.running.spawn(async move {
         let result = match permitted {
-            Ok(()) => guarded(&task_app, handler(Arc::clone(&task_app), call)).await,
+            Ok(()) => guarded(&task_app, handling(&task_app, call)).await,
             Err(problem) => Err(problem),
         };
         draft.settle(&task_app, result).await
@@ -182,6 +193,17 @@ async fn run(app: &Arc<App>, call: Call) -> Result<Reply, Problem> {
         Ok(Ok(result)) => result,
         Ok(Err(error)) => Err(Problem::internal(error.to_string())),
         Err(_) => Err(too_slow(time_max.as_secs())),
+    }
+}
+
+/// What answers `call`.
+fn handling(app: &Arc<App>, call: Call) -> Handling {
+    let (app, route) = (Arc::clone(app), &call.route.route);
+    match route.creates {
+        Creates::No => (route.handler)(app, call),
+        creates @ (Creates::Yes | Creates::Revived(_)) => {
+            Box::pin(async move { again::handle(&app, call, creates).await })
+        }
     }
 }
 

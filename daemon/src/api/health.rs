@@ -38,6 +38,9 @@ pub(super) async fn ready(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
     checks.insert("store".to_owned(), check(store, if store { "writable" } else { "not writable" }));
     let tasks = if failed == 0 { "all run".to_owned() } else { format!("{failed} failed; see /runtime/status") };
     checks.insert("tasks".to_owned(), check(failed == 0, &tasks));
+    let config = !app.configured.is_broken();
+    let detail = if config { "good" } else { "safe mode: the file is broken, the last good one is in force" };
+    checks.insert("config".to_owned(), check(config, detail));
     // A failed task is shown, and does not make the daemon useless.
     answer(&app, phase && store, &checks)
 }

@@ -1,22 +1,34 @@
 //! The only module that serves HTTP: accept loop, connection limit, drain. What a request goes through is in
 //! [`handle`], who may do what in [`routes`] and [`auth`].
 
+pub mod again;
 pub mod audit;
 pub mod auth;
 pub mod body;
+pub mod config;
+mod cron;
 mod dlq;
 mod events;
+pub mod gate;
 mod handle;
 mod health;
+pub mod jwt;
+pub mod listen;
+mod login;
 mod metrics;
+pub mod openapi;
 mod parse;
 pub mod problem;
 mod query;
+pub mod rates;
 pub mod routes;
 mod runtime;
+mod secrets;
 mod skills;
 mod socket;
+mod sources;
 mod stream;
+mod tokens;
 mod why;
 
 use std::sync::Arc;
@@ -28,8 +40,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::{HeaderMap, StatusCode, Uri};
 use hyper_util::rt::TokioTimer;
-use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,15 +47,19 @@ use tokio_util::task::TaskTracker;
 use crate::bus::Bus;
 use crate::bus::live::Live;
 use crate::clock::Clock;
-use crate::config::PublicStream;
+use crate::config::{Config, PublicStream};
+use crate::cron::Cron;
 use crate::error::Error;
 use crate::id::TraceId;
 use crate::skills::Skills;
-use crate::sources::files::FileSource;
-use crate::store::Store;
+use crate::sources::Sources;
+use crate::store::{Store, tokens as tokens_stored};
 use crate::tasks::Supervisor;
-use auth::{Auth, Gate, Places, Principal};
+use auth::{Auth, Places, Principal};
+use gate::Gate;
+use listen::{Conn, Listener};
 use problem::Problem;
+use rates::{Limits, Rates};
 use routes::{Mounted, Route, Table};
 pub use runtime::{Lifecycle, Phase};
 
@@ -69,10 +83,12 @@ pub struct Settings {
     pub strict_confirm: bool,
     /// Lets `/inject-event` in.
     pub debug_endpoints: bool,
+    /// Requests a second of each principal.
+    pub limits: Limits,
     /// Connections at a time; more wait to be accepted.
     pub connections_max: usize,
-    /// The effective configuration without secrets, each key with its origin, as `/runtime/config` shows it.
-    pub config: Value,
+    /// The configuration that all of this comes from.
+    pub config: Config,
 }
 
 /// What the API calls.
@@ -81,12 +97,14 @@ pub struct Parts {
     pub bus: Bus,
     /// The registry of skills.
     pub skills: Skills,
+    /// The cron jobs.
+    pub cron: Cron,
     /// The background tasks, to show them.
     pub supervisor: Supervisor,
     /// Where the daemon stands.
     pub lifecycle: Arc<Lifecycle>,
-    /// The watched folders, to show them.
-    pub sources: Vec<FileSource>,
+    /// What brings events in.
+    pub sources: Sources,
 }
 
 /// Counts since the start that no other module keeps.
@@ -109,11 +127,16 @@ pub struct App {
     live: Live,
     clock: Clock,
     skills: Skills,
+    cron: Cron,
     supervisor: Supervisor,
     lifecycle: Arc<Lifecycle>,
-    sources: Vec<FileSource>,
+    sources: Sources,
     settings: Settings,
+    tuned: ArcSwap<config::Tuned>,
+    configured: config::Configured,
     gate: Gate,
+    rates: Rates,
+    turns: again::Turns,
     routes: ArcSwap<Table>,
     counters: Counters,
     refusals: audit::Refusals,
@@ -127,6 +150,8 @@ pub struct Call {
     uri: Uri,
     headers: HeaderMap,
     body: Option<Incoming>,
+    /// The body, once it was read for an `Idempotency-Key`.
+    read: Option<bytes::Bytes>,
     params: routes::Params,
     route: Arc<Mounted>,
     principal: Option<Principal>,
@@ -134,6 +159,7 @@ pub struct Call {
     parent_trace: Option<TraceId>,
     head_only: bool,
     draft: audit::Draft,
+    again: again::Again,
 }
 
 impl Call {
@@ -144,6 +170,9 @@ impl Call {
 
     /// The whole body.
     async fn bytes(&mut self) -> Result<bytes::Bytes, Problem> {
+        if let Some(read) = &self.read {
+            return Ok(read.clone());
+        }
         match self.body.take() {
             Some(body) => body::bytes(&self.headers, body, self.route.route.body_bytes_max).await,
             None => Ok(bytes::Bytes::new()),
@@ -166,18 +195,27 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, supervisor, lifecycle, sources } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources } = parts;
         let mut settings = settings;
-        let gate = Gate::new(std::mem::replace(&mut settings.auth, Auth::None));
+        let clock = bus.clock().clone();
+        let cookie = format!("aman_session_{:08x}", bus.store().ids().node);
+        let gate = Gate::new(std::mem::replace(&mut settings.auth, Auth::None), clock.clone(), cookie);
+        let now_ms = clock.now_ms();
+        bus.store().read_now(|conn| tokens_stored::good(conn, now_ms))?.iter().for_each(|token| gate.add(token));
         Ok(Arc::new(App {
             store: bus.store().clone(),
             live: bus.live().clone(),
-            clock: bus.clock().clone(),
+            clock,
             bus,
             skills,
+            cron,
             supervisor,
             lifecycle,
             sources,
+            rates: Rates::new(settings.limits),
+            turns: again::Turns::default(),
+            tuned: ArcSwap::from_pointee(config::Tuned::at_start(&settings)),
+            configured: config::Configured::new(settings.config.clone()),
             settings,
             gate,
             routes: ArcSwap::from_pointee(Table::new(routes::core())?),
@@ -208,21 +246,25 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `listener` until [`Server::stop`].
-    pub fn start(app: Arc<App>, listener: TcpListener) -> Server {
+    /// Serves `listeners` until [`Server::stop`].
+    pub fn start(app: Arc<App>, listeners: Vec<Listener>) -> Server {
         let server = Server {
             app: Arc::clone(&app),
             closing: CancellationToken::new(),
             abort: CancellationToken::new(),
             connections: TaskTracker::new(),
         };
-        let accepting = Accepting {
-            app,
-            closing: server.closing.clone(),
-            abort: server.abort.clone(),
-            connections: server.connections.clone(),
-        };
-        server.connections.spawn(accepting.run(listener));
+        let permits = Arc::new(Semaphore::new(app.settings.connections_max));
+        for listener in listeners {
+            let accepting = Accepting {
+                app: Arc::clone(&app),
+                closing: server.closing.clone(),
+                abort: server.abort.clone(),
+                connections: server.connections.clone(),
+                permits: Arc::clone(&permits),
+            };
+            server.connections.spawn(accepting.run(listener));
+        }
         server
     }
 
@@ -248,11 +290,11 @@ struct Accepting {
     closing: CancellationToken,
     abort: CancellationToken,
     connections: TaskTracker,
+    permits: Arc<Semaphore>,
 }
 
 impl Accepting {
-    async fn run(self, listener: TcpListener) {
-        let permits = Arc::new(Semaphore::new(self.app.settings.connections_max));
+    async fn run(self, listener: Listener) {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(HEADER_WAIT)
@@ -260,7 +302,7 @@ impl Accepting {
             .max_buf_size(BUFFER_BYTES_MAX);
         loop {
             let accepted = async {
-                let permit = Arc::clone(&permits).acquire_owned().await;
+                let permit = Arc::clone(&self.permits).acquire_owned().await;
                 (permit, listener.accept().await)
             };
             let (permit, accepted) = tokio::select! {
@@ -269,7 +311,7 @@ impl Accepting {
                 accepted = accepted => accepted,
             };
             match (permit, accepted) {
-                (Ok(permit), Ok((stream, _))) => self.serve(&http, stream, permit),
+                (Ok(permit), Ok(accepted)) => self.serve(&http, accepted, permit),
                 // Out of file descriptors, mostly: wait for some to come back rather than spin.
                 (_, Err(error)) => {
                     tracing::warn!(%error, "A connection could not be accepted.");
@@ -280,34 +322,57 @@ impl Accepting {
         }
     }
 
-    fn serve(&self, http: &http1::Builder, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        let _ = stream.set_nodelay(true);
+    fn serve(&self, http: &http1::Builder, accepted: listen::Accepted, permit: OwnedSemaphorePermit) {
         let (app, closing, abort) = (Arc::clone(&self.app), self.closing.clone(), self.abort.clone());
-        let served = Arc::clone(&self.app);
-        let connection = http.serve_connection(
-            socket::Socket::new(stream),
-            hyper::service::service_fn(move |request| {
-                // Boxed, so that an idle connection does not hold the room of a request.
-                let answer = Box::pin(handle::handle(Arc::clone(&served), request));
-                async move { Ok::<_, std::convert::Infallible>(answer.await) }
-            }),
-        );
-        self.connections.spawn(async move {
-            app.counters.connections.fetch_add(1, Ordering::Relaxed);
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                biased;
-                _ = connection.as_mut() => {}
-                () = closing.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        _ = connection => {}
-                        () = abort.cancelled() => {}
-                    }
-                }
+        let http = http.clone();
+        match accepted {
+            listen::Accepted::Ready(conn) => {
+                self.connections.spawn(serve(app, http, conn, permit, (closing, abort)));
             }
-            app.counters.connections.fetch_sub(1, Ordering::Relaxed);
-            drop(permit);
-        });
+            listen::Accepted::Tls(handshake) => {
+                self.connections.spawn(async move {
+                    let conn = tokio::select! {
+                        conn = handshake => conn,
+                        () = closing.cancelled() => None,
+                    };
+                    if let Some(conn) = conn {
+                        Box::pin(serve(app, http, conn, permit, (closing, abort))).await;
+                    }
+                });
+            }
+        }
     }
+}
+
+/// Serves one connection to its end.
+async fn serve(
+    app: Arc<App>,
+    http: http1::Builder,
+    conn: Conn,
+    _permit: OwnedSemaphorePermit,
+    (closing, abort): (CancellationToken, CancellationToken),
+) {
+    let served = Arc::clone(&app);
+    let connection = http.serve_connection(
+        socket::Socket::new(conn),
+        hyper::service::service_fn(move |request| {
+            // Boxed, so that an idle connection does not hold the room of a request.
+            let answer = Box::pin(handle::handle(Arc::clone(&served), request));
+            async move { Ok::<_, std::convert::Infallible>(answer.await) }
+        }),
+    );
+    app.counters.connections.fetch_add(1, Ordering::Relaxed);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        biased;
+        _ = connection.as_mut() => {}
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                _ = connection => {}
+                () = abort.cancelled() => {}
+            }
+        }
+    }
+    app.counters.connections.fetch_sub(1, Ordering::Relaxed);
 }

@@ -1,5 +1,7 @@
 //! What goes wrong as RFC 9457 problem details: the one place where errors become statuses.
 
+use std::borrow::Cow;
+
 use hyper::StatusCode;
 use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::Serialize;
@@ -8,6 +10,7 @@ use serde_json::json;
 use super::body::{Body, Reply};
 use crate::error::{Error, FieldError};
 use crate::id::TraceId;
+use crate::redact;
 
 /// An answer that is no success. Made from an [`Error`], or for what only HTTP knows (401, 405, 413 …).
 #[derive(Debug)]
@@ -67,18 +70,21 @@ impl Problem {
         }
         #[derive(Serialize)]
         struct Field<'a> {
-            field: &'a str,
-            reason: &'a str,
+            field: Cow<'a, str>,
+            reason: Cow<'a, str>,
         }
-        let errors: Vec<Field<'_>> = self.fields.iter().map(|f| Field { field: &f.field, reason: &f.reason }).collect();
+        let fields = self.fields.iter();
+        let errors: Vec<Field<'_>> =
+            fields.map(|f| Field { field: redact::text(&f.field), reason: redact::text(&f.reason) }).collect();
+        let detail = redact::text(&self.detail);
         let body = json!({
             "type": format!("urn:aman:error:{}", self.code),
             "title": self.status.canonical_reason().unwrap_or("Error"),
             "status": self.status.as_u16(),
-            "detail": self.detail,
-            "instance": path,
+            "detail": detail,
+            "instance": redact::text(path),
             "code": self.code,
-            "message": self.detail,
+            "message": detail,
             "trace_id": trace.to_string(),
             "errors": errors,
         });

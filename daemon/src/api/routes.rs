@@ -10,10 +10,14 @@ use std::time::Duration;
 use hyper::Method;
 use percent_encoding::percent_decode_str;
 
+use super::again::Creates;
 use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
-use super::{App, Call, audit, dlq, events, health, metrics, runtime, skills, stream, why};
+use super::{
+    App, Call, audit, config, cron, dlq, events, health, login, metrics, openapi, runtime, skills, sources, stream,
+    tokens, why,
+};
 use crate::error::Error;
 
 /// What a handler gives back.
@@ -56,6 +60,8 @@ pub struct Route {
     pub time_max: Duration,
     /// True when it is answered while the daemon starts or shuts down although it is no GET.
     pub in_any_phase: bool,
+    /// Whether requests may carry an `Idempotency-Key`.
+    pub creates: Creates,
     /// Who answers.
     pub handler: Handler,
 }
@@ -72,6 +78,7 @@ impl Route {
             body_bytes_max: BODY_BYTES_MAX,
             time_max: TIME_MAX,
             in_any_phase: false,
+            creates: Creates::No,
             handler,
         }
     }
@@ -83,6 +90,11 @@ impl Route {
 
     fn confirmed(mut self, confirm: Confirm) -> Route {
         self.confirm = confirm;
+        self
+    }
+
+    fn creates(mut self, creates: Creates) -> Route {
+        self.creates = creates;
         self
     }
 
@@ -98,8 +110,30 @@ macro_rules! route {
     };
 }
 
+/// The ways in.
+fn access() -> Vec<Route> {
+    vec![
+        route!(GET "/" Public login::page),
+        route!(GET "/auth/open" Public login::open),
+        route!(POST "/auth/open" Admin login::code).audited("auth.open"),
+        route!(POST "/auth/ticket" EventsRead login::ticket).audited("auth.ticket"),
+        route!(GET "/auth/token" Admin tokens::list),
+        route!(POST "/auth/token" Admin tokens::create)
+            .audited("token.create")
+            .creates(Creates::Revived(tokens::revive)),
+        route!(DELETE "/auth/token" Admin tokens::revoke).audited("token.revoke"),
+    ]
+}
+
 /// Every route of the core.
 pub fn core() -> Vec<Route> {
+    let mut all = access();
+    all.extend(work());
+    all
+}
+
+/// What goes on behind the gate.
+fn work() -> Vec<Route> {
     vec![
         route!(GET "/health" Public health::ready),
         route!(GET "/health/live" Public health::live),
@@ -113,7 +147,10 @@ pub fn core() -> Vec<Route> {
             .confirmed(Confirm::Always)
             .in_any_phase(),
         route!(GET "/runtime/status" Admin runtime::status),
-        route!(GET "/runtime/config" Admin runtime::config),
+        route!(GET "/openapi.json" Public openapi::serve),
+        route!(POST "/config/set" Admin config::set).audited("config.set").confirmed(Confirm::Always),
+        route!(POST "/config/reload" Admin config::reload).audited("config.reload"),
+        route!(GET "/runtime/config" Admin config::show),
         route!(POST "/events/push" EventsWrite events::push),
         route!(POST "/inject-event" Admin events::inject),
         route!(GET "/events/stream" PublicOrEventsRead stream::open),
@@ -130,6 +167,18 @@ pub fn core() -> Vec<Route> {
         route!(POST "/dlq/{id}/discard" Admin dlq::discard).audited("dlq.discard").confirmed(Confirm::WhenStrict),
         route!(GET "/audit-log" Admin audit::list),
         route!(GET "/audit-log/verify" Admin audit::verify),
+        route!(GET "/event-sources" Admin sources::list),
+        route!(GET "/event-source/{id}" Admin sources::show),
+        route!(POST "/event-source/{id}/pause" Admin sources::pause).audited("source.pause"),
+        route!(POST "/event-source/{id}/resume" Admin sources::resume).audited("source.resume"),
+        route!(PUT "/event-source/{id}/config" Admin sources::configure).audited("source.config"),
+        route!(GET "/sources" Admin sources::list),
+        route!(GET "/source/{id}" Admin sources::show),
+        route!(POST "/source/{id}/pause" Admin sources::pause).audited("source.pause"),
+        route!(POST "/source/{id}/resume" Admin sources::resume).audited("source.resume"),
+        route!(PUT "/source/{id}/config" Admin sources::configure).audited("source.config"),
+        route!(POST "/hooks/{id}" Public sources::hook),
+        route!(POST "/im-channel/{platform}/{instance}/reload" Admin sources::reload_channel).audited("channel.reload"),
         route!(GET "/skills" Admin skills::list),
         route!(GET "/llm-skills" Admin skills::for_models),
         route!(GET "/skills/search" Admin skills::search),
@@ -139,6 +188,14 @@ pub fn core() -> Vec<Route> {
         route!(GET "/skill/{name}/versions" Admin skills::versions),
         route!(POST "/skill/{name}/enable" Admin skills::enable).audited("skill.enable"),
         route!(POST "/skill/{name}/disable" Admin skills::disable).audited("skill.disable"),
+        route!(GET "/cron" Admin cron::list),
+        route!(POST "/cron/add" Admin cron::add).audited("cron.add").creates(Creates::Yes),
+        route!(GET "/cron/{id}" Admin cron::show),
+        route!(GET "/cron/{id}/runs" Admin cron::runs),
+        route!(GET "/cron/{id}/next" Admin cron::next),
+        route!(POST "/cron/{id}/update" Admin cron::update).audited("cron.update"),
+        route!(POST "/cron/{id}/remove" Admin cron::remove).audited("cron.remove").confirmed(Confirm::WhenStrict),
+        route!(POST "/cron/{id}/run" Admin cron::run).audited("cron.run").creates(Creates::Yes),
     ]
 }
 
@@ -277,7 +334,7 @@ mod tests {
     fn what_changes_something_is_audited_or_ingestion() {
         for route in core() {
             let changes = route.method != Method::GET;
-            let ingests = ["/events/push", "/inject-event"].contains(&route.path.as_str());
+            let ingests = ["/events/push", "/inject-event", "/hooks/{id}"].contains(&route.path.as_str());
             assert_eq!(changes && !ingests, route.audited.is_some(), "{} {}", route.method, route.path);
         }
     }

@@ -89,6 +89,11 @@ impl Lifecycle {
         self.safe_mode.store(true, Ordering::Release);
     }
 
+    /// Notes that the configuration in force is the one of the file again.
+    pub fn leave_safe_mode(&self) {
+        self.safe_mode.store(false, Ordering::Release);
+    }
+
     /// Begins to shut down: new work is refused with 503 `draining`; streams end when they are woken next, see
     /// [`crate::bus::live::Live::wake`].
     pub fn begin_drain(&self) {
@@ -175,9 +180,7 @@ pub(super) async fn status(app: Arc<App>, call: Call) -> Result<Reply, Problem> 
 fn subsystems(app: &App) -> BTreeMap<String, Value> {
     let mut all: BTreeMap<String, Value> =
         app.supervisor.status().into_iter().map(|(name, status)| (name, json!(status))).collect();
-    for source in &app.sources {
-        let name = format!("files/{}", source.id());
-        let mut shown = json!(source.health());
+    for (name, mut shown) in app.sources.status() {
         shown["task"] = all.remove(&name).unwrap_or_default();
         all.insert(name, shown);
     }
@@ -185,10 +188,4 @@ fn subsystems(app: &App) -> BTreeMap<String, Value> {
     let state = if store.broken.is_some() { "failed" } else { "running" };
     all.insert("store".to_owned(), json!({ "state": state, "error": store.broken, "queued": store.queued }));
     all
-}
-
-/// `GET /runtime/config`
-pub(super) async fn config(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &[])?;
-    body::ok(&app.settings.config)
 }

@@ -10,10 +10,10 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::{StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::body::Body;
+use super::listen::Conn;
 use super::problem::Problem;
 use crate::id::TraceId;
 
@@ -24,9 +24,9 @@ const STALL_MAX: Duration = Duration::from_secs(10);
 const LINGER_MAX: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 16 << 20;
 
-/// A TCP stream that does not wait for ever.
+/// A connection that does not wait for ever.
 pub struct Socket {
-    io: TokioIo<TcpStream>,
+    io: TokioIo<Conn>,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
     /// What is sent in place of a refusal of hyper's own: the bytes, and how many of them are sent.
@@ -36,9 +36,9 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Wraps `stream`.
-    pub fn new(stream: TcpStream) -> Socket {
-        Socket { io: TokioIo::new(stream), stalled: None, refusal: None, lingering: None }
+    /// Wraps `conn`.
+    pub fn new(conn: Conn) -> Socket {
+        Socket { io: TokioIo::new(conn), stalled: None, refusal: None, lingering: None }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::ReusableBoxFuture;
 
+use super::auth::Principal;
 use super::body::{Body, Reply};
 use super::metrics;
 use super::problem::Problem;
@@ -86,6 +87,8 @@ pub struct Stream {
     sent_at: Instant,
     /// When metrics are due next; `None` when they are not wanted.
     metrics_at: Option<Instant>,
+    /// Whose it is; it ends when their token does.
+    holder: Option<Principal>,
     over: bool,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -99,7 +102,8 @@ async fn moved(mut head: watch::Receiver<EventSeq>) -> Woken {
 impl Stream {
     /// The next bytes to send; `None` ends the stream.
     pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if self.over || self.app.lifecycle.is_draining() {
+        let is_shut_out = self.holder.as_ref().is_some_and(|holder| !holder.is_good(self.app.clock.now_ms()));
+        if self.over || is_shut_out || self.app.lifecycle.is_draining() {
             return Poll::Ready(None);
         }
         if let Some(prelude) = self.prelude.take() {
@@ -252,13 +256,11 @@ struct Wanted {
     named: bool,
     metrics: bool,
     cursor: Option<EventSeq>,
+    ticket: Option<String>,
 }
 
 fn wanted(call: &Call) -> Result<Wanted, Problem> {
     let query = query::Query::read(call, &["types", "agent_id", "trace_id", "since", "named", "metrics", "ticket"])?;
-    if query.get("ticket").is_some() {
-        return Err(Problem::unauthorized("This ticket is not valid, or was used."));
-    }
     let types = query.patterns("types", PATTERNS_MAX)?;
     let trace = query.parsed("trace_id", "must be 32 lower-case hex digits, not all zero.", |t| t.parse().ok())?;
     let agent = query.get("agent_id").map(str::to_owned);
@@ -278,15 +280,26 @@ fn wanted(call: &Call) -> Result<Wanted, Problem> {
         named: query.flag("named", true)?,
         metrics: query.flag("metrics", false)?,
         cursor,
+        ticket: query.text("ticket"),
     })
 }
 
+/// Whose stream this is: the caller's, else the one's who took out the ticket. Like every credential that is shown, a
+/// ticket must be good.
+fn holder(app: &Arc<App>, call: &Call, ticket: Option<&str>) -> Result<Option<Principal>, Problem> {
+    let Some(ticket) = ticket else { return Ok(call.principal.clone()) };
+    match app.gate.secrets.take_ticket(ticket, app.clock.now_ms()) {
+        Some(principal) => Ok(Some(call.principal.clone().unwrap_or(principal))),
+        None => Err(app.refusals.count(app, app.gate.refuse_wrong())),
+    }
+}
+
 /// Who may see what: with credentials everything, without what `http.public_stream` says.
-fn view(app: &App, call: &Call) -> Result<(View, Option<OwnedSemaphorePermit>), Problem> {
-    if call.principal.is_some() {
+fn view(app: &App, holder: Option<&Principal>) -> Result<(View, Option<OwnedSemaphorePermit>), Problem> {
+    if holder.is_some() {
         return Ok((View::Full, None));
     }
-    let view = match app.settings.public_stream {
+    let view = match app.tuned.load().public_stream {
         PublicStream::Off => return Err(Problem::unauthorized("The stream needs a token here.")),
         PublicStream::Metadata => View::Metadata,
         PublicStream::Full => View::Full,
@@ -318,7 +331,8 @@ async fn place(app: &App, cursor: Option<EventSeq>, head: EventSeq) -> Result<(E
 /// `GET /events/stream`
 pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let wanted = wanted(&call)?;
-    let (view, permit) = view(&app, &call)?;
+    let holder = if call.head_only { call.principal.clone() } else { holder(&app, &call, wanted.ticket.as_deref())? };
+    let (view, permit) = view(&app, holder.as_ref())?;
     if app.lifecycle.is_draining() {
         return Err(super::draining());
     }
@@ -348,6 +362,7 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         page: None,
         sent_at: now,
         metrics_at,
+        holder: holder.filter(Principal::can_end),
         over: false,
         _permit: permit,
         app,

@@ -100,8 +100,8 @@ impl Lane {
     pub(super) fn rest(&self) {
         let now = self.entry.load();
         let spec = super::ConsumerSpec { standing: Standing::Disabled, ..now.spec.clone() };
-        let (rule_ids, consumer) = (now.rule_ids.clone(), Arc::clone(&now.consumer));
-        self.entry.store(Arc::new(Entry { id: now.id, since: now.since, spec, rule_ids, consumer }));
+        let (own_rules, rule_ids, consumer) = (now.own_rules, now.rule_ids.clone(), Arc::clone(&now.consumer));
+        self.entry.store(Arc::new(Entry { id: now.id, since: now.since, spec, own_rules, rule_ids, consumer }));
     }
 }
 

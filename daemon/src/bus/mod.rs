@@ -5,6 +5,7 @@ mod dispatch;
 pub mod effects;
 pub mod explain;
 mod lane;
+mod links;
 pub mod live;
 mod publish;
 pub mod retry;
@@ -94,6 +95,15 @@ pub struct Attempt {
     pub cancel: CancellationToken,
 }
 
+/// A time plan that a consumer brings along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Cron expression.
+    pub expression: String,
+    /// IANA zone it is meant in; none = UTC.
+    pub timezone: Option<String>,
+}
+
 /// The future of an attempt.
 pub type Delivered<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
@@ -101,4 +111,9 @@ pub type Delivered<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 pub trait Consumer: Send + Sync {
     /// Handles one event. May be called again for the same delivery after a failure or a crash.
     fn deliver(&self, attempt: Attempt) -> Delivered<'_>;
+
+    /// The time plan by which it wants to run, besides its rules.
+    fn plan(&self) -> Option<Plan> {
+        None
+    }
 }

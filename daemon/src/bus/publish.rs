@@ -8,16 +8,20 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::StateWrite;
 use super::lane::Lane;
+use super::links::Links;
 use super::live::Live;
 use super::router::{self, Entry, Router};
-use super::{Consumer, ConsumerSpec, StateWrite};
 use crate::clock::{Clock, Millis};
+use crate::config::BusConfig;
 use crate::error::Error;
 use crate::event::{Event, NewEvent, Priority, Trust};
 use crate::id::{ConsumerId, EventSeq, TraceId};
+use crate::redact;
+use crate::registry::Registry;
 use crate::store::events::{Appended, Cause, KeptAnswer, Match, Prepared};
-use crate::store::{Committed, Store, consumers, events};
+use crate::store::{Committed, Store, events};
 
 /// Bytes of events that may be on their way to the writer before more are refused.
 const INCOMING_BYTES_MAX: usize = 64 << 20;
@@ -38,6 +42,18 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings { dedup_window_ms: 86_400_000, max_causation_depth: 64, high_water: 0.5, max_pending: 1_000_000 }
+    }
+}
+
+impl Settings {
+    /// As `[bus]` says.
+    pub fn of(config: &BusConfig) -> Settings {
+        Settings {
+            dedup_window_ms: i64::try_from(config.dedup_window.as_millis()).unwrap_or(i64::MAX / 2),
+            max_causation_depth: config.max_causation_depth,
+            max_pending: config.max_pending,
+            ..Settings::default()
+        }
     }
 }
 
@@ -177,7 +193,9 @@ impl Drop for Incoming<'_> {
 pub(super) struct Inner {
     pub store: Store,
     pub clock: Clock,
-    pub settings: Settings,
+    pub settings: ArcSwap<Settings>,
+    /// Types whose data must fit a schema.
+    pub types: ArcSwap<Registry>,
     pub router: ArcSwap<Router>,
     pub live: Live,
     pub lanes: Mutex<HashMap<ConsumerId, Lane>>,
@@ -195,6 +213,11 @@ pub(super) struct Inner {
     pub lane_tasks: tokio_util::task::TaskTracker,
     /// Changes whenever an intent is added to the outbox.
     pub intents: tokio::sync::watch::Sender<u64>,
+    /// Changes whenever consumers come, change or go.
+    pub consumers: tokio::sync::watch::Sender<u64>,
+    /// Changes whenever a delivery ends.
+    pub ended: tokio::sync::watch::Sender<u64>,
+    pub links: Links,
 }
 
 impl Bus {
@@ -204,7 +227,8 @@ impl Bus {
         let inner = Arc::new(Inner {
             store: store.clone(),
             clock,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
+            types: ArcSwap::default(),
             router: ArcSwap::default(),
             live,
             lanes: Mutex::default(),
@@ -217,6 +241,9 @@ impl Bus {
             abort: CancellationToken::new(),
             lane_tasks: tokio_util::task::TaskTracker::new(),
             intents: tokio::sync::watch::Sender::new(0),
+            consumers: tokio::sync::watch::Sender::new(0),
+            ended: tokio::sync::watch::Sender::new(0),
+            links: Links::default(),
         });
         let weak = Arc::downgrade(&inner);
         store.on_commit(Box::new(move |committed: Committed| {
@@ -233,14 +260,14 @@ impl Bus {
     /// draining or a disk that cannot be written, `Mismatch` a reused `Idempotency-Key`.
     pub async fn publish(&self, publish: Publish) -> Result<Vec<Accepted>, Error> {
         let _incoming = self.admit(&publish)?;
-        check(&publish)?;
+        check(&publish, &self.inner.types.load())?;
         let Publish { events, origin, idempotency, state } = publish;
         let now_ms = self.inner.clock.now_ms();
         let prepared = self.prepare(events, origin, None).await;
         let (answers, replayed) = match (idempotency, state) {
             (None, None) => (self.inner.store.write_hot(move |tx| append_all(tx, prepared)).await?, false),
             (idempotency, state) => {
-                let keep_until = now_ms + self.inner.settings.dedup_window_ms;
+                let keep_until = now_ms + self.inner.settings.load().dedup_window_ms;
                 let change = move |tx: &mut crate::store::Tx<'_>| {
                     if let Some(request) = &idempotency
                         && let Some(answers) = answered_before(tx, request, now_ms)?
@@ -266,7 +293,7 @@ impl Bus {
 
     /// What would happen to these events: the same checks, nothing stored. For each event, who would get it and why.
     pub async fn preview(&self, publish: Publish) -> Result<Vec<Vec<super::explain::Considered>>, Error> {
-        check(&publish)?;
+        check(&publish, &self.inner.types.load())?;
         let now_ms = self.inner.clock.now_ms();
         let router = self.inner.router.load_full();
         if publish.events.len() == 1 && router.candidates(&publish.events[0].kind).is_empty() {
@@ -295,8 +322,8 @@ impl Bus {
             .events
             .iter()
             .any(|event| event.priority == Priority::Low || event.delivery == crate::event::Delivery::AtMostOnce);
-        let full = load >= 1.0 || (first_refused && load >= self.inner.settings.high_water);
-        let waiting = self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.max_pending;
+        let full = load >= 1.0 || (first_refused && load >= self.inner.settings.load().high_water);
+        let waiting = self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.load().max_pending;
         if full || waiting || before > INCOMING_BYTES_MAX {
             self.inner.stats.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Error::Busy {
@@ -322,7 +349,7 @@ impl Bus {
     async fn prepare(&self, events: Vec<NewEvent>, origin: Origin, cause: Option<Cause>) -> Vec<Prepared> {
         let router = self.inner.router.load_full();
         let now_ms = self.inner.clock.now_ms();
-        let until_ms = now_ms + self.inner.settings.dedup_window_ms;
+        let until_ms = now_ms + self.inner.settings.load().dedup_window_ms;
         let conditions = events.iter().any(|event| {
             let candidates = router.candidates(&event.kind);
             router.needs_conditions(&candidates)
@@ -332,49 +359,6 @@ impl Bus {
             events.into_iter().map(one).collect::<Vec<_>>()
         };
         if conditions { blocking(prepare).await } else { prepare() }
-    }
-
-    /// Adds consumers, or replaces those of the same name, in one step; work that waits for them begins.
-    pub async fn register(&self, added: Vec<(ConsumerSpec, Arc<dyn Consumer>)>) -> Result<(), Error> {
-        let names: Vec<_> = added
-            .iter()
-            .map(|(spec, _)| {
-                let rules = spec.rules.iter().map(|rule| {
-                    let condition = rule.condition.as_ref().map_or("", |c| c.source());
-                    (rule.pattern.as_str().to_owned(), condition.to_owned())
-                });
-                (spec.name.clone(), spec.kind, rules.collect::<Vec<_>>())
-            })
-            .collect();
-        let numbers = self
-            .inner
-            .store
-            .write(move |tx| {
-                let mut numbers = Vec::with_capacity(names.len());
-                for (name, kind, rules) in &names {
-                    let (id, since) = consumers::ensure(tx, name, kind)?;
-                    let rules = rules
-                        .iter()
-                        .map(|(pattern, condition)| consumers::ensure_rule(tx, id, pattern, condition))
-                        .collect::<Result<Vec<_>, _>>()?;
-                    numbers.push((id, since, rules));
-                }
-                Ok(numbers)
-            })
-            .await?;
-        let entries: Vec<Arc<Entry>> = added
-            .into_iter()
-            .zip(numbers)
-            .map(|((spec, consumer), (id, since, rule_ids))| Arc::new(Entry { id, since, spec, rule_ids, consumer }))
-            .collect();
-        // Lanes first: an event that matches a new consumer finds its lane to wake.
-        self.place_lanes(&entries).await?;
-        self.inner.router.rcu(|old| {
-            let new_ids: std::collections::HashSet<ConsumerId> = entries.iter().map(|entry| entry.id).collect();
-            let kept = old.entries().iter().filter(|entry| !new_ids.contains(&entry.id));
-            Router::new(kept.chain(&entries).cloned().collect())
-        });
-        Ok(())
     }
 
     /// Removes consumers. What waits for them waits on, and goes on when they come back.
@@ -387,11 +371,27 @@ impl Bus {
         if let Ok(lanes) = self.inner.lanes.lock() {
             lanes.iter().filter(|(id, _)| router.by_id(**id).is_none()).for_each(|(_, lane)| lane.rest());
         }
+        self.inner.consumers.send_modify(|count| *count += 1);
     }
 
     /// The present consumers.
     pub fn router(&self) -> Arc<Router> {
         self.inner.router.load_full()
+    }
+
+    /// Replaces the types whose data must fit a schema.
+    pub fn set_types(&self, types: Registry) {
+        self.inner.types.store(Arc::new(types));
+    }
+
+    /// The types whose data must fit a schema.
+    pub fn types(&self) -> Arc<Registry> {
+        self.inner.types.load_full()
+    }
+
+    /// Changes the settings; what is under way goes on with the old ones.
+    pub fn retune(&self, settings: Settings) {
+        self.inner.settings.store(Arc::new(settings));
     }
 
     /// The live tail.
@@ -402,6 +402,16 @@ impl Bus {
     /// Changes whenever an intent is added to the outbox.
     pub fn intents(&self) -> tokio::sync::watch::Receiver<u64> {
         self.inner.intents.subscribe()
+    }
+
+    /// Changes whenever consumers come, change or go.
+    pub fn consumers(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.consumers.subscribe()
+    }
+
+    /// Changes whenever a delivery ends. Costs every delivery something while it is held.
+    pub fn ended(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.ended.subscribe()
     }
 
     /// Counts since the start.
@@ -426,6 +436,13 @@ impl Bus {
 }
 
 impl Inner {
+    /// Tells those who wait for the end of deliveries, if there are any.
+    pub fn tell_ended(&self) {
+        if self.ended.receiver_count() > 0 {
+            self.ended.send_modify(|count| *count += 1);
+        }
+    }
+
     /// Tells the streams and the lanes what a commit added. Wake-ups carry no data: whoever wakes looks for itself.
     fn committed(&self, committed: Committed) {
         self.stats.published.fetch_add(u64::try_from(committed.events.len()).unwrap_or(0), Ordering::Relaxed);
@@ -455,11 +472,17 @@ async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) 
     }
 }
 
-fn check(publish: &Publish) -> Result<(), Error> {
+/// What producers that are not the daemon's own must keep to besides the envelope.
+fn checked_outside(event: &NewEvent, types: &Registry) -> Result<(), Error> {
+    event.check_names_free()?;
+    types.check(&event.kind, &event.data)
+}
+
+fn check(publish: &Publish, types: &Registry) -> Result<(), Error> {
     let batch = publish.events.len() > 1;
     for (n, event) in publish.events.iter().enumerate() {
         let checked =
-            event.check().and_then(|()| if publish.origin.internal { Ok(()) } else { event.check_names_free() });
+            event.check().and_then(|()| if publish.origin.internal { Ok(()) } else { checked_outside(event, types) });
         checked.map_err(|error| if batch { error.at(&format!("/{n}")) } else { error })?;
     }
     Ok(())
@@ -491,6 +514,8 @@ fn prepare(
     cause: Option<Cause>,
     (now_ms, dedup_until_ms): (Millis, Millis),
 ) -> Prepared {
+    let mut sent = sent;
+    redact::event(&mut sent);
     let candidates = router.candidates(&sent.kind);
     let (matches, decisions) = if candidates.is_empty() {
         (Vec::<Match>::new(), Vec::new())

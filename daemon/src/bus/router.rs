@@ -21,8 +21,10 @@ pub struct Entry {
     pub id: ConsumerId,
     /// It can match events after this one.
     pub since: EventSeq,
-    /// What the bus knows of it.
+    /// What the bus knows of it; rules that others linked to it come after its own.
     pub spec: ConsumerSpec,
+    /// How many of its rules are its own.
+    pub own_rules: usize,
     /// Numbers of its rules, in the order of `spec.rules`.
     pub rule_ids: Vec<i64>,
     /// Who gets the events.
@@ -317,6 +319,7 @@ mod tests {
         Arc::new(Entry {
             id: ConsumerId(id),
             since: EventSeq(0),
+            own_rules: rules.len(),
             rule_ids: (0..rules.len()).map(|r| id * 10 + i64::try_from(r).expect("few")).collect(),
             spec: ConsumerSpec {
                 name: format!("test/{id}"),

@@ -59,7 +59,7 @@ struct Burial {
 ///
 /// The error is for an attempt whose change of state the database refused: it has failed.
 pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Result<Settled, Failure> {
-    let depth_max = bus.inner.settings.max_causation_depth;
+    let depth_max = bus.inner.settings.load().max_causation_depth;
     if !effects.publish.is_empty() && ready.event.depth + 1 > depth_max {
         let failure = Failure::new(format!(
             "Its effects would be number {} of a chain; at most {depth_max}.",
@@ -71,7 +71,7 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         let failure = Failure::new("Its trace has more effects than the daemon lets one cause have.");
         return Ok(die(bus, entry, ready, Reason::CausationLoop, failure).await);
     }
-    if let Some((n, error)) = effects.publish.iter().enumerate().find_map(|(n, e)| e.check().err().map(|e| (n, e))) {
+    if let Some((n, error)) = first_invalid(bus, &effects.publish) {
         let failure = Failure::new(format!("publish/{n}: {error}")).within("The consumer published an invalid event.");
         return Ok(die(bus, entry, ready, Reason::Rejected, failure).await);
     }
@@ -92,6 +92,13 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
     };
     bus.inner.stats.done.fetch_add(u64::from(ended), Ordering::Relaxed);
     Ok(Settled::Ended)
+}
+
+/// The first event that breaks a rule of the envelope, or does not fit the schema of its type.
+fn first_invalid(bus: &Bus, events: &[NewEvent]) -> Option<(usize, Error)> {
+    let types = bus.types();
+    let check = |event: &NewEvent| event.check().and_then(|()| types.check(&event.kind, &event.data));
+    events.iter().enumerate().find_map(|(n, event)| check(event).err().map(|error| (n, error)))
 }
 
 /// Ends a delivery whose event is too old.
@@ -126,7 +133,7 @@ async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Ve
     let fingerprint = fingerprint(&entry.spec.name, reason, &chain);
     let mut publish = Vec::new();
     // No death of a death: consumers of everything that all fail would breed without end.
-    if ready.event.depth < bus.inner.settings.max_causation_depth && ready.event.sent.kind != DEAD {
+    if ready.event.depth < bus.inner.settings.load().max_causation_depth && ready.event.sent.kind != DEAD {
         let ids = bus.store().ids();
         let data = json!({
             "delivery_id": ids.delivery(ready.event.received_ms, ready.id).to_string(),
@@ -240,6 +247,7 @@ async fn end(bus: &Bus, ready: &Ready, ending: Ending) -> bool {
     .await
     .unwrap_or(false);
     bus.inner.stats.pending.fetch_sub(i64::from(ended), Ordering::Relaxed);
+    bus.inner.tell_ended();
     ended
 }
 
@@ -258,6 +266,7 @@ async fn end_with_state(bus: &Bus, ready: &Ready, ending: Ending, state: super::
         failure.within("The effects could not be stored.")
     })?;
     bus.inner.stats.pending.fetch_sub(i64::from(ended), Ordering::Relaxed);
+    bus.inner.tell_ended();
     Ok(ended)
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,11 +15,13 @@ use hyper::{Method, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::Global;
 use super::failure::Failure;
+use super::tls;
 use crate::config::{self, Flags, Paths};
 
 /// How long a loopback connection may take; a daemon that is there accepts at once.
@@ -49,6 +52,11 @@ impl Call {
     /// Sends an empty object to `path`.
     pub fn post(path: impl Into<String>) -> Call {
         Call { method: Method::POST, ..Call::get(path) }.body("application/json", "{}")
+    }
+
+    /// Removes what `path` names.
+    pub fn delete(path: impl Into<String>) -> Call {
+        Call { method: Method::DELETE, ..Call::get(path) }
     }
 
     /// The body and what it is.
@@ -115,8 +123,24 @@ pub struct Client {
     base: String,
     host: String,
     port: u16,
+    way: Way,
     token: Option<HeaderValue>,
 }
+
+/// How to reach a daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Way {
+    Plain,
+    /// By TLS; its certificate is in this file.
+    Tls(Option<PathBuf>),
+    /// By the Unix socket at this path.
+    Unix(PathBuf),
+}
+
+/// A connection, whatever it is made of.
+trait Link: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Link for T {}
 
 impl Client {
     /// Finds the daemon: `--url`, else the address file that a running daemon keeps, else where it would listen.
@@ -141,7 +165,10 @@ impl Client {
                 return Err(Failure::NoDaemon { address, reason: format!("no {}", paths.address_file.display()) });
             }
         };
-        let (base, host, port) = parse_url(base.trim())?;
+        let (base, host, port, mut way) = parse_url(base.trim())?;
+        if let Way::Tls(cert) = &mut way {
+            *cert = loaded.as_ref().and_then(|config| config.http.tls.as_ref()).map(|(cert, _)| cert.clone());
+        }
         let given = global.token.clone().or(env.token.map(|token| token.expose().to_owned()));
         let own = || {
             let configured = loaded.and_then(|config| config.http.token).map(|token| token.expose().to_owned());
@@ -151,16 +178,16 @@ impl Client {
         };
         let token = given.or_else(|| if is_loopback(&host) { own() } else { None });
         let token = token.map(|token| bearer(token.trim())).transpose()?;
-        Ok(Client { base, host, port, token })
+        Ok(Client { base, host, port, way, token })
     }
 
     #[cfg(test)]
     pub fn at(base: &str) -> Client {
-        let (base, host, port) = parse_url(base).expect("a test gives a valid URL");
-        Client { base, host, port, token: None }
+        let (base, host, port, way) = parse_url(base).expect("a test gives a valid URL");
+        Client { base, host, port, way, token: None }
     }
 
-    /// `http://host:port`.
+    /// `http://host:port`, `https://host:port` or `unix:/path`.
     pub fn base(&self) -> &str {
         &self.base
     }
@@ -190,22 +217,40 @@ impl Client {
     }
 
     async fn send(&self, call: Call) -> Result<Response<Incoming>, Failure> {
-        let no_daemon = |reason: String| Failure::NoDaemon { address: format!("at {}", self.base), reason };
-        let host = self.host.trim_start_matches('[').trim_end_matches(']');
-        let connected = timeout(CONNECT_TIME_MAX, TcpStream::connect((host, self.port))).await;
-        let stream = match connected {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(no_daemon(reason_of(&error))),
-            Err(_) => return Err(no_daemon(format!("no connection within {} s", CONNECT_TIME_MAX.as_secs()))),
-        };
-        // Small requests must not wait for the acknowledgement of the previous packet; without it they are only slower.
-        drop(stream.set_nodelay(true));
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(&error))?;
+            http1::handshake(TokioIo::new(self.link().await?)).await.map_err(|error| self.broken(&error))?;
         // Its failures also arrive at the sender or the body, which report them.
         tokio::spawn(connection);
         let request = self.request(call)?;
         sender.send_request(request).await.map_err(|error| self.broken(&error))
+    }
+
+    async fn link(&self) -> Result<Box<dyn Link>, Failure> {
+        let no_daemon = |reason: String| Failure::NoDaemon { address: format!("at {}", self.base), reason };
+        let late = || no_daemon(format!("no connection within {} s", CONNECT_TIME_MAX.as_secs()));
+        if let Way::Unix(path) = &self.way {
+            let connected = timeout(CONNECT_TIME_MAX, UnixStream::connect(path)).await.map_err(|_| late())?;
+            return Ok(Box::new(connected.map_err(|error| no_daemon(reason_of(&error)))?));
+        }
+        let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        let connected = timeout(CONNECT_TIME_MAX, TcpStream::connect((host, self.port))).await.map_err(|_| late())?;
+        let stream = connected.map_err(|error| no_daemon(reason_of(&error)))?;
+        // Small requests must not wait for the acknowledgement of the previous packet; without it they are only slower.
+        drop(stream.set_nodelay(true));
+        match &self.way {
+            Way::Plain | Way::Unix(_) => Ok(Box::new(stream)),
+            Way::Tls(Some(cert)) => {
+                let encrypted =
+                    timeout(CONNECT_TIME_MAX, tls::encrypt(stream, host, cert)).await.map_err(|_| late())?;
+                let wrong =
+                    |why| Failure::Failed(format!("{} is not the daemon of this configuration: {why}.", self.base));
+                Ok(Box::new(encrypted.map_err(wrong)?))
+            }
+            Way::Tls(None) => Err(Failure::Usage(
+                "For https the daemon's certificate must be known: set http.tls.cert (and key) in aman.toml."
+                    .to_owned(),
+            )),
+        }
     }
 
     fn request(&self, call: Call) -> Result<Request<Full<Bytes>>, Failure> {
@@ -251,16 +296,21 @@ impl Client {
     }
 }
 
-/// `(http://host:port, host, port)` of a base URL.
-fn parse_url(text: &str) -> Result<(String, String, u16), Failure> {
+/// `(http://host:port, host, port, way)` of a base URL.
+fn parse_url(text: &str) -> Result<(String, String, u16, Way), Failure> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Ok((text.to_owned(), "localhost".to_owned(), 80, Way::Unix(PathBuf::from(path))));
+    }
     let wrong = |why: &str| {
         Failure::Usage(format!("'{text}' is no address of a daemon: {why}. Example: http://127.0.0.1:9090"))
     };
     let text_with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let uri: Uri = text_with_scheme.parse().map_err(|error| wrong(&format!("{error}")))?;
-    if uri.scheme_str() != Some("http") {
-        return Err(wrong("only http is spoken here"));
-    }
+    let (scheme, way, port) = match uri.scheme_str() {
+        Some("http") => ("http", Way::Plain, 80),
+        Some("https") => ("https", Way::Tls(None), 443),
+        _ => return Err(wrong("only http, https and unix are spoken here")),
+    };
     if uri.path() != "/" || uri.query().is_some() {
         return Err(wrong("it has a path"));
     }
@@ -269,8 +319,8 @@ fn parse_url(text: &str) -> Result<(String, String, u16), Failure> {
         // Not quoted: what stands before the @ may be a password.
         return Err(Failure::Usage("--url must not hold a user or password; use AMAN_HTTP_TOKEN.".to_owned()));
     }
-    let port = authority.port_u16().unwrap_or(80);
-    Ok((format!("http://{}:{port}", authority.host()), authority.host().to_owned(), port))
+    let port = authority.port_u16().unwrap_or(port);
+    Ok((format!("{scheme}://{}:{port}", authority.host()), authority.host().to_owned(), port, way))
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -305,7 +355,10 @@ mod tests {
             ("localhost:81", Some("http://localhost:81")),
             ("http://[::1]:9", Some("http://[::1]:9")),
             ("http://box", Some("http://box:80")),
-            ("https://127.0.0.1:9090", None),
+            ("https://127.0.0.1:9090", Some("https://127.0.0.1:9090")),
+            ("https://box", Some("https://box:443")),
+            ("unix:/run/aman.sock", Some("unix:/run/aman.sock")),
+            ("ftp://box", None),
             ("http://127.0.0.1:9090/api", None),
             ("http://me:secret@127.0.0.1", None),
             ("", None),

@@ -2,6 +2,8 @@
 
 mod audit;
 mod client;
+mod config;
+mod cron;
 mod dlq;
 mod doctor;
 mod event;
@@ -12,9 +14,12 @@ mod fake;
 mod jq;
 mod out;
 mod skill;
+mod source;
 mod sse;
 mod status;
 mod tail;
+mod tls;
+mod token;
 mod tree;
 
 use std::path::PathBuf;
@@ -95,9 +100,23 @@ pub enum Command {
     /// What reacts to events: look at it, switch it on and off
     #[command(subcommand)]
     Skill(skill::SkillCommand),
+    /// What brings events in: look at it, switch it off and on
+    #[command(subcommand)]
+    Source(source::SourceCommand),
+    /// Jobs that run by a time plan
+    #[command(subcommand)]
+    Cron(cron::CronCommand),
     /// Who changed what
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Mint and revoke tokens for other programs
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Print an address that logs a browser in, once
+    Open(token::OpenArgs),
+    /// Settings: show, change, check
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Check this machine and the daemon, and say what to do
     Doctor(doctor::DoctorArgs),
     /// Run a jq filter over JSON, for scripts on machines without jq
@@ -258,7 +277,12 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Why(args) => explain::why(context, &args).await,
         Command::Dlq(command) => dlq::run(context, command).await,
         Command::Skill(command) => skill::run(context, command).await,
+        Command::Source(command) => source::run(context, command).await,
+        Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
+        Command::Token(command) => token::run(context, command).await,
+        Command::Open(args) => token::open(context, &args).await,
+        Command::Config(command) => config::run(context, command).await,
         Command::Doctor(args) => doctor::run(context, &args).await,
         Command::Serve(_) | Command::Jq(_) => Err(Failure::Usage("This command needs no daemon.".to_owned())),
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Secret;
 use crate::error::Error;
+use crate::redact;
 
 /// Every place that the daemon or the command line touches.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct Paths {
     pub db_file: PathBuf,
     /// The generated token, mode 0600.
     pub token_file: PathBuf,
+    /// The key that signs minted tokens, mode 0600.
+    pub signing_key_file: PathBuf,
     /// Holds the address of the running daemon.
     pub address_file: PathBuf,
     /// Held by the running daemon.
@@ -71,6 +74,7 @@ impl Paths {
         Paths {
             db_file: data.join("aman.db"),
             token_file: data.join("token"),
+            signing_key_file: data.join("signing.key"),
             address_file: runtime.join("address"),
             lock_file: data.join("aman.lock"),
             config_file,
@@ -104,6 +108,8 @@ pub struct ClientEnv {
     pub token: Option<Secret>,
     /// `AMAN_HTTP_BIND`
     pub bind: Option<String>,
+    /// `VISUAL`, else `EDITOR`
+    pub editor: Option<String>,
     /// `COLUMNS`
     pub columns: Option<u16>,
 }
@@ -111,8 +117,9 @@ pub struct ClientEnv {
 /// Reads [`ClientEnv`].
 pub fn client_env() -> ClientEnv {
     ClientEnv {
-        token: variable("AMAN_HTTP_TOKEN").map(Secret::new),
+        token: variable("AMAN_HTTP_TOKEN").map(known),
         bind: variable("AMAN_HTTP_BIND"),
+        editor: variable("VISUAL").or_else(|| variable("EDITOR")),
         columns: variable("COLUMNS").and_then(|text| text.parse().ok()),
     }
 }
@@ -132,6 +139,12 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// A secret that is taken out of everything written.
+fn known(text: String) -> Secret {
+    redact::learn(&text);
+    Secret::new(text)
+}
+
 /// `~` and `~/…` in the person's home folder.
 pub(super) fn expand(path: &str, home: Option<&Path>) -> PathBuf {
     match (path.strip_prefix('~'), home) {
@@ -141,14 +154,23 @@ pub(super) fn expand(path: &str, home: Option<&Path>) -> PathBuf {
     }
 }
 
-/// The value behind `env:NAME` or `file:PATH`; any other text is the value itself. The error never holds the value.
+/// The value behind `env:NAME` or `file:PATH`, made known to [`redact`]; any other text is the value itself. The error never holds the value.
 pub(super) fn resolve_secret(text: &str) -> Result<String, String> {
-    if let Some(name) = text.strip_prefix("env:") {
-        return variable(name).ok_or_else(|| format!("names the variable {name}, which is not set."));
+    let found = if let Some(name) = text.strip_prefix("env:") {
+        variable(name).ok_or_else(|| format!("names the variable {name}, which is not set."))?
+    } else if let Some(path) = text.strip_prefix("file:") {
+        let path = expand(path, variable("HOME").map(PathBuf::from).as_deref());
+        let read = std::fs::read_to_string(&path);
+        read.map(|s| s.trim().to_owned()).map_err(|error| format!("names the file {}: {error}.", path.display()))?
+    } else if text.starts_with("keyring:") {
+        return Err("names the system's keyring, which this build cannot read. Use env:NAME or file:PATH.".to_owned());
+    } else {
+        return Ok(text.to_owned());
+    };
+    // A variable such as HOME may be referred to as well; its value is no secret.
+    let place = Path::new(&found);
+    if !(place.is_absolute() && place.exists()) {
+        redact::learn(&found);
     }
-    if let Some(path) = text.strip_prefix("file:") {
-        let read = std::fs::read_to_string(path);
-        return read.map(|s| s.trim().to_owned()).map_err(|error| format!("names the file {path}: {error}"));
-    }
-    Ok(text.to_owned())
+    Ok(found)
 }

@@ -46,6 +46,11 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("http.strict_confirm", "false", "Asks for x-aman-confirm on more actions; on when bound beyond loopback."),
     setting("http.max_connections", "4096", "Connections open at one time."),
+    setting("http.rate_limit", "1000", "Requests a second of each principal but the owner; 0 = no limit."),
+    setting("http.owner_rate_limit", "0", "Requests a second of the owner; 0 = no limit."),
+    setting("http.socket", "\"\"", "Path of a Unix socket to listen on as well, for this user only; empty = none."),
+    setting("http.tls.cert", "\"\"", "PEM file with the certificate chain; with http.tls.key, HTTPS in place of HTTP."),
+    setting("http.tls.key", "\"\"", "PEM file with the private key of http.tls.cert."),
     setting("bus.durability", "\"full\"", "full survives power loss, normal survives a crash of the process only."),
     setting("bus.dedup_window", "\"24h\"", "How long keys of events are remembered."),
     setting("bus.max_causation_depth", "64", "How many effects may follow each other."),
@@ -53,6 +58,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("runtime.drain_timeout", "\"30s\"", "How long a shutdown waits for running work."),
     setting("runtime.log", "\"info\"", "Log level, or a filter such as info,aman::bus=debug."),
     setting("runtime.log_format", "\"text\"", "text or json."),
+    setting("http_client.allow_private", "false", "Lets outgoing calls reach loopback and private addresses."),
     setting("skills.paths", "[]", "Folders with skills, besides the data folder's."),
     setting("debug.force_enable_debug_endpoints", "false", "Lets /inject-event and other test helpers answer."),
 ];
@@ -69,6 +75,8 @@ pub enum Origin {
     Env,
     /// The command line.
     Flag,
+    /// `POST /config/set`.
+    Override,
 }
 
 /// A setting as it is in force.
@@ -99,7 +107,7 @@ impl Layers {
                 layers.values.insert(setting.key, (value, Origin::Default));
             }
             let (section, key) = setting.key.split_once('.').unwrap_or((setting.key, ""));
-            if let Some(value) = file.get(section).and_then(|section| section.get(key)) {
+            if let Some(value) = file.get(section).and_then(|section| within(section, key)) {
                 layers.values.insert(setting.key, (value.clone(), Origin::File));
             }
         }
@@ -135,9 +143,17 @@ impl Layers {
         let place = match origin {
             Some(Origin::Env) => " (set by the environment)",
             Some(Origin::Flag) => " (set on the command line)",
+            Some(Origin::Override) => " (set by /config/set)",
             _ => "",
         };
         self.wrong.push(field(key, format!("{reason}{place}")));
+    }
+
+    /// Notes the fields of an error of another module.
+    pub fn wrong_of(&mut self, error: crate::error::Error) {
+        if let crate::error::Error::Invalid { fields, .. } = error {
+            fields.iter().for_each(|field| self.wrong(&field.field, &field.reason));
+        }
     }
 
     fn value(&self, key: &'static str) -> Option<&Value> {
@@ -208,7 +224,10 @@ impl Layers {
         self.value(key)?;
         let text = self.text(key);
         match paths::resolve_secret(&text) {
-            Ok(value) if value.len() >= 16 && !value.chars().any(char::is_control) => Some(Secret::new(value)),
+            Ok(value) if value.len() >= 16 && !value.chars().any(char::is_control) => {
+                crate::redact::learn(&value);
+                Some(Secret::new(value))
+            }
             Ok(_) => {
                 self.wrong(key, "must have at least 16 characters, none of them a control character.");
                 None
@@ -234,7 +253,7 @@ impl Layers {
         let mut sections: Vec<&str> = SETTINGS.iter().filter_map(|s| s.key.split_once('.')).map(|(s, _)| s).collect();
         sections.dedup();
         for (section, content) in file {
-            if section == "sources" {
+            if section == "sources" || section == "sinks" || section == "cron" {
                 continue;
             }
             if LATER.contains(&section.as_str()) {
@@ -244,7 +263,7 @@ impl Layers {
             } else if let Some(table) = content.as_table() {
                 let prefix = format!("{section}.");
                 let known: Vec<&str> = SETTINGS.iter().filter_map(|s| s.key.strip_prefix(&prefix)).collect();
-                for key in table.keys().filter(|key| !known.contains(&key.as_str())) {
+                for key in keys(table, &known).iter().filter(|key| !known.contains(&key.as_str())) {
                     self.warn_unknown(&format!("{section}.{key}"), key, &known);
                 }
             } else {
@@ -263,8 +282,26 @@ impl Layers {
     }
 }
 
+/// The value at `key` inside a section; dots lead into its tables.
+fn within<'a>(section: &'a Value, key: &str) -> Option<&'a Value> {
+    key.split('.').try_fold(section, |value, name| value.get(name))
+}
+
+/// The keys of a section; those of its own tables as `table.key` where settings are named so.
+fn keys(section: &Table, known: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (key, value) in section {
+        let prefix = format!("{key}.");
+        match value.as_table().filter(|_| known.iter().any(|name| name.starts_with(&prefix))) {
+            Some(table) => found.extend(table.keys().map(|inner| format!("{prefix}{inner}"))),
+            None => found.push(key.clone()),
+        }
+    }
+    found
+}
+
 /// How many characters must be added, removed or replaced (Levenshtein), for suggestions.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {

@@ -12,6 +12,7 @@ use crate::bus::{Concurrency, RetryPolicy, Rule};
 use crate::error::{Error, FieldError};
 use crate::event::TypePattern;
 use crate::expr::Expr;
+use crate::schedule;
 
 /// Characters of a name, a description and a compatibility note: the limits of the Agent Skills specification.
 const NAME_CHARS_MAX: usize = 64;
@@ -191,20 +192,10 @@ impl Checker<'_> {
 
     fn schedule(&mut self) -> Option<Schedule> {
         let timezone = self.read("aman.timezone", |text| {
-            let good = |b: u8| b.is_ascii_alphanumeric() || b"_+-/".contains(&b);
-            if text.len() <= 64 && text.bytes().all(good) {
-                Ok(text.to_owned())
-            } else {
-                Err(format!("'{text}' is no time zone; write one like Europe/Berlin."))
-            }
+            schedule::Schedule::parse("@daily", text).map(|_| text.to_owned()).map_err(|(_, reason)| reason)
         });
         let schedule = self.read("aman.schedule", |text| {
-            let fields = text.split_whitespace().count();
-            if matches!(fields, 5 | 6) || (fields == 1 && text.starts_with('@')) {
-                Ok(text.to_owned())
-            } else {
-                Err(format!("'{text}' is no time plan; write five or six fields like '0 8 * * 1-5', or '@daily'."))
-            }
+            schedule::Schedule::parse(text, "UTC").map(|_| text.to_owned()).map_err(|(_, reason)| reason)
         });
         if schedule.is_none() && timezone.is_some() {
             self.warnings.push("metadata.aman.timezone means nothing without aman.schedule.".to_owned());

@@ -394,7 +394,10 @@ impl Inner {
                 clock: self.clock.clone(),
                 on_change: reload_later(Skills { inner: Arc::clone(self) }.weak()),
             }),
-            (_, reason) => Arc::new(Refuser(format!("the skill may not run: {}", reason.unwrap_or_default()))),
+            (_, reason) => Arc::new(Refuser {
+                why: format!("the skill may not run: {}", reason.unwrap_or_default()),
+                manifest: Arc::clone(manifest),
+            }),
         };
         Some((spec, consumer))
     }

@@ -11,7 +11,7 @@ use super::answer;
 use super::folder::{self, Content};
 use super::manifest::Manifest;
 use super::stats::Stats;
-use crate::bus::{Attempt, Consumer, Delivered, Effects, Failure, Outcome};
+use crate::bus::{Attempt, Consumer, Delivered, Effects, Failure, Outcome, Plan};
 use crate::clock::Clock;
 use crate::sandbox::{self, Exit, Finished, Limits, Sandbox, SandboxError, Spec};
 
@@ -67,17 +67,32 @@ impl Consumer for Runner {
             outcome
         })
     }
+
+    fn plan(&self) -> Option<Plan> {
+        plan(&self.manifest)
+    }
+}
+
+fn plan(manifest: &Manifest) -> Option<Plan> {
+    let schedule = manifest.schedule.clone()?;
+    Some(Plan { expression: schedule.schedule, timezone: schedule.timezone })
 }
 
 /// Stands in for a skill that may not run, should an event reach it all the same.
-pub struct Refuser(
+pub struct Refuser {
     /// Why it may not.
-    pub String,
-);
+    pub why: String,
+    /// The skill.
+    pub manifest: Arc<Manifest>,
+}
 
 impl Consumer for Refuser {
     fn deliver(&self, _: Attempt) -> Delivered<'_> {
-        Box::pin(async { Outcome::Reject(Failure::new(self.0.clone())) })
+        Box::pin(async { Outcome::Reject(Failure::new(self.why.clone())) })
+    }
+
+    fn plan(&self) -> Option<Plan> {
+        plan(&self.manifest)
     }
 }
 

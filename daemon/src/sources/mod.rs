@@ -1,3 +1,205 @@
-//! What turns something outside into events: each source watches its part of the world and publishes.
+//! What turns the outside into events: folders, webhooks, programs, polled addresses, MQTT topics; and the one registry
+//! that pauses, resumes, changes and shows them while the daemon runs.
+//!
+//! What is changed that way stands in the database before the file's settings, so it survives a restart; the file stays
+//! as its owner wrote it.
 
+mod cadence;
+mod change;
+mod command;
+mod feed;
 pub mod files;
+mod mapping;
+mod mqtt;
+mod poll;
+mod running;
+mod view;
+pub mod webhook;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, Value};
+
+use crate::bus::{Bus, StateWrite};
+use crate::config::{self, Paths};
+use crate::egress::Egress;
+use crate::error::Error;
+use crate::sandbox::Sandbox;
+use crate::store::Tx;
+use crate::store::sources as rows;
+use crate::tasks::Supervisor;
+use running::Running;
+use webhook::Hook;
+
+/// What sources work with.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The bus.
+    pub bus: Bus,
+    /// Runs their tasks.
+    pub supervisor: Supervisor,
+    /// Runs commands.
+    pub sandbox: Sandbox,
+    /// The way out of polls.
+    pub egress: Egress,
+    /// Where things are.
+    pub paths: Paths,
+}
+
+/// Every source; cheap to clone.
+#[derive(Clone)]
+pub struct Sources {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    with: Surroundings,
+    entries: BTreeMap<String, Entry>,
+    /// Held by whoever pauses, resumes or changes.
+    changing: tokio::sync::Mutex<()>,
+}
+
+struct Entry {
+    /// As the file has it.
+    file: config::sources::Source,
+    now: Mutex<Now>,
+}
+
+/// How a source stands at present.
+struct Now {
+    /// With what was changed.
+    source: config::sources::Source,
+    /// What was changed, by key.
+    changes: Map<String, Value>,
+    paused: bool,
+    running: Running,
+}
+
+/// What a hook's caller meets.
+pub enum Door {
+    /// The hook.
+    Open(Arc<Hook>),
+    /// It is switched off.
+    Paused,
+}
+
+impl Entry {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sources {
+    /// Starts every source. One that cannot work is shown as failed; only settings that are wrong are an error.
+    pub async fn start(defined: &[config::sources::Source], with: Surroundings) -> Result<Sources, Error> {
+        let mut entries = BTreeMap::new();
+        for file in defined {
+            let id = file.id.clone();
+            let changed = with.bus.store().read_now(|conn| rows::changed(conn, &id))?;
+            let changes = changed.changes.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+            let (source, changes) = match change::merged(file, &changes, &with.paths) {
+                Ok(source) => (source, changes),
+                Err(error) => {
+                    let why = error.to_string();
+                    tracing::warn!(id, why, "Changed settings of a source do not fit its file any more; they are off.");
+                    (file.clone(), Map::new())
+                }
+            };
+            let running = Running::start(&source, &with, changed.paused).await?;
+            let now = Now { source, changes, paused: changed.paused, running };
+            entries.insert(id, Entry { file: file.clone(), now: Mutex::new(now) });
+        }
+        Ok(Sources { inner: Arc::new(Inner { with, entries, changing: tokio::sync::Mutex::default() }) })
+    }
+
+    fn entry(&self, id: &str) -> Result<&Entry, Error> {
+        self.inner.entries.get(id).ok_or_else(|| Error::not_found("source", id))
+    }
+
+    /// Every source as JSON, by id.
+    pub fn list(&self) -> Vec<Value> {
+        self.inner.entries.values().map(|entry| view::source(&entry.now())).collect()
+    }
+
+    /// One source as JSON.
+    pub fn show(&self, id: &str) -> Result<Value, Error> {
+        Ok(view::source(&self.entry(id)?.now()))
+    }
+
+    /// How every source stands in a few words, by the name of its task.
+    pub fn status(&self) -> Vec<(String, Value)> {
+        self.inner.entries.values().map(|entry| view::status(&entry.now())).collect()
+    }
+
+    /// The hook `id`.
+    pub fn hook(&self, id: &str) -> Result<Door, Error> {
+        let now = self.inner.entries.get(id).map(Entry::now);
+        let found = now.as_ref().and_then(|now| Some((now.running.hook()?, now.paused)));
+        match found {
+            Some((_, true)) => Ok(Door::Paused),
+            Some((hook, false)) => Ok(Door::Open(hook)),
+            None => Err(Error::not_found("hook", id)),
+        }
+    }
+
+    /// Switches a source off or on again, durably; `record` commits with that. Fails with `invalid_state` when it is so
+    /// already.
+    pub async fn set_paused(&self, id: &str, paused: bool, record: StateWrite) -> Result<Value, Error> {
+        let entry = self.entry(id)?;
+        let _alone = self.inner.changing.lock().await;
+        if entry.now().paused == paused {
+            let reason = format!("The source '{id}' is {} already.", if paused { "paused" } else { "running" });
+            return Err(Error::conflict("invalid_state", reason));
+        }
+        self.commit(record, id, move |tx, id, now_ms| rows::set_paused(tx, id, paused, now_ms)).await?;
+        let running = entry.now().running.clone();
+        running.set_paused(paused, &self.inner.with).await;
+        entry.now().paused = paused;
+        self.show(id)
+    }
+
+    /// Replaces what is changed of a source's settings, and applies it; settings that are not named go back to those of
+    /// the file. `record` commits with it. `Invalid` names wrong settings, `Forbidden` those that only the file can have.
+    pub async fn configure(&self, id: &str, wanted: Map<String, Value>, record: StateWrite) -> Result<Value, Error> {
+        let entry = self.entry(id)?;
+        let _alone = self.inner.changing.lock().await;
+        let changes = change::changes(&entry.file, wanted)?;
+        let source = change::merged(&entry.file, &changes, &self.inner.with.paths)?;
+        Running::check(&source)?;
+        let text = (!changes.is_empty()).then(|| Value::Object(changes.clone()).to_string());
+        self.commit(record, id, move |tx, id, now_ms| rows::set_changes(tx, id, text.as_deref(), now_ms)).await?;
+        let (before, paused) = {
+            let now = entry.now();
+            (now.running.clone(), now.paused)
+        };
+        before.stop().await;
+        let running = Running::start(&source, &self.inner.with, paused).await?;
+        let mut now = entry.now();
+        (now.source, now.changes, now.running) = (source, changes, running);
+        drop(now);
+        self.show(id)
+    }
+
+    async fn commit(
+        &self,
+        record: StateWrite,
+        id: &str,
+        change: impl FnOnce(&mut Tx<'_>, &str, i64) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (id, now_ms) = (id.to_owned(), self.inner.with.bus.clock().now_ms());
+        let write = move |tx: &mut Tx<'_>| {
+            change(tx, &id, now_ms)?;
+            record(tx)
+        };
+        self.inner.with.bus.store().write(write).await
+    }
+
+    /// Ends every source; what is being stored is finished.
+    pub async fn stop(&self) {
+        for entry in self.inner.entries.values() {
+            let running = entry.now().running.clone();
+            running.stop().await;
+        }
+    }
+}

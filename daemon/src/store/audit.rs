@@ -8,6 +8,7 @@ use super::Tx;
 use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
 use crate::id::hex;
+use crate::redact;
 
 /// How a change ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +86,15 @@ fn unread(error: rusqlite::Error) -> Error {
     Error::internal("reading the audit log")(error)
 }
 
+fn redacted(record: &Record) -> Record {
+    let mut clean = record.clone();
+    redact::string(&mut clean.principal);
+    clean.claimed_operator.iter_mut().for_each(redact::string);
+    redact::string(&mut clean.target);
+    redact::value(&mut clean.detail);
+    clean
+}
+
 /// Appends a record to the chain and returns its number.
 pub fn append(tx: &Tx<'_>, record: &Record) -> Result<i64, Error> {
     let last: Option<(i64, String)> = tx
@@ -93,6 +103,7 @@ pub fn append(tx: &Tx<'_>, record: &Record) -> Result<i64, Error> {
         .and_then(|mut s| s.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional())
         .map_err(unwritten)?;
     let (seq, prev_hash) = last.map_or_else(|| (1, "0".repeat(64)), |(seq, hash)| (seq + 1, hash));
+    let record = &redacted(record);
     let detail = record.detail.to_string();
     let body = body(
         seq,

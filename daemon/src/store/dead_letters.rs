@@ -8,6 +8,7 @@ use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Event;
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
+use crate::redact;
 
 /// How long a dead letter is kept, in milliseconds: 30 days.
 pub const KEPT_MS: Millis = 30 * 86_400_000;
@@ -73,6 +74,7 @@ fn unread(error: rusqlite::Error) -> Error {
 /// Records a death; the same delivery keeps its letter, its attempts add up.
 pub fn bury(tx: &Tx<'_>, death: &Death<'_>, now_ms: Millis) -> Result<(), Error> {
     let chain = serde_json::to_string(death.chain).map_err(Error::internal("encoding a failure"))?;
+    let chain = redact::json(&chain);
     let first = deliveries::failures(tx.conn, death.id)?.first().map_or(now_ms, |(_, at, _)| *at);
     tx.conn
         .prepare_cached(

@@ -13,6 +13,7 @@ use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Event;
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
+use crate::redact;
 
 /// Where a delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -269,12 +270,13 @@ pub fn end(
     now_ms: Millis,
     result: Option<&Value>,
 ) -> Result<bool, Error> {
+    let result = result.map(|value| redact::json(&value.to_string()).into_owned());
     tx.conn
         .prepare_cached(
             "UPDATE delivery SET status = ?2, attempt = ?3, ended_ms = ?4, result = ?5, next_ms = NULL, lease_ms = NULL \
              WHERE id = ?1 AND status < 3",
         )
-        .and_then(|mut s| s.execute(params![id.0, status.code(), attempt, now_ms, result.map(Value::to_string)]))
+        .and_then(|mut s| s.execute(params![id.0, status.code(), attempt, now_ms, result.as_deref()]))
         .map(|changed| changed == 1)
         .map_err(unwritten)
 }
@@ -313,6 +315,7 @@ pub fn record_failure(
     chain: &[String],
 ) -> Result<(), Error> {
     let chain = serde_json::to_string(chain).map_err(Error::internal("encoding a failure"))?;
+    let chain = redact::json(&chain);
     tx.conn
         .prepare_cached("INSERT INTO failure (delivery, attempt, at_ms, chain) VALUES (?1, ?2, ?3, ?4)")
         .and_then(|mut s| s.execute(params![id.0, attempt, now_ms, chain]))

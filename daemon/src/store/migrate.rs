@@ -9,6 +9,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0001_core", include_str!("../../../schemas/sql/0001_core.sql")),
     ("0002_skills", include_str!("../../../schemas/sql/0002_skills.sql")),
     ("0003_files", include_str!("../../../schemas/sql/0003_files.sql")),
+    ("0004_cron", include_str!("../../../schemas/sql/0004_cron.sql")),
+    ("0005_sources", include_str!("../../../schemas/sql/0005_sources.sql")),
+    ("0006_overrides", include_str!("../../../schemas/sql/0006_overrides.sql")),
+    ("0007_tokens", include_str!("../../../schemas/sql/0007_tokens.sql")),
 ];
 
 /// Applies what is missing, all or nothing. Refuses a database that a newer aman wrote, or whose applied files differ

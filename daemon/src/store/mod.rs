@@ -6,13 +6,17 @@
 
 pub mod audit;
 pub mod consumers;
+pub mod cron;
 pub mod dead_letters;
 pub mod deliveries;
 pub mod events;
 pub mod files;
 mod migrate;
 pub mod outbox;
+pub mod overrides;
 pub mod skills;
+pub mod sources;
+pub mod tokens;
 mod writer;
 
 use std::collections::{HashMap, HashSet};

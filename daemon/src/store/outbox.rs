@@ -7,6 +7,7 @@ use super::Tx;
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::id::{DeliveryId, EventSeq};
+use crate::redact;
 
 /// How far an intent got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,8 @@ pub fn add(
     now_ms: Millis,
     expires_ms: Millis,
 ) -> Result<(), Error> {
+    let payload = payload.to_string();
+    let payload = redact::json(&payload);
     // The delivery's id holds its time: a row number that a lost disk gives out again makes another key.
     let key = format!("{}-{}", tx.ids().delivery(origin.event_ms, origin.delivery), origin.number);
     tx.conn
@@ -106,7 +109,7 @@ pub fn add(
              VALUES (?1, ?2, 0, ?3, ?4, ?5, 0, ?6, ?7, ?6)",
         )
         .and_then(|mut s| {
-            s.execute(params![key, sink, payload.to_string(), origin.delivery.0, origin.event.0, now_ms, expires_ms])
+            s.execute(params![key, sink, payload, origin.delivery.0, origin.event.0, now_ms, expires_ms])
         })
         .map_err(unwritten)?;
     tx.committed.intents = true;
@@ -155,7 +158,7 @@ pub fn end(tx: &Tx<'_>, id: i64, status: Status, now_ms: Millis, error: Option<&
     tx.conn
         .execute(
             "UPDATE outbox SET status = ?2, ended_ms = ?3, error = ?4 WHERE id = ?1",
-            params![id, status.code(), now_ms, error],
+            params![id, status.code(), now_ms, error.map(redact::text)],
         )
         .map(|_| ())
         .map_err(unwritten)
@@ -164,7 +167,10 @@ pub fn end(tx: &Tx<'_>, id: i64, status: Status, now_ms: Millis, error: Option<&
 /// Lets an intent wait for another attempt.
 pub fn wait(tx: &Tx<'_>, id: i64, next_ms: Millis, error: &str) -> Result<(), Error> {
     tx.conn
-        .execute("UPDATE outbox SET status = 0, next_ms = ?2, error = ?3 WHERE id = ?1", params![id, next_ms, error])
+        .execute(
+            "UPDATE outbox SET status = 0, next_ms = ?2, error = ?3 WHERE id = ?1",
+            params![id, next_ms, redact::text(error)],
+        )
         .map(|_| ())
         .map_err(unwritten)
 }
@@ -210,7 +216,7 @@ pub fn notify(
         .prepare_cached(
             "INSERT INTO notification (at_ms, severity, title, message, event, delivery) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )
-        .and_then(|mut s| s.execute(params![at_ms, severity, title, message, event.0, delivery.0]))
+        .and_then(|mut s| s.execute(params![at_ms, severity, redact::text(title), redact::text(message), event.0, delivery.0]))
         .map(|_| ())
         .map_err(unwritten)
 }

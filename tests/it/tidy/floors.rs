@@ -10,7 +10,25 @@ const FLOORS: &[(u8, &[&str])] = &[
     (3, &["agents", "cron", "notifications", "outbox", "plugins", "skills", "soul", "sources", "workflows"]),
     (2, &["bus"]),
     (1, &["store"]),
-    (0, &["bundled", "clock", "config", "egress", "error", "event", "expr", "id", "sandbox", "tasks", "telemetry"]),
+    (
+        0,
+        &[
+            "bundled",
+            "clock",
+            "config",
+            "egress",
+            "error",
+            "event",
+            "expr",
+            "id",
+            "redact",
+            "registry",
+            "sandbox",
+            "schedule",
+            "tasks",
+            "telemetry",
+        ],
+    ),
 ];
 
 /// Crates that only some modules may name.
@@ -20,6 +38,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("hyper", &["api", "cli", "egress"]),
     ("hyper_util", &["api", "cli", "egress"]),
     ("http_body_util", &["api", "cli", "egress"]),
+    ("jsonschema", &["registry"]),
+    ("toml_edit", &["cli"]),
 ];
 
 fn floor_of(module: &str) -> Option<u8> {

@@ -116,7 +116,7 @@ fn config_file(file: &Path, home: Option<PathBuf>) -> Check {
         }
         Err(error) => return Check::fail("config", format!("{shown}: {error}"), "Let this user read it."),
     };
-    let advice = "Correct it; the daemon does not start with it.";
+    let advice = "Correct it; until then the daemon runs with the last good one, or does not start.";
     if let Err(error) = text.parse::<toml::Table>() {
         // The message alone: the lines it would quote may hold a secret.
         let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));

@@ -1,0 +1,358 @@
+//! The configuration while the daemon runs: shown with its origins, changed over HTTP, read again from its file.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hyper::StatusCode;
+use serde_json::{Map, Value, json};
+use tokio::sync::Mutex;
+
+use super::auth::Places;
+use super::body::{self, Reply};
+use super::problem::Problem;
+use super::query::Query;
+use super::rates::Limits;
+use super::{App, Call, Settings};
+use crate::bus::{self, Origin, Publish};
+use crate::config::{self, Change, Config, Effective, Overrides, PublicStream};
+use crate::error::{Error, FieldError};
+use crate::event::{NewEvent, Trust};
+use crate::redact;
+use crate::registry::Registry;
+use crate::store::Store;
+use crate::store::overrides::{self, Stored};
+use crate::telemetry;
+
+/// Settings that one request may change.
+const CHANGES_MAX: usize = 100;
+
+/// What is looked at anew with every request.
+pub struct Tuned {
+    /// Hosts and origins beyond the daemon's own.
+    pub places: Places,
+    /// See [`PublicStream`].
+    pub public_stream: PublicStream,
+    /// Asks for confirmation of more than the usual.
+    pub strict_confirm: bool,
+    /// Lets `/inject-event` in.
+    pub debug_endpoints: bool,
+}
+
+impl Tuned {
+    /// As the API is told at its start.
+    pub(super) fn at_start(settings: &Settings) -> Tuned {
+        Tuned {
+            places: settings.places.clone(),
+            public_stream: settings.public_stream,
+            strict_confirm: settings.strict_confirm,
+            debug_endpoints: settings.debug_endpoints,
+        }
+    }
+}
+
+/// The configuration in force.
+pub struct Configured {
+    current: ArcSwap<Config>,
+    /// What the parts that are made once were made from.
+    started: Arc<Config>,
+    /// Held by whoever changes it.
+    changing: Mutex<()>,
+}
+
+impl Configured {
+    /// As it is at the start.
+    pub(super) fn new(config: Config) -> Configured {
+        let started = Arc::new(config);
+        Configured { current: ArcSwap::new(Arc::clone(&started)), started, changing: Mutex::new(()) }
+    }
+
+    /// True in safe mode: the file is broken and an older one is in force.
+    pub(super) fn is_broken(&self) -> bool {
+        self.current.load().broken.is_some()
+    }
+
+    /// Keys whose value in `config` is not the one that runs, because they hold after a start only.
+    fn waiting(&self, config: &Config) -> Vec<String> {
+        let mut keys: Vec<String> = differences(&self.started, config)
+            .filter(|(_, now)| config::change(&now.key) != Change::Live)
+            .map(|(_, now)| now.key.clone())
+            .collect();
+        keys.extend(config.other_sections_than(&self.started));
+        keys
+    }
+}
+
+/// Settings that differ: as they were and as they are.
+fn differences<'a>(old: &'a Config, new: &'a Config) -> impl Iterator<Item = (&'a Effective, &'a Effective)> {
+    old.effective.iter().zip(&new.effective).filter(|(old, new)| old.value != new.value)
+}
+
+/// Puts `config` in force as far as that works without a start.
+fn apply(app: &App, config: Config) -> Result<(), Error> {
+    let lower = |texts: &[String]| texts.iter().map(|text| text.to_lowercase()).collect();
+    let secure = app.settings.places.secure;
+    let places =
+        Places { hosts: lower(&config.http.allowed_hosts), origins: lower(&config.http.allowed_origins), secure };
+    telemetry::set_filter(&config.log)?;
+    app.bus.retune(bus::Settings::of(&config.bus));
+    app.rates.retune(Limits { owner: config.http.owner_rate_limit, others: config.http.rate_limit });
+    app.tuned.store(Arc::new(Tuned {
+        places,
+        public_stream: config.http.public_stream,
+        strict_confirm: config.http.strict_confirm,
+        debug_endpoints: config.debug_endpoints,
+    }));
+    app.configured.current.store(Arc::new(config));
+    Ok(())
+}
+
+/// `GET /runtime/config`
+pub(super) async fn show(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    let version = app.store.read(overrides::all).await?.version;
+    let config = app.configured.current.load_full();
+    let running = &app.configured.started.effective;
+    let items: Vec<Value> = config
+        .effective
+        .iter()
+        .zip(running)
+        .map(|(setting, running)| {
+            let change = config::change(&setting.key);
+            let mut shown = json!(setting);
+            shown["change"] = change.name().into();
+            if change != Change::Live && running.value != setting.value {
+                shown["running"] = running.value.clone();
+            }
+            shown
+        })
+        .collect();
+    body::ok(&json!({
+        "items": items,
+        "version": version,
+        "safe_mode": config.broken.is_some(),
+        "error": config.broken.as_deref().map(redact::text),
+        "warnings": config.warnings,
+        "requires_restart": app.configured.waiting(&config),
+        "config_file": config.paths.config_file,
+        "data": config.paths.data,
+        "state": config.paths.state,
+        "runtime": config.paths.runtime,
+    }))
+}
+
+/// A value as the file would hold it; none for null.
+fn as_toml(key: &str, value: &Value) -> Result<Option<toml::Value>, Error> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let wrong =
+        |_| Error::invalid(format!("changes.{key}"), "must be a text, a number, true, false or a list of texts.");
+    toml::Value::try_from(value).map(Some).map_err(wrong)
+}
+
+/// Refuses what may not be set over HTTP: 403 for what the file alone decides, 400 for what is no setting.
+fn check_keys(changes: &Map<String, Value>) -> Result<(), Error> {
+    if changes.is_empty() || changes.len() > CHANGES_MAX {
+        return Err(Error::invalid("changes", format!("must have 1 to {CHANGES_MAX} keys.")));
+    }
+    for (key, value) in changes {
+        if config::change(key) == Change::FileOnly || config::is_reference(value) || holds_secret(value) {
+            let reason = format!(
+                "{key} cannot be set over HTTP: it names an executable, a path or a secret, or decides who is let in. \
+                 Set it in the file (`aman config set`), then restart."
+            );
+            return Err(Error::Forbidden { code: "not_settable", reason });
+        }
+    }
+    let unknown = changes.keys().filter(|key| !config::SETTINGS.iter().any(|setting| setting.key == key.as_str()));
+    let fields: Vec<FieldError> = unknown
+        .map(|key| {
+            let near = config::nearest(key).map_or_else(String::new, |near| format!(" Is '{near}' meant?"));
+            let reason = format!("is no setting that can be set here.{near} GET /runtime/config lists them.");
+            FieldError { field: format!("changes.{key}"), reason }
+        })
+        .collect();
+    if fields.is_empty() { Ok(()) } else { Err(Error::Invalid { code: "invalid_input", fields }) }
+}
+
+/// What is set over HTTP is stored and shown, so no known secret may be part of it.
+fn holds_secret(value: &Value) -> bool {
+    redact::is_in(&value.to_string())
+}
+
+fn overrides_of(stored: Stored) -> Overrides {
+    let read = |(key, value): (String, Value)| Some((key.clone(), as_toml(&key, &value).ok()??));
+    stored.values.into_iter().filter_map(read).collect()
+}
+
+/// `POST /config/set`
+pub(super) async fn set(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
+    if dry_run {
+        call.draft.skip();
+    }
+    let mut fields = call.fields().await?;
+    let (changes, expected) = (fields.value("changes"), fields.value("expected_version"));
+    fields.done()?;
+    let Some(Value::Object(changes)) = changes else {
+        return Err(Error::invalid("changes", "is required: an object of keys and values.").into());
+    };
+    let expected = match expected {
+        None => None,
+        Some(value) => Some(value.as_i64().ok_or_else(|| {
+            Error::invalid("expected_version", "must be a whole number, as GET /runtime/config shows it.")
+        })?),
+    };
+    check_keys(&changes)?;
+    let _changing = app.configured.changing.lock().await;
+    let stored = app.store.read(overrides::all).await?;
+    let version = stored.version;
+    if expected.is_some_and(|expected| expected != version) {
+        let reason = format!("The configuration has version {version}. Look at it again and decide anew.");
+        return Err(Error::conflict("version_conflict", reason).into());
+    }
+    let old = app.configured.current.load_full();
+    let mut wanted = overrides_of(stored);
+    for (key, value) in &changes {
+        match as_toml(key, value)? {
+            Some(value) => wanted.insert(key.clone(), value),
+            None => wanted.remove(key),
+        };
+    }
+    let new = old.with_overrides(&wanted).map_err(named)?;
+    let mut answer = changed_json(&app, &old, &new, &changes);
+    if dry_run {
+        answer["version"] = version.into();
+        answer["dry_run"] = true.into();
+        return body::ok(&answer);
+    }
+    let (draft, detail, now_ms) = (call.draft.clone(), answer["items"].clone(), app.clock.now_ms());
+    let (before, after) = (old.digest(), new.digest());
+    let changes: Vec<(String, Option<Value>)> =
+        changes.into_iter().map(|(key, value)| (key, Some(value).filter(|value| !value.is_null()))).collect();
+    let version = app
+        .store
+        .write(move |tx| {
+            let version = overrides::change(tx, version, &changes, now_ms)?;
+            let detail = json!({ "version": version, "changes": detail });
+            draft.record_with(tx, "config", detail, Some(before), Some(after))?;
+            Ok(version)
+        })
+        .await?;
+    apply(&app, new)?;
+    answer["version"] = version.into();
+    body::ok(&answer)
+}
+
+/// What is wrong with a request whose values make no configuration.
+fn named(error: Error) -> Error {
+    match error {
+        Error::Invalid { fields, .. } => Error::Invalid {
+            code: "invalid_input",
+            fields: fields.into_iter().map(|f| FieldError { field: format!("changes.{}", f.field), ..f }).collect(),
+        },
+        other => other,
+    }
+}
+
+fn changed_json(app: &App, old: &Config, new: &Config, changes: &Map<String, Value>) -> Value {
+    let value = |config: &Config, key: &str| {
+        config.effective.iter().find(|setting| setting.key == key).map(|setting| setting.value.clone())
+    };
+    let items: Vec<Value> = changes
+        .keys()
+        .map(|key| {
+            let (before, now) = (value(old, key), value(new, key));
+            json!({ "key": key, "before": before, "value": now, "effect": config::change(key).name() })
+        })
+        .collect();
+    let waiting = app.configured.waiting(new);
+    let waiting: Vec<&String> = waiting.iter().filter(|key| changes.contains_key(*key)).collect();
+    let applied: Vec<&String> = changes.keys().filter(|key| config::change(key) == Change::Live).collect();
+    json!({ "items": items, "applied": applied, "requires_restart": waiting })
+}
+
+/// `POST /config/reload`
+pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
+    if dry_run {
+        call.draft.skip();
+    }
+    call.fields().await?.done()?;
+    let _changing = app.configured.changing.lock().await;
+    let stored = app.store.read(overrides::all).await?;
+    let (version, wanted) = (stored.version, overrides_of(stored));
+    let old = app.configured.current.load_full();
+    let new = match old.reread(&wanted) {
+        Ok(new) => new,
+        Err(error) if dry_run => return Err(refused(error)),
+        Err(error) => {
+            let text = error.chain().join(": ");
+            tracing::error!(error = text, "The configuration file is broken; the last good one stays in force.");
+            app.lifecycle.set_safe_mode();
+            app.configured.current.store(Arc::new(old.in_safe_mode(text.clone())));
+            tell_broken(&app.bus, &old, &text).await?;
+            return Err(refused(error));
+        }
+    };
+    let applied: Vec<String> = differences(&old, &new)
+        .filter(|(_, now)| config::change(&now.key) == Change::Live)
+        .map(|(_, now)| now.key.clone())
+        .collect();
+    let overridden: Vec<&String> = wanted.keys().collect();
+    let mut answer = json!({
+        "version": version,
+        "applied": applied,
+        "requires_restart": app.configured.waiting(&new),
+        "overridden": overridden,
+        "warnings": new.warnings,
+    });
+    if dry_run {
+        answer["dry_run"] = true.into();
+        return body::ok(&answer);
+    }
+    let (draft, detail, before, after) = (call.draft.clone(), answer.clone(), old.digest(), new.digest());
+    app.store.write(move |tx| draft.record_with(tx, "config", detail, Some(before), Some(after))).await?;
+    let (types, faults) = Registry::load(&new.paths.data.join("schemas"));
+    app.bus.set_types(types);
+    faults.iter().for_each(|fault| tracing::warn!("{fault}"));
+    new.keep_as_last_good()?;
+    apply(&app, new)?;
+    app.lifecycle.leave_safe_mode();
+    body::ok(&answer)
+}
+
+fn refused(error: Error) -> Problem {
+    let detail = format!("The configuration file is broken; nothing was changed. {error}");
+    let mut problem = Problem::new((StatusCode::CONFLICT, "invalid_config"), detail);
+    if let Error::Invalid { fields, .. } = error {
+        problem.fields = fields;
+    }
+    problem
+}
+
+/// The configuration with what was set over HTTP; without it, and with a warning, when that does not fit any more.
+pub fn with_stored(config: Config, store: &Store) -> Result<Config, Error> {
+    let wanted = overrides_of(store.read_now(overrides::all)?);
+    if wanted.is_empty() {
+        return Ok(config);
+    }
+    match config.with_overrides(&wanted) {
+        Ok(config) => Ok(config),
+        Err(error) => {
+            tracing::warn!(
+                error = error.to_string(),
+                "What /config/set changed does not fit the file, and is left out."
+            );
+            Ok(config)
+        }
+    }
+}
+
+/// Publishes `aman.config.broken`.
+pub async fn tell_broken(bus: &bus::Bus, config: &Config, error: &str) -> Result<(), Error> {
+    let data = json!({ "file": config.paths.config_file, "error": error });
+    let event = NewEvent::new("aman/config", "aman.config.broken", &data);
+    let origin = Origin { principal: "aman/config".to_owned(), trust: Trust::Owner, internal: true };
+    bus.publish(Publish::one(event, origin)).await.map(drop)
+}

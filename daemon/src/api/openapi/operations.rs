@@ -1,0 +1,131 @@
+//! What each route is for, its query, its request body and its answers; one line a route of the table.
+//!
+//! A name in the query ends with `!` when it is required, a request when it must have a body. Answers are
+//! `status:Schema`, or a bare status for a problem beyond those that any such route can give.
+
+use super::Route;
+
+/// One line.
+pub(super) struct Operation {
+    route: &'static str,
+    /// What it is for.
+    pub summary: &'static str,
+    /// Names of query parameters.
+    pub query: &'static str,
+    /// Schema of the request's body.
+    pub request: &'static str,
+    /// Its answers.
+    pub answers: &'static str,
+}
+
+const fn op(
+    route: &'static str,
+    query: &'static str,
+    request: &'static str,
+    answers: &'static str,
+    summary: &'static str,
+) -> Operation {
+    Operation { route, summary, query, request, answers }
+}
+
+const PUSHED: &str = "Push|application/cloudevents+json=CloudEvent|application/cloudevents-batch+json=CloudEvents!";
+
+/// Stands for a route that has no line yet.
+const UNKNOWN: Operation = op("", "", "", "200:Object", "Not described yet.");
+
+#[rustfmt::skip]
+const OPERATIONS: &[Operation] = &[
+    op("GET /health", "", "", "200:Health 503:Health", "Whether the daemon is ready and well."),
+    op("GET /health/live", "", "", "200:Health", "Whether the process answers."),
+    op("GET /health/ready", "", "", "200:Health 503:Health", "Whether it takes work."),
+    op("GET /health/llm", "", "", "200:Health 503:Health", "Whether a configured model answers."),
+    op("GET /metrics", "", "", "200:text/plain", "Counters as Prometheus text."),
+    op("GET /openapi.json", "", "", "200:Object", "This document."),
+    op("GET /debug/metrics", "", "", "200:Object", "Counters and gauges as JSON."),
+    op("POST /agent/start", "", "Empty", "200:Status", "Says how the daemon stands; it runs already."),
+    op("POST /agent/shutdown", "", "Empty", "202:Status", "Ends the daemon once running work is done."),
+    op("GET /runtime/status", "", "", "200:RuntimeStatus", "Where the daemon stands, and its parts."),
+    op("GET /runtime/config", "", "", "200:RuntimeConfig", "The configuration in force, each key with its origin."),
+    op("POST /config/set", "dry_run", "ConfigSet!", "200:ConfigChanged 409", "Sets keys above every other layer, live where possible."),
+    op("POST /config/reload", "dry_run", "Empty", "200:ConfigReloaded 409", "Reads the configuration file again."),
+    op("POST /events/push", "dry_run", PUSHED, "200:Object 202:AcceptedOrBatch 422", "Stores events; answered once they are durable."),
+    op("POST /inject-event", "dry_run", PUSHED, "200:Object 202:AcceptedOrBatch 422", "As push, for tests."),
+    op("GET /events/stream", "types agent_id trace_id since named metrics ticket", "", "200:text/event-stream", "Events as they are stored, with replay."),
+    op("GET /events/recent", "limit types source cursor", "", "200:Events", "Events, newest first."),
+    op("GET /events/types", "limit cursor", "", "200:SeenTypes", "Types that were seen or have a schema."),
+    op("GET /events/dump/{id}", "source", "", "200:EventDump 409", "One event and its deliveries."),
+    op("GET /events/trace/{trace_id}", "", "", "200:Trace", "The events of a trace, and who caused whom."),
+    op("GET /events/{id}/why", "source all consumer", "", "200:Why 409", "What was decided for an event, and why."),
+    op("GET /dlq", "reason source type consumer fingerprint limit cursor", "", "200:DeadLetters", "Dead letters, newest failure first."),
+    op("GET /dlq/depth", "", "", "200:DeadLetterDepth", "How many there are."),
+    op("GET /dlq/groups", "", "", "200:DeadLetterGroups", "Dead letters by cause."),
+    op("POST /dlq/retry", "dry_run", "Fingerprint!", "200:RetriedGroup 404", "Tries every letter of one cause again."),
+    op("POST /dlq/{id}/retry", "dry_run", "Reason", "200:Retrying", "Tries a letter again, under the same id."),
+    op("POST /dlq/{id}/discard", "", "Reason", "200:Discarded 409", "Gives a letter up; a tombstone stays."),
+    op("GET /audit-log", "action operator principal outcome since until limit cursor", "", "200:AuditRecords", "Who changed what, newest first."),
+    op("GET /audit-log/verify", "", "", "200:AuditVerdict", "Whether the chain of records is whole."),
+    op("GET /event-sources", "limit", "", "200:Items", "What brings events in, and how each stands."),
+    op("GET /event-source/{id}", "", "", "200:Object", "One source with its settings."),
+    op("POST /event-source/{id}/pause", "", "Empty", "200:Object 409", "Switches a source off, also over restarts."),
+    op("POST /event-source/{id}/resume", "", "Empty", "200:Object 409", "Switches a source on again."),
+    op("PUT /event-source/{id}/config", "", "Object", "200:Object", "Replaces what differs from the file's settings, live."),
+    op("GET /sources", "limit", "", "200:Items", "What brings events in, and how each stands."),
+    op("GET /source/{id}", "", "", "200:Object", "One source with its settings."),
+    op("POST /source/{id}/pause", "", "Empty", "200:Object 409", "Switches a source off, also over restarts."),
+    op("POST /source/{id}/resume", "", "Empty", "200:Object 409", "Switches a source on again."),
+    op("PUT /source/{id}/config", "", "Object", "200:Object", "Replaces what differs from the file's settings, live."),
+    op("POST /hooks/{id}", "", "Object|*/*=Object", "202:AcceptedOrBatch 200:Object 401 404", "Takes a webhook's call."),
+    op("POST /im-channel/{platform}/{instance}/reload", "", "Empty", "200:Object", "Reloads a channel; there are none yet."),
+    op("GET /skills", "limit cursor", "", "200:Skills", "All skills."),
+    op("GET /llm-skills", "limit cursor", "", "200:Items", "Skills as a model is told of them."),
+    op("GET /skills/search", "q! limit", "", "200:SkillHits", "Skills by words."),
+    op("POST /skills/reload", "", "Empty", "200:SkillsReloaded", "Reads the skill folders again."),
+    op("GET /skill/{name}", "", "", "200:Skill", "One skill."),
+    op("GET /skill/{name}/content", "", "", "200:SkillText", "Its text and files."),
+    op("GET /skill/{name}/versions", "limit cursor", "", "200:SkillVersions", "Its history."),
+    op("POST /skill/{name}/enable", "", "Digest", "200:Skill 409", "Lets it react; trusts the digest that is given."),
+    op("POST /skill/{name}/disable", "", "Empty", "200:Skill", "Keeps it from reacting."),
+    op("GET /", "", "", "200:text/html", "A small page: live events and dead letters."),
+    op("GET /auth/open", "code!", "", "200:text/html 401 405 429", "Turns the code of a login URL into a session."),
+    op("POST /auth/open", "", "Empty", "201:Login", "Makes a login URL that is good once."),
+    op("POST /auth/ticket", "", "Empty", "201:Ticket", "Makes a ticket for one stream, good for 30 seconds."),
+    op("GET /auth/token", "limit cursor", "", "200:Items", "Tokens that were minted."),
+    op("POST /auth/token", "", "MintToken!", "201:Object 409 422", "Mints a token; it is shown once."),
+    op("DELETE /auth/token", "id!", "", "200:Deleted 404", "Revokes a token."),
+    op("GET /cron", "limit cursor", "", "200:Items", "All jobs."),
+    op("POST /cron/add", "dry_run", "Object!", "200:Object 201:Object 409 422", "Adds a job."),
+    op("GET /cron/{id}", "", "", "200:Object", "One job."),
+    op("GET /cron/{id}/runs", "status limit cursor", "", "200:Items", "Its slots, newest first."),
+    op("GET /cron/{id}/next", "count", "", "200:Object", "When it is due next."),
+    op("POST /cron/{id}/update", "dry_run", "Object!", "200:Object 409", "Changes a job by a merge patch."),
+    op("POST /cron/{id}/remove", "", "Empty", "200:Deleted", "Removes a job."),
+    op("POST /cron/{id}/run", "", "Empty", "200:Object 202:Object 409 422", "Runs a job now."),
+    op("GET /event-sources", "limit", "", "200:Items", "All sources and how they are."),
+    op("GET /event-source/{id}", "", "", "200:Object", "One source."),
+    op("POST /event-source/{id}/pause", "", "Empty", "200:Object 409", "Lets a source rest."),
+    op("POST /event-source/{id}/resume", "", "Empty", "200:Object 409", "Lets a source go on."),
+    op("PUT /event-source/{id}/config", "", "Object!", "200:Object 409", "Changes a source's settings, at once and for good."),
+    op("GET /sources", "limit", "", "200:Items", "As /event-sources."),
+    op("GET /source/{id}", "", "", "200:Object", "As /event-source/{id}."),
+    op("POST /source/{id}/pause", "", "Empty", "200:Object 409", "As /event-source/{id}/pause."),
+    op("POST /source/{id}/resume", "", "Empty", "200:Object 409", "As /event-source/{id}/resume."),
+    op("PUT /source/{id}/config", "", "Object!", "200:Object 409", "As /event-source/{id}/config."),
+    op("POST /hooks/{id}", "", "*/*", "200:Object 202:AcceptedOrBatch 401", "Takes a call of another system; verified by its signature."),
+    op("POST /im-channel/{platform}/{instance}/reload", "", "Empty", "200:Object", "Starts a channel anew."),
+];
+
+/// Method and path.
+pub(super) fn key(route: &Route) -> String {
+    format!("{} {}", route.method, route.path)
+}
+
+/// The keys of all lines.
+pub(super) fn keys() -> impl Iterator<Item = String> {
+    OPERATIONS.iter().map(|operation| operation.route.to_owned())
+}
+
+/// The line of a route.
+pub(super) fn of(route: &Route) -> &'static Operation {
+    let wanted = key(route);
+    OPERATIONS.iter().find(|operation| operation.route == wanted).unwrap_or(&UNKNOWN)
+}

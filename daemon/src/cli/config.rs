@@ -1,0 +1,387 @@
+//! `aman config`: what is set, and by whom; changes it in the file, whose comments stay, or in the running daemon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use toml_edit::{DocumentMut, Item};
+
+use super::Context;
+use super::client::Call;
+use super::failure::Failure;
+use super::out::{text, text_or_dash};
+use crate::config::{self, Config, Flags, Origin, Overrides, SETTINGS};
+use crate::error::Error;
+
+/// What can be done with the configuration.
+#[derive(Subcommand, Debug)]
+pub enum ConfigCommand {
+    /// Show every setting, or one, and where its value comes from
+    Get(GetArgs),
+    /// Change a setting in the file, and in the running daemon where that works
+    Set(SetArgs),
+    /// Open the file in an editor; it is replaced only by one that is good
+    Edit(EditArgs),
+    /// Check the file, or another one
+    Check(CheckArgs),
+    /// Print where the file is
+    Path(PathArgs),
+}
+
+/// Shows settings.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman config get
+  aman config get http.bind
+  aman config get --json | aman jq '.items[] | select(.origin != \"default\")'
+
+It asks the running daemon; without one it shows what the next start would use.")]
+pub struct GetArgs {
+    /// The setting, such as http.bind
+    key: Option<String>,
+}
+
+/// Changes a setting.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman config set runtime.log debug
+  aman config set http.allowed_hosts '[\"aman.local\"]'
+  aman config set sources.inbox.path ~/inbox
+  aman config set --unset runtime.log
+  aman config set --override --yes runtime.log debug   above the file, kept by the daemon, gone with --unset")]
+pub struct SetArgs {
+    /// The setting, such as runtime.log
+    key: String,
+    /// Its value as TOML; what is no TOML is a text
+    #[arg(required_unless_present = "unset")]
+    value: Option<String>,
+    /// Remove it, so that the layer below holds again
+    #[arg(long, conflicts_with = "value")]
+    unset: bool,
+    /// Change the running daemon's overrides, above every other layer, instead of the file
+    #[arg(long = "override")]
+    overriding: bool,
+    /// Do not ask, where the daemon wants a confirmation
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Edits the file.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  EDITOR=nano aman config edit")]
+pub struct EditArgs {}
+
+/// Checks a file.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman config check
+  aman config check /tmp/new.toml && cp /tmp/new.toml \"$(aman config path)\"
+
+Exit code 1 when the file cannot be used; what is odd only is told on standard error.")]
+pub struct CheckArgs {
+    /// The file [default: the one that `aman config path` names]
+    file: Option<PathBuf>,
+}
+
+/// Names the file.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  aman config path")]
+pub struct PathArgs {}
+
+/// Runs `aman config …`.
+pub async fn run(context: &mut Context, command: ConfigCommand) -> Result<(), Failure> {
+    match command {
+        ConfigCommand::Get(args) => get(context, args.key.as_deref()).await,
+        ConfigCommand::Set(args) if args.overriding => set_override(context, &args).await,
+        ConfigCommand::Set(args) => set(context, &args).await,
+        ConfigCommand::Edit(_) => edit(context).await,
+        ConfigCommand::Check(args) => check(context, args.file),
+        ConfigCommand::Path(_) => {
+            let file = context.paths()?.config_file.display().to_string();
+            let shown = if context.out.json() { json!({ "config_file": file }).to_string() } else { file };
+            context.out.line(&shown)
+        }
+    }
+}
+
+fn flags(context: &Context) -> Flags {
+    Flags { home: context.global.home.clone(), ..Flags::default() }
+}
+
+fn failed(error: Error) -> Failure {
+    Failure::Failed(error.chain().join(": "))
+}
+
+/// The configuration of the running daemon, else of its next start.
+async fn shown(context: &Context) -> Result<Value, Failure> {
+    match context.call(Call::get("/runtime/config")).await {
+        Ok(reply) => reply.json(),
+        Err(Failure::NoDaemon { .. }) => {
+            let config = config::load(&flags(context)).map_err(failed)?;
+            Ok(
+                json!({ "items": config.effective, "warnings": config.warnings, "config_file": config.paths.config_file }),
+            )
+        }
+        Err(other) => Err(other),
+    }
+}
+
+async fn get(context: &mut Context, key: Option<&str>) -> Result<(), Failure> {
+    let document = shown(context).await?;
+    let items = document["items"].as_array().cloned().unwrap_or_default();
+    let Some(key) = key else {
+        if context.out.json() {
+            return context.out.line(&document.to_string());
+        }
+        if let Some(error) = document["error"].as_str() {
+            context.out.complain(&format!("Safe mode: {error}"));
+        }
+        let row = |item: &Value| vec![text(&item["key"]), value_text(&item["value"]), text_or_dash(&item["origin"])];
+        return context.out.table(&["KEY", "VALUE", "FROM"], &items.iter().map(row).collect::<Vec<_>>());
+    };
+    let Some(item) = items.iter().find(|item| item["key"] == key) else {
+        let near = config::nearest(key).map_or_else(String::new, |near| format!(" Is '{near}' meant?"));
+        return Err(Failure::Usage(format!("There is no setting '{key}'.{near} `aman config get` lists them.")));
+    };
+    let line = if context.out.json() { item.to_string() } else { value_text(&item["value"]) };
+    context.out.line(&line)
+}
+
+fn value_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(fields) if fields.contains_key("populated") => {
+            if value["populated"] == true {
+                "(set)".to_owned()
+            } else {
+                "-".to_owned()
+            }
+        }
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// `text` as the value of `key`: TOML where it is TOML and the setting is no text, else a text.
+fn parse_value(key: &str, text: &str) -> toml_edit::Value {
+    let setting = SETTINGS.iter().find(|setting| setting.key == key);
+    let is_text = setting.is_some_and(|setting| setting.default.is_empty() || setting.default.starts_with('"'));
+    let quoted = text.starts_with('"') || text.starts_with('\'');
+    match text.parse::<toml_edit::Value>() {
+        Ok(value) if !is_text || quoted => value.decorated(" ", ""),
+        _ => toml_edit::Value::from(text).decorated(" ", ""),
+    }
+}
+
+/// Puts `value` at the dotted `key` of a file, or removes it; everything else stays as it is written.
+fn changed(file: &str, key: &str, value: Option<toml_edit::Value>) -> Result<String, String> {
+    let mut document = file.parse::<DocumentMut>().map_err(|error| format!("it is not TOML: {}", error.message()))?;
+    let mut parts: Vec<&str> = key.split('.').collect();
+    if parts.len() < 2 || parts.iter().any(|part| part.is_empty()) {
+        return Err(format!("'{key}' is no setting: it needs a section, as in http.bind."));
+    }
+    let last = parts.pop().unwrap_or_default();
+    let mut place: &mut dyn toml_edit::TableLike = document.as_table_mut();
+    for part in parts {
+        if value.is_none() && !place.contains_key(part) {
+            return Ok(file.to_owned());
+        }
+        let entry = place.entry(part).or_insert_with(|| {
+            let mut table = toml_edit::Table::new();
+            // A table that holds tables only needs no head of its own.
+            table.set_implicit(true);
+            Item::Table(table)
+        });
+        place = entry.as_table_like_mut().ok_or_else(|| format!("'{part}' in it is no section."))?;
+    }
+    match (value, place.get_mut(last)) {
+        (None, _) => {
+            place.remove(last);
+        }
+        (Some(mut value), Some(Item::Value(old))) => {
+            *value.decor_mut() = old.decor().clone();
+            *old = value;
+        }
+        (Some(value), _) => {
+            place.insert(last, Item::Value(value));
+        }
+    }
+    Ok(document.to_string())
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(Failure::Failed(format!("{} cannot be read: {error}.", file.display()))),
+    }
+}
+
+/// Replaces the file by `text`, which was checked.
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    // What a link points to is replaced, not the link.
+    let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    let made = file.parent().map_or(Ok(()), fs::create_dir_all);
+    made.and_then(|()| config::write_private(&file, text))
+        .map_err(|error| Failure::Failed(format!("{} cannot be written: {error}.", file.display())))
+}
+
+async fn set(context: &mut Context, args: &SetArgs) -> Result<(), Failure> {
+    let file = context.paths()?.config_file;
+    let value = args.value.as_deref().map(|text| parse_value(&args.key, text));
+    let new = changed(&read(&file)?, &args.key, value)
+        .map_err(|reason| Failure::Failed(format!("{} was not changed: {reason}", file.display())))?;
+    let good = config::check(&flags(context), &new).map_err(failed)?;
+    warn(context, &good);
+    write(&file, &new)?;
+    let hidden = good.effective.iter().find(|setting| setting.key == args.key && setting.origin > Origin::File);
+    if let Some(setting) = hidden {
+        let by = if setting.origin == Origin::Env { "a variable" } else { "the command line" };
+        context.out.complain(&format!("{} is set by {by} as well, which wins.", args.key));
+    }
+    told(context, &file).await
+}
+
+fn warn(context: &mut Context, config: &Config) {
+    for warning in &config.warnings {
+        context.out.complain(warning);
+    }
+}
+
+/// Says that the file was changed, and what the running daemon made of it.
+async fn told(context: &mut Context, file: &Path) -> Result<(), Failure> {
+    let reloaded = match context.call(Call::post("/config/reload")).await {
+        Ok(reply) => reply.json()?,
+        Err(Failure::NoDaemon { .. }) => Value::Null,
+        Err(other) => return Err(other),
+    };
+    if context.out.json() {
+        return context.out.line(&json!({ "config_file": file, "reloaded": reloaded }).to_string());
+    }
+    context.out.line(&format!("{} is changed.", file.display()))?;
+    let names = |list: &Value| {
+        let names: Vec<String> = list.as_array().into_iter().flatten().map(text).collect();
+        names.join(", ")
+    };
+    let (applied, waiting) = (names(&reloaded["applied"]), names(&reloaded["requires_restart"]));
+    let overridden = names(&reloaded["overridden"]);
+    if !applied.is_empty() {
+        context.out.line(&format!("In force now: {applied}."))?;
+    }
+    if !waiting.is_empty() {
+        context.out.line(&format!("In force after a restart: {waiting}."))?;
+    }
+    if !overridden.is_empty() {
+        context.out.line(&format!("Overridden by /config/set: {overridden}."))?;
+    }
+    Ok(())
+}
+
+async fn set_override(context: &mut Context, args: &SetArgs) -> Result<(), Failure> {
+    let value = args.value.as_deref().map(|text| parse_value(&args.key, text));
+    let value = value.map(|value| json_of(&value)).transpose()?.unwrap_or(Value::Null);
+    context.confirm(args.yes, &format!("Change {} in the running daemon?", args.key))?;
+    let body = json!({ "changes": { args.key.clone(): value } }).to_string();
+    let call = Call::post("/config/set").body("application/json", body).header("x-aman-confirm", "yes");
+    let Some(answer) = context.answer(call).await? else { return Ok(()) };
+    let waits = answer["requires_restart"].as_array().is_some_and(|keys| !keys.is_empty());
+    let when = if waits { "after a restart" } else { "now" };
+    context.out.line(&format!("{} is {} {when}.", args.key, value_text(&answer["items"][0]["value"])))
+}
+
+fn json_of(value: &toml_edit::Value) -> Result<Value, Failure> {
+    let table = format!("x = {}", value.to_string().trim());
+    let parsed: toml::Table = table.parse().map_err(|_| Failure::Usage("The value is no TOML.".to_owned()))?;
+    serde_json::to_value(&parsed["x"]).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+async fn edit(context: &mut Context) -> Result<(), Failure> {
+    let file = context.paths()?.config_file;
+    let before = read(&file)?;
+    let copy = file.with_extension(format!("edit-{}.toml", std::process::id()));
+    write(&copy, &before)?;
+    let editor = config::client_env().editor.unwrap_or_else(|| "vi".to_owned());
+    let words = shell_words::split(&editor).unwrap_or_default();
+    let Some((program, arguments)) = words.split_first() else {
+        return Err(Failure::Usage("EDITOR is no command.".to_owned()));
+    };
+    let ended = Command::new(program).args(arguments).arg(&copy).status();
+    let ended = ended.map_err(|error| Failure::Failed(format!("{program} cannot be started: {error}. Set EDITOR.")));
+    let edited = ended.and_then(|status| {
+        if status.success() {
+            read(&copy)
+        } else {
+            Err(Failure::Failed(format!("{program} failed; nothing was changed.")))
+        }
+    });
+    let new = match edited {
+        Ok(new) if new != before => new,
+        other => {
+            let _gone = fs::remove_file(&copy);
+            other?;
+            return context.out.line("Nothing was changed.");
+        }
+    };
+    match config::check(&flags(context), &new) {
+        Ok(good) => warn(context, &good),
+        Err(error) => {
+            let kept = copy.display();
+            return Err(Failure::Failed(format!("{error} Nothing was changed; what you wrote is kept in {kept}.")));
+        }
+    }
+    write(&file, &new)?;
+    let _gone = fs::remove_file(&copy);
+    told(context, &file).await
+}
+
+fn check(context: &mut Context, file: Option<PathBuf>) -> Result<(), Failure> {
+    let flags = Flags { config: file, ..flags(context) };
+    let config = config::load(&flags).map_err(failed)?;
+    // A file that is good alone is what is asked for; overrides are the daemon's.
+    let config = config.with_overrides(&Overrides::new()).map_err(failed)?;
+    warn(context, &config);
+    if context.out.json() {
+        return context.out.line(&json!({ "ok": true, "warnings": config.warnings }).to_string());
+    }
+    context.out.line(&format!("{} can be used.", config.paths.config_file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(file: &str, key: &str, value: &str) -> String {
+        changed(file, key, Some(parse_value(key, value))).expect("it can be changed")
+    }
+
+    #[test]
+    fn comments_and_order_stay() {
+        let file = "# mine\n[http] # head\n  bind = \"127.0.0.1:1\" # port\n\n# below\n[bus]\nmax_pending = 1\n";
+        let new = set(file, "http.bind", "127.0.0.1:2");
+        assert_eq!(new, file.replace("127.0.0.1:1", "127.0.0.1:2"));
+        let new = set(&new, "bus.max_pending", "20");
+        assert!(new.contains("max_pending = 20\n") && new.contains("# below"), "{new}");
+        let new = set(&new, "http.strict_confirm", "true");
+        assert!(new.contains("strict_confirm = true\n"), "{new}");
+        let gone = changed(&new, "bus.max_pending", None).expect("it can be removed");
+        assert!(!gone.contains("max_pending") && gone.contains("# mine"), "{gone}");
+        assert_eq!(changed(file, "runtime.log", None).as_deref(), Ok(file));
+    }
+
+    #[test]
+    fn sections_are_made_and_values_read() {
+        let new = set("", "sources.inbox.path", "~/inbox");
+        assert_eq!(new, "[sources.inbox]\npath = \"~/inbox\"\n");
+        assert_eq!(set("", "runtime.log", "true"), "[runtime]\nlog = \"true\"\n");
+        assert_eq!(set("", "http.allowed_hosts", "[\"a\"]"), "[http]\nallowed_hosts = [\"a\"]\n");
+        assert_eq!(set("", "bus.dedup_window", "2h"), "[bus]\ndedup_window = \"2h\"\n");
+        for (file, key) in [("[http", "http.bind"), ("http = 1", "http.bind"), ("", "bind"), ("", "http..bind")] {
+            assert!(changed(file, key, Some(1.into())).is_err(), "{file} {key}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What a change of a setting needs, and which settings only the file may change.
+
+use serde_json::Value;
+
+use super::SETTINGS;
+
+/// What it takes to change a setting while the daemon runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It holds at once.
+    Live,
+    /// It holds after the next start.
+    Restart,
+    /// Only the file, the environment or the command line sets it.
+    FileOnly,
+}
+
+impl Change {
+    /// Its name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Change::Live => "live",
+            Change::Restart => "restart",
+            Change::FileOnly => "file_only",
+        }
+    }
+}
+
+/// Settings that are looked at whenever they matter.
+const LIVE: &[&str] = &[
+    "bus.dedup_window",
+    "bus.max_causation_depth",
+    "bus.max_pending",
+    "debug.force_enable_debug_endpoints",
+    "http.allowed_hosts",
+    "http.allowed_origins",
+    "http.owner_rate_limit",
+    "http.public_stream",
+    "http.rate_limit",
+    "http.rate_limit_owner",
+    "http.strict_confirm",
+    "runtime.log",
+];
+/// Settings that decide who may do what: whoever has a token must not be able to open the door further.
+const ACCESS: &[&str] = &["http.allow_exec_definitions", "http.allow_remote", "http.auth", "http_client.allow_private"];
+/// Words in a key that name an executable, a path or a secret.
+const GUARDED: &[&str] = &[
+    "argv",
+    "bin",
+    "binary",
+    "cert",
+    "command",
+    "dir",
+    "env",
+    "exec",
+    "executable",
+    "file",
+    "files",
+    "folder",
+    "headers",
+    "key",
+    "keys",
+    "password",
+    "path",
+    "paths",
+    "program",
+    "run",
+    "script",
+    "secret",
+    "secrets",
+    "shell",
+    "socket",
+    "token",
+    "tokens",
+    "verify",
+];
+
+/// What a change of `key` needs.
+pub fn change(key: &str) -> Change {
+    let secret = SETTINGS.iter().any(|setting| setting.key == key && setting.secret);
+    if secret || ACCESS.contains(&key) || key.split(['.', '_']).any(|word| GUARDED.contains(&word)) {
+        Change::FileOnly
+    } else if LIVE.contains(&key) {
+        Change::Live
+    } else {
+        Change::Restart
+    }
+}
+
+/// True for a value that refers to a secret or a file.
+pub fn is_reference(value: &Value) -> bool {
+    match value {
+        Value::String(text) => ["env:", "file:", "keyring:"].iter().any(|scheme| text.starts_with(scheme)),
+        Value::Array(items) => items.iter().any(is_reference),
+        Value::Object(fields) => fields.values().any(is_reference),
+        _ => false,
+    }
+}
+
+/// The known setting that is nearest to `key`.
+pub fn nearest(key: &str) -> Option<&'static str> {
+    let all = SETTINGS.iter().map(|setting| (super::settings::distance(setting.key, key), setting.key));
+    all.min().filter(|(away, _)| *away <= 4).map(|(_, key)| key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_apart() {
+        for (key, wanted) in [
+            ("runtime.log", Change::Live),
+            ("http.public_stream", Change::Live),
+            ("bus.durability", Change::Restart),
+            ("http.bind", Change::Restart),
+            ("http.token", Change::FileOnly),
+            ("http.auth", Change::FileOnly),
+            ("skills.paths", Change::FileOnly),
+            ("sources.x.command", Change::FileOnly),
+            ("sinks.x.secret", Change::FileOnly),
+            ("http.unix_socket", Change::FileOnly),
+            ("runtime.log_file", Change::FileOnly),
+        ] {
+            assert_eq!(change(key), wanted, "{key}");
+        }
+        assert_eq!(nearest("http.publicstream"), Some("http.public_stream"));
+        assert_eq!(nearest("something.else"), None);
+        assert!(is_reference(&serde_json::json!(["a", "env:B"])) && !is_reference(&serde_json::json!("environment")));
+    }
+}

@@ -1,0 +1,141 @@
+//! Event types with a JSON Schema: `<folder>/<type>.json` describes the data of the events of that type, and what does
+//! not fit is refused. The only module that knows the schema language. References to other files are not followed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jsonschema::{PatternOptions, Validator};
+use serde_json::Value;
+
+use crate::error::{Error, FieldError};
+use crate::event::{self, Data};
+
+/// Largest schema, in bytes.
+const BYTES_MAX: u64 = 256 << 10;
+/// Most schemas.
+const COUNT_MAX: usize = 1000;
+/// Faults of one event that are told.
+const FAULTS_MAX: usize = 20;
+/// What a pattern of a schema may cost, in bytes of its compiled form.
+const PATTERN_BYTES_MAX: usize = 1 << 20;
+
+struct Entry {
+    schema: Value,
+    validator: Validator,
+}
+
+/// Types and their schemas; made anew when the folder is read again.
+#[derive(Default)]
+pub struct Registry {
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Registry {
+    /// Reads every schema of `folder`, which need not exist, and says which cannot be used and why.
+    pub fn load(folder: &Path) -> (Registry, Vec<String>) {
+        let (mut registry, mut faults) = (Registry::default(), Vec::new());
+        let Ok(listed) = std::fs::read_dir(folder) else { return (registry, faults) };
+        let mut files: Vec<_> = listed.flatten().map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+        files.sort();
+        for file in &files {
+            let added = if registry.entries.len() < COUNT_MAX {
+                registry.add_file(file)
+            } else {
+                Err(format!("is left out: there are more than {COUNT_MAX}."))
+            };
+            if let Err(reason) = added {
+                faults.push(format!("The schema {} {reason}", file.display()));
+            }
+        }
+        (registry, faults)
+    }
+
+    fn add_file(&mut self, file: &Path) -> Result<(), String> {
+        let kind = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        event::check_type(&kind).map_err(|reason| format!("is named after no event type: {reason}"))?;
+        let size = std::fs::metadata(file).map_err(|error| format!("cannot be read: {error}."))?.len();
+        if size > BYTES_MAX {
+            return Err(format!("has {size} bytes; at most {BYTES_MAX}."));
+        }
+        let text = std::fs::read_to_string(file).map_err(|error| format!("cannot be read: {error}."))?;
+        let schema: Value = serde_json::from_str(&text).map_err(|error| format!("is not JSON: {error}."))?;
+        self.add(&kind, schema)
+    }
+
+    fn add(&mut self, kind: &str, schema: Value) -> Result<(), String> {
+        // This engine has no back-tracking: no text makes it slow.
+        let patterns = PatternOptions::regex().size_limit(PATTERN_BYTES_MAX);
+        let options = jsonschema::options().with_pattern_options(patterns).should_validate_formats(true);
+        let validator = options.build(&schema).map_err(|error| format!("is no JSON Schema: {error}."))?;
+        self.entries.insert(kind.to_owned(), Entry { schema, validator });
+        Ok(())
+    }
+
+    /// The types that have a schema, with it, by name.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.entries.iter().map(|(kind, entry)| (kind.as_str(), &entry.schema))
+    }
+
+    /// Checks the data of an event of type `kind`; each fault is named as `data/path`, without the value itself.
+    pub fn check(&self, kind: &str, data: &Data) -> Result<(), Error> {
+        let Some(entry) = self.entries.get(kind) else { return Ok(()) };
+        let value = data.to_value();
+        let faults: Vec<FieldError> = entry
+            .validator
+            .iter_errors(&value)
+            .take(FAULTS_MAX)
+            .map(|fault| FieldError {
+                field: format!("data{}", fault.instance_path()),
+                reason: format!("does not fit the schema of {kind}: {}.", fault.masked()),
+            })
+            .collect();
+        if faults.is_empty() { Ok(()) } else { Err(Error::Invalid { code: "invalid_input", fields: faults }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn registry(schema: Value) -> Result<Registry, String> {
+        let mut registry = Registry::default();
+        registry.add("order.created", schema).map(|()| registry)
+    }
+
+    #[test]
+    fn faults_are_named_by_path() {
+        let registry = registry(json!({
+            "type": "object",
+            "required": ["amount"],
+            "properties": {
+                "amount": { "type": "number", "minimum": 0 },
+                "lines": { "type": "array", "items": { "properties": { "sku": { "type": "string", "pattern": "^[A-Z]+$" } } } },
+            },
+        }))
+        .expect("a schema");
+        let check = |data: Value| match registry.check("order.created", &Data::of_value(&data)) {
+            Ok(()) => Vec::new(),
+            Err(Error::Invalid { fields, .. }) => fields.into_iter().map(|fault| fault.field).collect(),
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!(check(json!({ "amount": 1 })), Vec::<String>::new());
+        assert_eq!(check(json!({})), ["data"]);
+        assert_eq!(check(json!({ "amount": -1 })), ["data/amount"]);
+        assert_eq!(check(json!({ "amount": 1, "lines": [{ "sku": "A" }, { "sku": "a" }] })), ["data/lines/1/sku"]);
+        let fault = registry.check("order.created", &Data::of_value(&json!({ "amount": "private" }))).expect_err("bad");
+        assert!(!fault.to_string().contains("private"), "{fault}");
+        assert!(registry.check("other", &Data::None).is_ok());
+        assert!(registry.check("order.created", &Data::None).is_err());
+    }
+
+    #[test]
+    fn schemas_are_checked_themselves() {
+        assert!(registry(json!({ "type": "nothing" })).is_err());
+        assert!(registry(json!({ "$ref": "https://example.org/schema.json" })).is_err());
+        assert!(registry(json!({ "$ref": "file:///etc/passwd" })).is_err());
+        assert!(registry(json!({ "pattern": "(a+)+\\1" })).is_err());
+    }
+}

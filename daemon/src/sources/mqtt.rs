@@ -1,0 +1,121 @@
+//! Topics of an MQTT broker. A message is acknowledged once its event is durable, so the broker keeps it until then,
+//! also while the daemon is down; after a crash at the wrong moment one may come twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rumqttc::{AsyncClient, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::feed::{Feed, back_off};
+use crate::config::sources::Mqtt;
+use crate::egress::mqtt::options;
+use crate::error::Error;
+use crate::event::{Data, NewEvent};
+
+const RECONNECT_FIRST: Duration = Duration::from_secs(1);
+const RECONNECT_MAX: Duration = Duration::from_secs(60);
+/// Requests that may wait for the connection.
+const REQUESTS_MAX: usize = 1000;
+
+/// An MQTT source, ready to run.
+pub struct MqttSource {
+    /// The way of its events.
+    pub feed: Arc<Feed>,
+    /// What it listens to.
+    pub config: Mqtt,
+}
+
+impl MqttSource {
+    /// Runs until `stop`.
+    pub async fn run(&self, stop: CancellationToken) -> Result<(), Error> {
+        let name = format!("aman-{:08x}-{}", self.feed.bus.store().ids().node, self.feed.id);
+        let mut options = options(&self.config.broker, name);
+        options.set_clean_session(false).set_manual_acks(true);
+        let (client, mut events) = AsyncClient::new(options, REQUESTS_MAX);
+        let mut failures = 0;
+        loop {
+            let polled = tokio::select! {
+                () = stop.cancelled() => break,
+                polled = events.poll() => polled,
+            };
+            match polled {
+                Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    failures = 0;
+                    self.feed.well("connected");
+                    let filter = |topic: &String| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce);
+                    if let Err(error) = client.try_subscribe_many(self.config.topics.iter().map(filter)) {
+                        self.feed.failing(format!("the topics cannot be subscribed to: {error}"));
+                    }
+                }
+                Ok(Event::Incoming(Packet::SubAck(answer))) => {
+                    if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
+                        self.feed.failing("the broker refuses some of the topics".to_owned());
+                    }
+                }
+                Ok(Event::Incoming(Packet::Publish(message))) => {
+                    if !self.take(&message, &stop).await? {
+                        break;
+                    }
+                    if let Err(error) = client.try_ack(&message) {
+                        self.feed.skip(format!("a message could not be acknowledged and comes again: {error}"));
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    failures += 1;
+                    self.feed.failing(format!("no connection to the broker: {error}"));
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = tokio::time::sleep(back_off(failures, RECONNECT_FIRST, RECONNECT_MAX)) => {}
+                    }
+                }
+            }
+        }
+        leave(client, events).await;
+        Ok(())
+    }
+
+    /// Stores a message; false when the source is to stop first.
+    async fn take(&self, message: &Publish, stop: &CancellationToken) -> Result<bool, Error> {
+        match self.events(message).await {
+            Ok(events) if events.is_empty() => Ok(true),
+            Ok(events) => self.feed.publish_patiently(events, || None, stop).await,
+            Err(error) => {
+                self.feed.skip(format!("{}: {error}", message.topic));
+                Ok(true)
+            }
+        }
+    }
+
+    async fn events(&self, message: &Publish) -> Result<Vec<NewEvent>, Error> {
+        let frame = &self.feed.frame;
+        let text = std::str::from_utf8(&message.payload).ok();
+        let value = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let shown = value.unwrap_or_else(|| String::from_utf8_lossy(&message.payload).into_owned().into());
+        let input = json!({ "topic": message.topic, "payload": shown, "retain": message.retain });
+        if let Some(events) = frame.mapped(input).await? {
+            return Ok(events);
+        }
+        let kept = |kind: &str| Some(kind.to_owned());
+        let (data, content_type) = match text {
+            _ if message.payload.is_empty() => (Data::None, None),
+            Some(text) => match Data::json(text) {
+                Ok(data) => (data, None),
+                Err(_) => (Data::Text(text.to_owned()), kept("text/plain")),
+            },
+            None => (Data::Binary(message.payload.to_vec()), kept("application/octet-stream")),
+        };
+        let event = NewEvent { subject: Some(message.topic.clone()), content_type, ..frame.plain(data) };
+        event.check()?;
+        Ok(vec![event])
+    }
+}
+
+/// Says good-bye and sends what waits, such as acknowledgements.
+async fn leave(client: AsyncClient, mut events: EventLoop) {
+    let _gone = client.try_disconnect();
+    let last = async { while events.poll().await.is_ok() {} };
+    let _late = tokio::time::timeout(Duration::from_secs(1), last).await;
+}

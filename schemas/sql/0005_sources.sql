@@ -1,0 +1,24 @@
+-- What was changed about a source while the daemon ran; the configuration file has the rest.
+CREATE TABLE source_setting (
+    id         TEXT PRIMARY KEY,
+    paused     INTEGER NOT NULL DEFAULT 0,
+    changes    TEXT,                           -- JSON: settings that stand before those of the file; NULL = none
+    updated_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What a polled address answered last; commits with the events that came of it.
+CREATE TABLE source_poll (
+    id            TEXT PRIMARY KEY,
+    address       TEXT NOT NULL,               -- SHA-256: an address may hold a key
+    etag          TEXT,
+    last_modified TEXT,
+    digest        TEXT NOT NULL,               -- SHA-256 of the body
+    polled_ms     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- A sink that the other side asked not to call any more (410 Gone).
+CREATE TABLE sink_gone (
+    id      TEXT PRIMARY KEY,
+    address TEXT NOT NULL,                     -- SHA-256; another address, and it is called again
+    gone_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,135 @@
+//! The built-in page in a real browser: Chromium without a window, driven over pipes by the DevTools protocol.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Folder, write_skill};
+
+/// How long the browser may take for anything; its first start on a busy machine is slow.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+struct Browser {
+    child: Child,
+    input: ChildStdin,
+    output: Receiver<Value>,
+    next: u64,
+    session: Option<String>,
+    _profile: Folder,
+}
+
+impl Browser {
+    /// A browser with one empty page.
+    fn start() -> Browser {
+        let profile = Folder::new("chromium");
+        // The protocol's pipes are the file descriptors 3 and 4.
+        let mut child = Command::new("sh")
+            .args(["-c", "exec chromium \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "chromium"])
+            .args(["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-quic"])
+            .args(["--no-first-run", "--disable-background-networking", "--disable-component-update"])
+            .args(["--disable-sync", "--disable-dev-shm-usage"])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh is there");
+        let (input, answers) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+        let (sender, output) = channel();
+        std::thread::spawn(move || {
+            for message in BufReader::new(answers).split(0) {
+                let Some(message) = message.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) else { return };
+                if sender.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut browser = Browser { child, input, output, next: 0, session: None, _profile: profile };
+        let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
+        let attached = browser.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
+        browser.session = attached["sessionId"].as_str().map(str::to_owned);
+        browser
+    }
+
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        let answer = self.ask(method, params);
+        assert!(answer["error"].is_null(), "{method}: {answer}");
+        answer["result"].clone()
+    }
+
+    /// The whole answer to a command, which may be an error.
+    fn ask(&mut self, method: &str, params: Value) -> Value {
+        self.next += 1;
+        let mut message = json!({ "id": self.next, "method": method, "params": params });
+        if let Some(session) = &self.session {
+            message["sessionId"] = session.as_str().into();
+        }
+        let sent = self.input.write_all(format!("{message}\0").as_bytes()).and_then(|()| self.input.flush());
+        sent.expect("the browser listens; `scripts/setup test` installs chromium");
+        loop {
+            let answer = self.output.recv_timeout(PATIENCE);
+            let answer = answer.expect("the browser answers; `scripts/setup test` installs chromium");
+            if answer["id"] == self.next {
+                return answer;
+            }
+        }
+    }
+
+    fn open(&mut self, url: &str) {
+        self.call("Page.navigate", json!({ "url": url }));
+    }
+
+    /// The value of a script's expression; null while the page gives way to the next.
+    fn eval(&mut self, script: &str) -> Value {
+        let params = json!({ "expression": script, "returnByValue": true, "awaitPromise": true });
+        self.ask("Runtime.evaluate", params)["result"]["result"]["value"].clone()
+    }
+
+    /// Waits until the expression is true.
+    fn wait(&mut self, script: &str) {
+        let begun = Instant::now();
+        while self.eval(script) != true {
+            assert!(begun.elapsed() < PATIENCE, "never true: {script}; {}", self.eval("document.body.innerText"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _dead = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+const ROWS: &str = "[...document.querySelectorAll('#events tbody tr')]";
+
+/// Goal: a person logs in by the one-time URL, sees what is there, what happens and what failed, and acts on it.
+#[test]
+fn the_page_in_a_browser() {
+    let mut daemon = Daemon::start();
+    write_skill(daemon.home(), "broken", &["aman.on: test.fails"], "exit 65\n");
+    daemon.post("/skills/reload", &json!({}));
+    daemon.post("/skill/broken/enable", &json!({}));
+    let early = daemon.push("test.early", json!({ "n": "<img src=x onerror=document.title='hacked'>" }));
+    let mut browser = Browser::start();
+    browser.open(&format!("http://{}/", daemon.address));
+    browser.wait("!document.getElementById('login').hidden && document.getElementById('inside').hidden");
+    let url = daemon.cli(&["open"]).1;
+    browser.open(url.trim());
+    browser.wait("location.pathname === '/' && document.getElementById('state')?.textContent === 'Live.'");
+    assert_eq!(browser.eval("location.search + document.cookie"), "", "no secret where a script or a log sees it");
+    browser.wait(&format!("{ROWS}.some(row => row.dataset.id === '{early}')"));
+    let late = daemon.push("test.late", json!({ "n": 2 }));
+    browser.wait(&format!("{ROWS}[0]?.dataset.id === '{late}' && {ROWS}[0].textContent.includes('test.late')"));
+    assert_eq!(browser.eval("document.title"), "aman", "data is shown, not run");
+    daemon.push("test.fails", json!({}));
+    browser.wait("document.querySelectorAll('#letters tbody tr').length === 1");
+    browser.eval("[...document.querySelectorAll('#letters button')].find(b => b.textContent === 'Discard').click()");
+    browser.wait("!document.getElementById('letters-empty').hidden");
+    assert_eq!(daemon.get("/dlq/depth").json["depth"], 0);
+    daemon.kill();
+    browser.wait("document.getElementById('state').textContent !== 'Live.'");
+}

@@ -1,0 +1,291 @@
+//! The configuration: layers, changes while the daemon runs, safe mode, schemas of event types, `aman config`.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Folder, Stream, command};
+
+/// A setting as `/runtime/config` shows it.
+fn setting(daemon: &Daemon, key: &str) -> Value {
+    let items = daemon.get("/runtime/config").items();
+    items.into_iter().find(|item| item["key"] == key).unwrap_or_else(|| panic!("{key} is shown"))
+}
+
+fn set(daemon: &Daemon, changes: Value) -> Value {
+    let answer = daemon.post_confirmed("/config/set", &json!({ "changes": changes }));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json
+}
+
+/// Goal: a change over HTTP holds at once where it can, says when it cannot, is kept, recorded, and can be taken back.
+#[test]
+fn changes_are_live_kept_and_recorded() {
+    let mut daemon = Daemon::configured("[http]\npublic_stream = \"metadata\"\n");
+    assert_eq!(setting(&daemon, "http.public_stream")["origin"], "file");
+    assert_eq!(setting(&daemon, "http.bind")["origin"], "env");
+    assert_eq!(Stream::open(&daemon, "/events/stream", &[]).status, 200);
+    let answer = set(&daemon, json!({ "http.public_stream": "off", "bus.durability": "normal" }));
+    assert_eq!((&answer["version"], &answer["applied"]), (&json!(1), &json!(["http.public_stream"])));
+    assert_eq!(answer["requires_restart"], json!(["bus.durability"]));
+    assert_eq!(Stream::open(&daemon, "/events/stream", &[]).status, 401, "it holds at once");
+    assert_eq!(setting(&daemon, "http.public_stream")["origin"], "override");
+    assert_eq!(setting(&daemon, "bus.durability")["running"], "full");
+    let record = daemon.get("/audit-log?action=config.set").items()[0].clone();
+    assert_eq!((&record["target"], &record["outcome"]), (&json!("config"), &json!("done")));
+    assert_ne!(record["before_digest"], record["after_digest"]);
+    assert!(record["detail"].to_string().contains("http.public_stream"), "{record}");
+    daemon.kill();
+    daemon.again();
+    assert_eq!(Stream::open(&daemon, "/events/stream", &[]).status, 401, "it is kept");
+    let durability = setting(&daemon, "bus.durability");
+    assert_eq!((&durability["value"], durability.get("running")), (&json!("normal"), None));
+    let answer = set(&daemon, json!({ "http.public_stream": null }));
+    assert_eq!(answer["items"][0]["value"], "metadata", "the layer below holds again");
+    assert_eq!(setting(&daemon, "http.public_stream")["origin"], "file");
+    assert_eq!(daemon.get("/runtime/config").json["version"], 2, "versions grow only");
+}
+
+/// Goal: each setting that is said to be live is.
+#[test]
+fn live_settings_hold_at_once() {
+    let daemon = Daemon::start();
+    set(&daemon, json!({ "http.strict_confirm": true }));
+    assert_eq!(daemon.post("/dlq/x/discard", &json!({})).code(), "confirmation_required");
+    set(&daemon, json!({ "http.allowed_hosts": ["aman.local"] }));
+    assert_eq!(daemon.send("GET", "/health/live", &[("host", "Aman.Local:1")], None).status, 200);
+    set(&daemon, json!({ "http.allowed_hosts": [] }));
+    assert_eq!(daemon.send("GET", "/health/live", &[("host", "aman.local")], None).status, 421);
+    set(&daemon, json!({ "debug.force_enable_debug_endpoints": true }));
+    assert_eq!(daemon.post("/inject-event", &json!({ "source": "t", "type": "a" })).status, 202);
+    set(&daemon, json!({ "bus.dedup_window": "1ms" }));
+    let keyed = json!({ "source": "t", "type": "a", "dedup_key": "k" });
+    daemon.post("/events/push", &keyed);
+    daemon.wait("the key to be forgotten", || {
+        (daemon.post("/events/push", &keyed).json["deduplicated"] == false).then_some(())
+    });
+    assert!(!daemon.log().contains("DEBUG") && !daemon.log().contains("TRACE"));
+    set(&daemon, json!({ "runtime.log": "trace" }));
+    daemon.wait("more to be logged", || {
+        daemon.get("/health");
+        let log = daemon.log();
+        (log.contains("DEBUG") || log.contains("TRACE")).then_some(())
+    });
+    set(&daemon, json!({ "http.owner_rate_limit": 1 }));
+    daemon.wait("the limit", || (daemon.get("/dlq/depth").status == 429).then_some(()));
+}
+
+/// Goal: what may not be set over HTTP, and what is wrong, is refused by name, and nothing is changed.
+#[test]
+fn refusals_name_the_key() {
+    let daemon = Daemon::start();
+    for (key, value, status, code) in [
+        ("http.token", json!("0123456789abcdef"), 403, "not_settable"),
+        ("http.auth", json!("none"), 403, "not_settable"),
+        ("http.allow_remote", json!(true), 403, "not_settable"),
+        ("http.tls.key", json!("/tmp/key"), 403, "not_settable"),
+        ("skills.paths", json!(["/tmp"]), 403, "not_settable"),
+        ("sources.x.command", json!(["sh"]), 403, "not_settable"),
+        ("http.allowed_hosts", json!(["env:HOME"]), 403, "not_settable"),
+        ("http.public_steam", json!("off"), 400, "invalid_input"),
+        ("http.public_stream", json!("loud"), 400, "invalid_input"),
+        ("http.bind", json!("0.0.0.0:1"), 400, "invalid_input"),
+        ("runtime.log", json!("aman=loud"), 400, "invalid_input"),
+        ("bus.max_pending", json!("many"), 400, "invalid_input"),
+        ("bus.max_pending", json!({ "a": null }), 400, "invalid_input"),
+    ] {
+        let answer = daemon.post_confirmed("/config/set", &json!({ "changes": { key: value } }));
+        assert_eq!((answer.status, answer.code()), (status, code), "{key}: {answer:?}");
+        assert!(answer.json["detail"].as_str().is_some_and(|text| text.contains(key)), "{key}: {answer:?}");
+    }
+    let near = daemon.post_confirmed("/config/set", &json!({ "changes": { "http.public_steam": "off" } }));
+    assert!(near.json["detail"].as_str().is_some_and(|text| text.contains("http.public_stream")), "{near:?}");
+    for body in [json!({}), json!({ "changes": {} }), json!({ "changes": [] }), json!({ "changes": {}, "x": 1 })] {
+        assert_eq!(daemon.post_confirmed("/config/set", &body).status, 400, "{body}");
+    }
+    assert_eq!(daemon.post("/config/set", &json!({ "changes": {} })).code(), "confirmation_required");
+    let old = json!({ "changes": { "runtime.log": "warn" }, "expected_version": 7 });
+    assert_eq!(daemon.post_confirmed("/config/set", &old).code(), "version_conflict");
+    assert_eq!(daemon.get("/runtime/config").json["version"], 0);
+}
+
+/// Goal: a dry run says what would happen and changes nothing, not even the audit log.
+#[test]
+fn dry_runs_touch_nothing() {
+    let daemon = Daemon::start();
+    let body = json!({ "changes": { "http.strict_confirm": true }, "expected_version": 0 });
+    let answer = daemon.post_confirmed("/config/set?dry_run=true", &body);
+    assert_eq!((answer.status, &answer.json["dry_run"], &answer.json["version"]), (200, &json!(true), &json!(0)));
+    assert_eq!(answer.json["items"][0]["before"], false);
+    assert_eq!(answer.json["items"][0]["value"], true);
+    assert_eq!(setting(&daemon, "http.strict_confirm")["value"], false);
+    fs::write(daemon.home().join("aman.toml"), "[runtime]\nlog = \"warn\"\n").expect("aman.toml");
+    let answer = daemon.post("/config/reload?dry_run=true", &json!({}));
+    assert_eq!(answer.json["applied"], json!(["runtime.log"]), "{answer:?}");
+    assert_eq!(setting(&daemon, "runtime.log")["value"], "info");
+    let wrong = json!({ "changes": { "http.strict_confirm": 1 } });
+    assert_eq!(daemon.post_confirmed("/config/set?dry_run", &wrong).status, 400);
+    assert_eq!(daemon.get("/audit-log").items(), Vec::<Value>::new());
+}
+
+/// Goal: a file that was broken while the daemon ran or stood still is told everywhere; the last good one is in force.
+#[test]
+fn a_broken_file_is_safe_mode() {
+    let folder = Folder::new("safe");
+    let file = folder.path().join("aman.toml");
+    fs::write(&file, "[http]\nstrict_confirm = true\n").expect("aman.toml");
+    let mut daemon = Daemon::start_in(folder.path());
+    for broken in ["[http\n", "[http]\nstrict_confirm = 3\n", "[runtime]\nlog = \"aman=loud\"\n"] {
+        fs::write(&file, broken).expect("aman.toml");
+        let told = daemon.recent("aman.config.broken").len();
+        let answer = daemon.post("/config/reload", &json!({}));
+        assert_eq!((answer.status, answer.code()), (409, "invalid_config"), "{answer:?}");
+        assert_eq!(daemon.recent("aman.config.broken").len(), told + 1, "an event tells of it");
+        assert_eq!(daemon.get("/runtime/status").json["safe_mode"], true);
+        daemon.kill();
+        daemon.again();
+        assert_eq!(daemon.recent("aman.config.broken").len(), told + 2, "an event tells of it at a start");
+        assert_eq!(daemon.get("/runtime/status").json["safe_mode"], true);
+        assert_eq!(setting(&daemon, "http.strict_confirm")["value"], true, "the last good file is in force");
+        let shown = daemon.get("/runtime/config").json;
+        assert!(shown["error"].as_str().is_some_and(|text| text.len() > 10), "{shown}");
+        let health = daemon.send("GET", "/health", &[], None);
+        assert_eq!((health.status, &health.json["checks"]["config"]["ok"]), (200, &json!(false)));
+        let (code, out, _) = daemon.cli(&["doctor"]);
+        assert!(code != 0 && out.contains("safe mode"), "{code} {out}");
+        assert!(daemon.log().contains("safe mode"));
+    }
+    fs::write(&file, "[http]\nstrict_confirm = false\n").expect("aman.toml");
+    assert_eq!(daemon.post("/config/reload", &json!({})).status, 200);
+    assert_eq!(daemon.get("/runtime/status").json["safe_mode"], false);
+    assert_eq!(setting(&daemon, "http.strict_confirm")["value"], false);
+    let fresh = Folder::new("never-good");
+    fs::write(fresh.path().join("aman.toml"), "[http\n").expect("aman.toml");
+    let log = Daemon::try_start_in(fresh.path(), &[]).err().expect("without a good file it does not start");
+    assert!(log.contains("line 1"), "{log}");
+}
+
+/// Goal: secrets come from variables and files; a keyring is refused by name; what is wrong never shows the value.
+#[test]
+fn secrets_are_references() {
+    let folder = Folder::new("secrets");
+    let file = folder.path().join("aman.toml");
+    fs::write(folder.path().join("token.txt"), "token-from-a-file-1\n").expect("a file");
+    let start = |reference: &str, env: &[(&str, &str)]| {
+        fs::write(&file, format!("[http]\ntoken = \"{reference}\"\n")).expect("aman.toml");
+        let unset = [("AMAN_HTTP_TOKEN", "")];
+        Daemon::try_start_in(folder.path(), &[&unset, env].concat())
+    };
+    let given = format!("file:{}", folder.path().join("token.txt").display());
+    for (reference, token) in [(given.as_str(), "token-from-a-file-1"), ("env:MINE", "token-of-a-variable")] {
+        let daemon = start(reference, &[("MINE", "token-of-a-variable")]).expect("it starts");
+        assert_eq!(daemon.send("GET", "/skills", &[("x-aman-token", token)], None).status, 200, "{reference}");
+        let shown = daemon.send("GET", "/runtime/config", &[("x-aman-token", token)], None);
+        assert!(!String::from_utf8_lossy(&shown.body).contains(token));
+        assert!(String::from_utf8_lossy(&shown.body).contains("\"populated\":true"));
+    }
+    fs::remove_file(folder.path().join("logs/last-good.toml")).expect("the copy of the good file");
+    for (reference, said) in [
+        ("keyring:aman/token", "keyring"),
+        ("env:NOBODY_SET_THIS", "NOBODY_SET_THIS"),
+        ("file:/nowhere/at/all", "/nowhere/at/all"),
+        ("short-secret", "16 characters"),
+    ] {
+        fs::write(folder.path().join("stderr.log"), "").expect("an empty log");
+        let log = start(reference, &[]).err().unwrap_or_else(|| panic!("{reference} is refused"));
+        assert!(log.contains(said) && log.contains("http.token") && !log.contains("short-secret"), "{log}");
+    }
+}
+
+/// Goal: events of a type with a schema must fit it, whoever pushes them; the fault is named by its path.
+#[test]
+fn schemas_validate_pushes() {
+    let folder = Folder::new("schemas");
+    fs::create_dir_all(folder.path().join("schemas")).expect("a folder");
+    let schema = json!({
+        "type": "object",
+        "required": ["amount"],
+        "properties": { "amount": { "type": "number" }, "lines": { "items": { "type": "string" } } },
+    });
+    fs::write(folder.path().join("schemas/order.created.json"), schema.to_string()).expect("a schema");
+    fs::write(folder.path().join("schemas/order.broken.json"), "{\"type\": 7}").expect("a schema");
+    let daemon = Daemon::start_in(folder.path());
+    assert!(daemon.log().contains("order.broken.json"), "{}", daemon.log());
+    let event = |data: Value| json!({ "source": "shop", "type": "order.created", "data": data });
+    assert_eq!(daemon.post("/events/push", &event(json!({ "amount": 1 }))).status, 202);
+    for (data, field) in [
+        (json!({ "amount": "1" }), "data/amount"),
+        (json!({}), "data"),
+        (json!(null), "data"),
+        (json!({ "amount": 1, "lines": ["a", 2] }), "data/lines/1"),
+    ] {
+        for path in ["/events/push", "/events/push?dry_run=true"] {
+            let answer = daemon.post(path, &event(data.clone()));
+            assert_eq!((answer.status, answer.fields()), (400, vec![field]), "{answer:?}");
+        }
+    }
+    let one = |data: Value| json!({ "specversion": "1.0", "source": "shop", "type": "order.created", "data": data });
+    let batch = json!([one(json!({ "amount": 1 })), one(json!({ "amount": true }))]);
+    let headers = [("x-aman-token", crate::harness::TOKEN), ("content-type", "application/cloudevents-batch+json")];
+    let answer = daemon.send("POST", "/events/push", &headers, Some(&batch));
+    assert_eq!((answer.status, answer.fields()), (400, vec!["/1/data/amount"]), "{answer:?}");
+    assert_eq!(daemon.recent("order.created").len(), 1);
+    assert_eq!(daemon.post("/events/push", &json!({ "source": "s", "type": "order.other" })).status, 202);
+    let types = daemon.get("/events/types").items();
+    let of = |kind: &str| types.iter().find(|item| item["type"] == kind).cloned().unwrap_or_default();
+    assert_eq!(of("order.created")["schema"], schema);
+    assert!(of("order.other").get("schema").is_none());
+    fs::write(folder.path().join("schemas/order.other.json"), "{\"type\":\"object\"}").expect("a schema");
+    assert_eq!(daemon.post("/config/reload", &json!({})).status, 200);
+    assert_eq!(daemon.post("/events/push", &json!({ "source": "s", "type": "order.other" })).status, 400);
+}
+
+/// Goal: `aman config` shows, checks and changes the file with its comments, and the running daemon follows.
+#[test]
+fn the_command_line_edits_the_file() {
+    let folder = Folder::new("cli");
+    let file = folder.path().join("aman.toml");
+    fs::write(&file, "# mine\n[runtime]\nlog = \"info\" # loud enough\n").expect("aman.toml");
+    let cli = |args: &[&str], env: &[(&str, &str)]| {
+        let output = command(folder.path()).args(args).envs(env.iter().copied()).output().expect("the binary starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    };
+    assert_eq!(cli(&["config", "path"], &[]).1.trim(), file.display().to_string());
+    assert_eq!(
+        cli(&["config", "get", "runtime.log"], &[]),
+        (0, "info\n".to_owned(), String::new()),
+        "without a daemon"
+    );
+    let daemon = Daemon::start_in(folder.path());
+    let (code, out, err) = cli(&["config", "set", "runtime.log", "warn"], &[]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("In force now: runtime.log"), "{out}");
+    let text = fs::read_to_string(&file).expect("aman.toml");
+    assert_eq!(text, "# mine\n[runtime]\nlog = \"warn\" # loud enough\n");
+    assert_eq!(setting(&daemon, "runtime.log")["value"], "warn");
+    let (code, out, _) = cli(&["config", "set", "bus.durability", "normal"], &[]);
+    assert!(code == 0 && out.contains("after a restart: bus.durability"), "{out}");
+    let before = fs::read_to_string(&file).expect("aman.toml");
+    let (code, _, err) = cli(&["config", "set", "bus.max_pending", "none"], &[]);
+    assert!(code == 1 && err.contains("bus.max_pending"), "{err}");
+    assert_eq!(fs::read_to_string(&file).expect("aman.toml"), before, "what is wrong is not written");
+    let (code, _, err) = cli(&["config", "set", "http.publicstream", "off"], &[]);
+    assert!(code == 0 && err.contains("http.public_stream"), "an unknown key warns with a suggestion: {err}");
+    let (code, _, err) = cli(&["config", "get", "http.publicstream"], &[]);
+    assert!(code == 2 && err.contains("http.public_stream"), "{err}");
+    assert_eq!(cli(&["config", "set", "--override", "runtime.log", "error"], &[]).0, 2, "it asks first");
+    assert_eq!(cli(&["config", "set", "--override", "--yes", "runtime.log", "error"], &[]).0, 0);
+    assert_eq!(setting(&daemon, "runtime.log")["origin"], "override");
+    assert_eq!(cli(&["config", "set", "--override", "--yes", "--unset", "runtime.log"], &[]).0, 0);
+    let editor = [("EDITOR", "sh -c 'echo \"[http\" > \"$0\"'")];
+    let (code, _, err) = cli(&["config", "edit"], &editor);
+    assert!(code == 1 && err.contains("line 1") && err.contains("kept in"), "{err}");
+    let editor = [("EDITOR", "sh -c 'echo \"# edited\" > \"$0\"'")];
+    assert_eq!(cli(&["config", "edit"], &editor).0, 0);
+    assert_eq!(fs::read_to_string(&file).expect("aman.toml"), "# edited\n");
+    assert_eq!(cli(&["config", "check"], &[]).0, 0);
+    fs::write(folder.path().join("other.toml"), "[bus]\nmax_pending = \"x\"\n").expect("a file");
+    let (code, _, err) = cli(&["config", "check", &folder.path().join("other.toml").display().to_string()], &[]);
+    assert!(code == 1 && err.contains("bus.max_pending"), "{code} {err}");
+}

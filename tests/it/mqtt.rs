@@ -1,0 +1,149 @@
+//! MQTT with a real broker (mosquitto): messages as events, events as messages, and nothing lost when one side is away.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Folder, signal, wait};
+
+/// Where `scripts/setup test` unpacked mosquitto.
+fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/mosquitto")
+}
+
+fn tool(name: &str) -> Command {
+    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu"];
+    let paths: Vec<String> = libraries.iter().map(|path| tools().join(path).display().to_string()).collect();
+    let mut command = Command::new(tools().join("usr").join(name));
+    command.env("LD_LIBRARY_PATH", paths.join(":")).stdin(Stdio::null());
+    command
+}
+
+/// A broker that keeps what it has over a restart.
+struct Broker {
+    folder: Folder,
+    port: String,
+    child: Option<Child>,
+}
+
+impl Broker {
+    fn start() -> Broker {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = free.local_addr().expect("an address").port().to_string();
+        drop(free);
+        let folder = Folder::new("broker");
+        let place = folder.path().display();
+        let text = format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {place}/\nuser root\n"
+        );
+        std::fs::write(folder.path().join("mosquitto.conf"), text).expect("a configuration");
+        let mut broker = Broker { folder, port, child: None };
+        broker.again();
+        broker
+    }
+
+    fn again(&mut self) {
+        let config = self.folder.path().join("mosquitto.conf");
+        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log");
+        let child = tool("sbin/mosquitto").arg("-c").arg(config).stdout(Stdio::null()).stderr(log).spawn();
+        self.child = Some(child.expect("scripts/setup test fetches mosquitto"));
+        let listens = || std::net::TcpStream::connect(format!("127.0.0.1:{}", self.port)).ok();
+        wait("the broker", listens, || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default());
+    }
+
+    /// Ends it as its operator would: it writes down what it has.
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(child.id(), "TERM");
+            child.wait().expect("it ends");
+        }
+    }
+
+    fn publish(&self, topic: &str, payload: &str) {
+        let mut command = tool("bin/mosquitto_pub");
+        command.args(["-h", "127.0.0.1", "-p", &self.port, "-q", "1", "-t", topic, "-m", payload]);
+        assert!(command.status().expect("mosquitto_pub starts").success());
+    }
+
+    /// A subscriber that the broker keeps messages for; its output.
+    fn subscriber(&self, more: &[&str]) -> String {
+        let mut command = tool("bin/mosquitto_sub");
+        command.args(["-h", "127.0.0.1", "-p", &self.port, "-q", "1", "-t", "out/#", "-c", "-i", "listener"]);
+        let output = command.args(more).output().expect("mosquitto_sub starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _dead = child.kill();
+            let _ended = child.wait();
+        }
+    }
+}
+
+/// Goal: messages become events with their topic; what comes while the daemon or the broker is away comes later, in order.
+#[test]
+fn messages_become_events_and_none_is_lost() {
+    let mut broker = Broker::start();
+    let mut daemon = Daemon::configured(&format!(
+        "[sources.home]\nkind = \"mqtt\"\nbroker = \"mqtt://127.0.0.1:{}\"\ntopics = [\"home/#\"]\n",
+        broker.port
+    ));
+    let connected = |daemon: &Daemon| {
+        let state = || daemon.get("/event-source/home").json["state"].clone();
+        daemon.wait("the connection", || (state() == "connected").then_some(()));
+    };
+    let all = |daemon: &Daemon| -> Vec<Value> {
+        daemon.recent("mqtt.message").iter().rev().map(|event| event["data"].clone()).collect()
+    };
+    connected(&daemon);
+    // A subscription is in force a moment after the connection is.
+    daemon.wait("the first message", || {
+        broker.publish("home/kitchen/lamp", "{\"on\":true}");
+        (!all(&daemon).is_empty()).then_some(())
+    });
+    let event = daemon.recent("mqtt.message").pop().expect("an event");
+    assert_eq!((&event["subject"], &event["trust"]), (&json!("home/kitchen/lamp"), &json!("unknown")));
+    assert_eq!((&event["source"], &event["data"]), (&json!("mqtt/home"), &json!({ "on": true })));
+    let wanted: Vec<Value> = (0..5).map(|n| json!(n)).collect();
+    let numbers = |daemon: &Daemon| all(daemon).into_iter().filter(Value::is_number).collect::<Vec<_>>();
+    daemon.kill();
+    (0..5).for_each(|n| broker.publish("home/count", &n.to_string()));
+    broker.publish("elsewhere", "no");
+    broker.stop();
+    daemon.again();
+    broker.again();
+    connected(&daemon);
+    daemon.wait("what came meanwhile", || (numbers(&daemon).len() >= wanted.len()).then_some(()));
+    assert_eq!(numbers(&daemon), wanted);
+    broker.publish("home/plain", "not json");
+    daemon.wait("the text", || (all(&daemon).last() == Some(&json!("not json"))).then_some(()));
+}
+
+/// Goal: events become messages, also those that came while the broker was away.
+#[test]
+fn events_become_messages_also_later() {
+    let mut broker = Broker::start();
+    broker.subscriber(&["-E"]);
+    let daemon = Daemon::configured(&format!(
+        "[sinks.out]\nkind = \"mqtt\"\nbroker = \"127.0.0.1:{}\"\ntopic = \"out/{{type}}\"\ntypes = [\"lamp.*\"]\n",
+        broker.port
+    ));
+    let heard = |id: &str| {
+        let line = broker.subscriber(&["-C", "1", "-W", "15", "-F", "%t %p"]);
+        let (topic, payload) = line.trim().split_once(' ').unwrap_or_default();
+        let payload: Value = serde_json::from_str(payload).unwrap_or_default();
+        assert_eq!((topic, &payload["id"]), ("out/lamp/on", &json!(id)), "{line} {}", daemon.log());
+    };
+    heard(&daemon.push("lamp.on", json!({ "n": 1 })));
+    broker.stop();
+    let id = daemon.push("lamp.on", json!({ "n": 2 }));
+    daemon.settle();
+    broker.again();
+    let line = broker.subscriber(&["-C", "1", "-W", "15"]);
+    assert!(line.contains(&id), "{line}");
+}
