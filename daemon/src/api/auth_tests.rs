@@ -1,5 +1,5 @@
-use super::super::gate::{Gate, permit};
 use super::*;
+use crate::api::gate::{Gate, permit};
 use crate::clock::Clock;
 
 fn headers(text: &str) -> HeaderMap {

@@ -90,7 +90,9 @@ pub(super) async fn hook(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
 }
 
 /// `POST /im-channel/{platform}/{instance}/reload`: there are no channels in this version.
-pub(super) async fn reload_channel(_: Arc<App>, call: Call) -> Result<Reply, Problem> {
+pub(super) async fn reload_channel(_: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    call.fields().await?.done()?;
     let name = format!("{}/{}", call.param("platform"), call.param("instance"));
     Err(Error::not_found("channel", name).into())
 }
