@@ -13,8 +13,9 @@ use super::problem::Problem;
 use super::query::{self, Query};
 use super::{App, Call};
 use crate::cron::Audit;
-use crate::error::Error;
+use crate::error::{Error, FieldError};
 use crate::redact;
+use crate::schedule::Job;
 use crate::store::Tx;
 use crate::store::cron::Status;
 
@@ -77,6 +78,12 @@ pub(super) async fn add(app: Arc<App>, mut call: Call) -> Result<Reply, Problem>
     let id = fields.required_text("id");
     let mut definition = fields.rest();
     redact::object(&mut definition);
+    if id.is_empty() {
+        // Everything that is wrong is told at once.
+        let mut wrong = vec![FieldError { field: "id".to_owned(), reason: "is required.".to_owned() }];
+        wrong.extend(Job::read(definition).err().unwrap_or_default());
+        return Err(Error::Invalid { code: "invalid_input", fields: wrong }.into());
+    }
     fields.done()?;
     let place = format!("/cron/{}", utf8_percent_encode(&id, NON_ALPHANUMERIC));
     let record = audit(&call.draft, &id, Value::Object(definition.clone()));
@@ -105,6 +112,10 @@ pub(super) async fn update(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
     let mut patch = fields.rest();
     redact::object(&mut patch);
     fields.done()?;
+    let wrong = Job::unknown(patch.keys());
+    if !wrong.is_empty() {
+        return Err(Error::Invalid { code: "invalid_input", fields: wrong }.into());
+    }
     let audit = audit(&call.draft, call.param("id"), Value::Object(patch.clone()));
     body::ok(&app.cron.update(call.param("id"), patch, dry_run, audit).await?.shown)
 }

@@ -98,14 +98,19 @@ pub struct Job {
 }
 
 impl Job {
+    /// What is wrong with the names of a definition or of a patch for one.
+    pub fn unknown<'a>(names: impl Iterator<Item = &'a String>) -> Vec<FieldError> {
+        let unknown = names.filter(|name| !FIELDS.contains(&name.as_str()));
+        let reason = || format!("is no field of a job. Known: {}.", FIELDS.join(", "));
+        unknown.map(|name| FieldError { field: name.clone(), reason: reason() }).collect()
+    }
+
     /// Reads a definition. `null` counts as absent; the error names every field that is wrong or unknown.
     pub fn read(mut fields: Map<String, Value>) -> Result<Job, Vec<FieldError>> {
         fields.retain(|_, value| !value.is_null());
         let mut reader = Reader { fields, wrong: Vec::new() };
         let job = reader.job();
-        for name in std::mem::take(&mut reader.fields).keys().filter(|name| !FIELDS.contains(&name.as_str())) {
-            reader.refuse(name, format!("is no field of a job. Known: {}.", FIELDS.join(", ")));
-        }
+        reader.wrong.extend(Job::unknown(reader.fields.keys()));
         match job {
             Some(job) if reader.wrong.is_empty() => Ok(job),
             _ => Err(reader.wrong),
