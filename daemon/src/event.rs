@@ -6,6 +6,7 @@ pub use pattern::TypePattern;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::de::{DeserializeSeed, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -22,6 +23,8 @@ pub const ID_BYTES_MAX: usize = 255;
 pub const TEXT_BYTES_MAX: usize = 4096;
 /// Most extension attributes that one event may carry.
 pub const EXTENSIONS_MAX: usize = 64;
+/// Levels that JSON from outside may have: so few that it can still be read inside the answers that hold it.
+pub const JSON_DEPTH_MAX: usize = 100;
 /// Attributes that only the daemon sets.
 pub const RESERVED_ATTRIBUTES: [&str; 5] = ["amansequence", "traceid", "correlationid", "causationid", "trust"];
 /// Beginnings of sources that only the daemon's own producers may use; besides everything that begins with `aman`.
@@ -124,8 +127,7 @@ pub enum Data {
 impl Data {
     /// JSON text as it came; refuses what serde_json could not read back, so that no consumer meets it later.
     pub fn json(text: &str) -> Result<Data, Error> {
-        serde_json::from_str::<Readable>(text)
-            .map_err(|error| Error::invalid("data", format!("is not JSON: {error}")))?;
+        check_json(text.as_bytes()).map_err(|error| Error::invalid("data", format!("is not JSON: {error}")))?;
         // A raw line break in JSON can only stand between tokens; one line is what streams and logs need.
         if text.bytes().any(|b| b == b'\n' || b == b'\r') {
             return Ok(Data::Json(text.replace(['\n', '\r'], " ")));
@@ -133,9 +135,13 @@ impl Data {
         Ok(Data::Json(text.to_owned()))
     }
 
-    /// A value as JSON data.
+    /// A value as JSON data; as text when it could not be read back.
     pub fn of_value(value: &Value) -> Data {
-        if value.is_null() { Data::None } else { Data::Json(value.to_string()) }
+        if value.is_null() {
+            return Data::None;
+        }
+        let text = value.to_string();
+        if check_json(text.as_bytes()).is_ok() { Data::Json(text) } else { Data::Text(text) }
     }
 
     /// The value that jq sees as `.data`: null unless the data is JSON or text.
@@ -162,45 +168,103 @@ impl Data {
     }
 }
 
-/// Accepts any JSON that could become a `Value`, without building it.
-struct Readable;
+/// Reads JSON from outside into a value, once it is known to be safe to read; see [`check_json`].
+pub fn read_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+    check_json(text)?;
+    serde_json::from_slice(text)
+}
 
-impl<'de> Deserialize<'de> for Readable {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Readable, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Readable;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("any JSON")
-            }
-            fn visit_bool<E>(self, _: bool) -> Result<Readable, E> {
-                Ok(Readable)
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Readable, E> {
-                Ok(Readable)
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Readable, E> {
-                Ok(Readable)
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Readable, E> {
-                Ok(Readable)
-            }
-            fn visit_str<E>(self, _: &str) -> Result<Readable, E> {
-                Ok(Readable)
-            }
-            fn visit_unit<E>(self) -> Result<Readable, E> {
-                Ok(Readable)
-            }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Readable, A::Error> {
-                while seq.next_element::<Readable>()?.is_some() {}
-                Ok(Readable)
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Readable, A::Error> {
-                while map.next_entry::<Readable, Readable>()?.is_some() {}
-                Ok(Readable)
-            }
+/// Checks that serde_json can read `text` back as a value, without building it: at most [`JSON_DEPTH_MAX`] levels, and
+/// none of the names by which serde_json marks texts that it parses once more, with a depth limit of their own.
+pub fn check_json(text: &[u8]) -> serde_json::Result<()> {
+    let mut from = serde_json::Deserializer::from_slice(text);
+    Readable { depth: 0 }.deserialize(&mut from)?;
+    from.end()
+}
+
+/// Accepts any JSON that could become a `Value`, without building it.
+#[derive(Clone, Copy)]
+struct Readable {
+    depth: usize,
+}
+
+impl Readable {
+    fn deeper<E: serde::de::Error>(self) -> Result<Readable, E> {
+        if self.depth >= JSON_DEPTH_MAX {
+            return Err(E::custom(format!("more than {JSON_DEPTH_MAX} levels")));
         }
-        from.deserialize_any(Visitor)
+        Ok(Readable { depth: self.depth + 1 })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Readable {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Readable {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any JSON")
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let inner = self.deeper()?;
+        while seq.next_element_seed(inner)?.is_some() {}
+        Ok(())
+    }
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let inner = self.deeper()?;
+        while map.next_key_seed(Name)?.is_some() {
+            map.next_value_seed(inner)?;
+        }
+        Ok(())
+    }
+}
+
+/// Accepts the name of a member, unless serde_json would not take it as a name.
+struct Name;
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a name")
+    }
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<(), E> {
+        if name.starts_with("$serde_json::private::") {
+            return Err(E::custom(format!("the name '{name}' cannot be kept")));
+        }
+        Ok(())
     }
 }
 
@@ -562,7 +626,10 @@ mod tests {
     #[test]
     fn unreadable_json_is_refused() {
         let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
-        for bad in ["{", "\"\\ud800\"", "1e999", "nul", "{\"a\":1,}", &deep] {
+        let again = r#"{"a":[{"$serde_json::private::\u0052awValue":"[1]"}]}"#;
+        let deepest = format!("{}1{}", "[".repeat(JSON_DEPTH_MAX), "]".repeat(JSON_DEPTH_MAX));
+        assert!(Data::json(&deepest).is_ok());
+        for bad in [again, &format!("[{deepest}]"), "1 2", "{", "\"\\ud800\"", "1e999", "nul", "{\"a\":1,}", &deep] {
             assert!(Data::json(bad).is_err(), "{bad}");
         }
         assert_eq!(Data::json("{\n\"a\":\r\n1}").expect("JSON"), Data::Json("{ \"a\":  1}".to_owned()));

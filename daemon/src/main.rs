@@ -50,6 +50,8 @@ fn serve(flags: &Flags) -> Result<(), Error> {
 async fn run(config: Config) -> Result<(), Error> {
     let catch = |kind| signal(kind).map_err(Error::internal("listening for signals"));
     let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+    // A terminal that closes, and its quit key, end the daemon as cleanly.
+    let (mut hangup, mut quit) = (catch(SignalKind::hangup())?, catch(SignalKind::quit())?);
     let daemon = aman::start::start(config).await?;
     let mut out = std::io::stdout().lock();
     // Whoever started it may have closed the other end; the daemon runs all the same.
@@ -59,6 +61,8 @@ async fn run(config: Config) -> Result<(), Error> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
+        _ = quit.recv() => {}
         () = daemon.shutdown_asked() => {}
     }
     let _told = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 
-use crate::event::{Data, NewEvent};
+use crate::event::{Data, NewEvent, read_json};
 
 /// What stands where a secret stood. Letters only, so that it fits wherever an identifier may stand.
 pub const REDACTED: &str = "redacted";
@@ -96,7 +96,7 @@ pub fn json(text: &str) -> Cow<'_, str> {
     if !escaped && !known.iter().any(|secret| text.contains(secret.as_str())) {
         return Cow::Borrowed(text);
     }
-    let Ok(mut parsed) = serde_json::from_str::<Value>(text) else { return self::text(text) };
+    let Ok(mut parsed) = read_json::<Value>(text.as_bytes()) else { return self::text(text) };
     let before = parsed.clone();
     value(&mut parsed);
     if parsed == before { Cow::Borrowed(text) } else { Cow::Owned(parsed.to_string()) }

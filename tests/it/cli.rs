@@ -42,6 +42,8 @@ fn dead_letters() {
     let letter = daemon.wait("a dead letter", || daemon.get("/dlq").json["items"][0]["id"].as_str().map(str::to_owned));
     let (code, out, _) = daemon.cli(&["dlq", "list"]);
     assert!(code == 0 && out.contains("rejected") && out.contains("skill/broken"), "{out}");
+    let (code, out, err) = daemon.cli(&["dlq", "groups"]);
+    assert!(code == 0 && out.contains("skill/broken"), "{out}{err}");
     let (code, _, err) = daemon.cli(&["dlq", "retry", &letter]);
     assert!(code == 2 && err.contains("--yes"), "{code} {err}");
     let (code, out, err) = daemon.cli(&["dlq", "retry", &letter, "--yes"]);

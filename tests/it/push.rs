@@ -305,3 +305,33 @@ fn traces_go_on() {
         assert_eq!(shown["deliveries"].as_array().map(Vec::len), Some(1), "{shown}");
     }
 }
+
+/// Goal: no JSON makes the daemon parse a text inside it once more, which would have a depth limit of its own; and what is
+/// accepted can be read again by everyone.
+#[test]
+fn json_in_json_stays_text() {
+    let daemon = Daemon::start();
+    let mut bomb = format!("{}{}", "[".repeat(100), "]".repeat(100));
+    while bomb.len() < 200_000 {
+        let inner = bomb.replace('\\', "\\u005c").replace('"', "\\u0022");
+        bomb = format!("{}{{\"$serde_json::private::RawValue\":\"{inner}\"}}{}", "[".repeat(99), "]".repeat(99));
+    }
+    let deep = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+    let token = [("authorization", "Bearer test-token-0123456789")];
+    let cases = [
+        (format!(r#"{{"source":"s","type":"a.b","data":{bomb}}}"#), 400),
+        (format!(r#"{{"source":"s","type":"a.b","foo":{bomb}}}"#), 400),
+        (format!(r#"{{"source":"s","type":"a.b","data":{}}}"#, deep(101)), 400),
+        (format!(r#"{{"source":"s","type":"a.b","data":{}}}"#, deep(100)), 202),
+    ];
+    for (body, status) in &cases {
+        let answer = daemon.send_bytes("POST", "/events/push", &token, body.as_bytes());
+        assert_eq!(answer.status, *status, "{}", &body[..body.len().min(60)]);
+    }
+    let reason = format!(r#"{{"reason":{bomb}}}"#);
+    assert_eq!(daemon.send_bytes("POST", "/dlq/x/discard", &token, reason.as_bytes()).status, 400);
+    let (code, out, err) = daemon.cli(&["event", "recent"]);
+    assert!(code == 0 && out.contains("a.b"), "{out}{err}");
+    let id = daemon.recent("a.b")[0]["id"].as_str().expect("an id").to_owned();
+    assert!(daemon.get(&format!("/events/{id}/why")).json["event"]["data"].is_array());
+}

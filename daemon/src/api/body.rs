@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use super::problem::Problem;
 use super::stream::Stream;
 use crate::error::{Error, FieldError};
+use crate::event;
 use crate::id::TraceId;
 
 /// How long a client may take to send its body.
@@ -176,7 +177,7 @@ impl Fields {
         let left = if bytes.iter().all(u8::is_ascii_whitespace) {
             Map::new()
         } else {
-            serde_json::from_slice::<Map<String, Value>>(bytes)
+            event::read_json::<Map<String, Value>>(bytes)
                 .map_err(|error| Error::invalid("body", format!("must be a JSON object: {error}.")))?
         };
         Ok(Fields { left, known: Vec::new(), wrong: Vec::new() })

@@ -153,7 +153,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
 }
 
 async fn groups(context: &mut Context) -> Result<(), Failure> {
-    let Some(list) = context.list(Call::get("/dlq/groups"), super::PAGE_MAX, false).await? else { return Ok(()) };
+    let Some(list) = context.list(Call::get("/dlq/groups"), 0, false).await? else { return Ok(()) };
     if list.items.is_empty() {
         return context.out.line("No dead letters.");
     }

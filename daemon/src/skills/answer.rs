@@ -5,7 +5,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::bus::{Effects, NewNotification};
-use crate::event::{Data, NewEvent};
+use crate::event::{Data, NewEvent, read_json};
 
 /// Events that one answer may publish.
 const EVENTS_MAX: usize = 1000;
@@ -101,7 +101,7 @@ fn result(raw: &RawValue) -> Result<Value, String> {
     if raw.get().len() > RESULT_BYTES_MAX {
         return Err(format!("result: has {} bytes; at most {RESULT_BYTES_MAX}", raw.get().len()));
     }
-    serde_json::from_str(raw.get()).map_err(|error| format!("result: {error}"))
+    read_json(raw.get().as_bytes()).map_err(|error| format!("result: {error}"))
 }
 
 #[cfg(test)]

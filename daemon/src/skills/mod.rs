@@ -1,6 +1,7 @@
 //! Skills: folders with a `SKILL.md`. This is their registry: what is there, what may run, what the bus knows of it.
 
 mod answer;
+mod clear;
 mod folder;
 mod front;
 mod load;
@@ -158,7 +159,9 @@ impl Skills {
     pub async fn start(settings: Settings, bus: &Bus, sandbox: Sandbox) -> Result<(Skills, Reloaded), Error> {
         let (unpack_to, work) = (settings.bundled.clone(), settings.work.clone());
         tokio::task::spawn_blocking(move || {
-            let _leftovers = std::fs::remove_dir_all(&work);
+            if let Err(error) = clear::remove(&work) {
+                tracing::warn!(path = %work.display(), %error, "What scripts left could not be removed.");
+            }
             std::fs::create_dir_all(&work).map_err(Error::internal("making the folder for scripts' work"))?;
             bundled::unpack_skills(&unpack_to)
         })

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::answer;
+use super::clear;
 use super::folder::{self, Content};
 use super::manifest::Manifest;
 use super::stats::Stats;
@@ -227,7 +228,7 @@ impl WorkFolder {
             move |error: std::io::Error| Failure::new(error.to_string()).within(context)
         };
         let path = below.join(format!("{}-{}", attempt.delivery_id, attempt.number));
-        let _leftover = std::fs::remove_dir_all(&path);
+        clear::remove(&path).map_err(failed(&path))?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed(&path))?;
         let work = WorkFolder(path);
         // A right to write below the data folder is a right to have a place there.
@@ -242,7 +243,7 @@ impl WorkFolder {
 
 impl Drop for WorkFolder {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+        if let Err(error) = clear::remove(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "A work folder could not be removed.");
         }
     }

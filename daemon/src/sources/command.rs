@@ -182,7 +182,7 @@ impl CommandSource {
                 other => other.map(Option::unwrap_or_default),
             }
         } else {
-            match serde_json::from_slice::<Value>(line) {
+            match crate::event::read_json::<Value>(line) {
                 Err(error) => Err(Error::invalid("line", format!("is not JSON: {error}."))),
                 Ok(value) => match frame.mapped(value.clone()).await {
                     Ok(None) => frame.loose(value).map(|event| vec![event]),

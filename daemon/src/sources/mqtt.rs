@@ -92,7 +92,7 @@ impl MqttSource {
     async fn events(&self, message: &Publish) -> Result<Vec<NewEvent>, Error> {
         let frame = &self.feed.frame;
         let text = std::str::from_utf8(&message.payload).ok();
-        let value = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let value = text.and_then(|text| crate::event::read_json::<Value>(text.as_bytes()).ok());
         let shown = value.unwrap_or_else(|| String::from_utf8_lossy(&message.payload).into_owned().into());
         let input = json!({ "topic": message.topic, "payload": shown, "retain": message.retain });
         if let Some(events) = frame.mapped(input).await? {

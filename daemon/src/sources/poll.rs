@@ -147,7 +147,7 @@ impl PollSource {
     async fn events(&self, heard: &Heard) -> Result<Vec<crate::event::NewEvent>, Error> {
         let frame = &self.feed.frame;
         let text = std::str::from_utf8(&heard.body).ok();
-        let value = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let value = text.and_then(|text| crate::event::read_json::<Value>(text.as_bytes()).ok());
         let shown = value.unwrap_or_else(|| String::from_utf8_lossy(&heard.body).into_owned().into());
         if let Some(events) = frame.mapped(shown).await? {
             return Ok(events);

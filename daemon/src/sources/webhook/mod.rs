@@ -178,7 +178,7 @@ fn is_json(headers: &Headers) -> bool {
 /// The body as jq sees it: JSON if it is that, the fields of a form, else text.
 fn read(headers: &Headers, body: &[u8]) -> Value {
     if is_json(headers) {
-        return serde_json::from_slice(body).unwrap_or(Value::Null);
+        return crate::event::read_json(body).unwrap_or(Value::Null);
     }
     let text = String::from_utf8_lossy(body);
     if headers.get("content-type").is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded")) {
