@@ -104,11 +104,12 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
     }
     bus.register(consumers).await?;
-    bus.start().await;
-    settle_config(&config, &bus).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
     outbox::configured(&config.sinks, &bus, &egress, &supervisor).await?;
+    // Everyone who consumes is there: what waits from the last run may now have effects.
+    bus.start().await;
+    settle_config(&config, &bus).await?;
     lifecycle.enter(Phase::Workflows);
     let cron = Cron::start(&bus, &supervisor, &config.cron).await?;
     lifecycle.enter(Phase::Sources);

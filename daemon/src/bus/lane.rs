@@ -166,6 +166,10 @@ impl Runner {
 
     /// Starts as many attempts as may run side by side, reading on when it runs out.
     async fn fill(&mut self) {
+        // What was cut off is settled first: an attempt that begins before would be taken for one of the last run.
+        if !self.bus.inner.delivering.load(Ordering::Acquire) {
+            return;
+        }
         let entry = self.entry.load_full();
         if entry.spec.standing != Standing::Active {
             // What waits stays, and is read anew when the consumer is active again.
@@ -203,7 +207,9 @@ impl Runner {
     /// A serial consumer: the oldest open delivery goes first and, while it waits for a retry, holds the rest.
     async fn read_serial(&mut self, entry: &Entry) -> Result<(), Error> {
         let wanted = self.due || self.more.iter().any(|more| *more);
-        if !wanted || !self.buffer.is_empty() {
+        // While the oldest waits, what comes in behind it changes nothing.
+        let held = self.due_ms.is_some() && !self.due;
+        if !wanted || held || !self.buffer.is_empty() {
             return Ok(());
         }
         (self.due, self.due_ms) = (false, None);
