@@ -6,6 +6,7 @@ mod auth_coverage;
 mod browser;
 mod bus;
 mod cli;
+mod completions;
 mod config;
 mod crash;
 mod cron;

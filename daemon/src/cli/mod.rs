@@ -2,6 +2,7 @@
 
 mod audit;
 mod client;
+mod completions;
 mod config;
 mod cron;
 mod dlq;
@@ -121,6 +122,8 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Run a jq filter over JSON, for scripts on machines without jq
     Jq(JqArgs),
+    /// Print what a shell needs to complete commands by Tab
+    Completions(completions::CompletionsArgs),
 }
 
 /// Starts the daemon.
@@ -286,6 +289,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Open(args) => token::open(context, &args).await,
         Command::Config(command) => config::run(context, command).await,
         Command::Doctor(args) => doctor::run(context, &args).await,
+        Command::Completions(args) => completions::run(context, &args),
         Command::Serve(_) | Command::Jq(_) => Err(Failure::Usage("This command needs no daemon.".to_owned())),
     }
 }
