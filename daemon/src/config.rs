@@ -102,6 +102,30 @@ pub struct BusConfig {
     pub max_pending: i64,
 }
 
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// What is logged: a level or a filter such as `info,aman::bus=debug`.
+    pub level: String,
+    /// True: lines are JSON.
+    pub json: bool,
+    /// None: the log goes to standard error only.
+    pub files: Option<LogFiles>,
+}
+
+/// Where log files are, and what becomes of full ones.
+#[derive(Debug, Clone)]
+pub struct LogFiles {
+    /// Their folder.
+    pub dir: PathBuf,
+    /// A file of this size is put aside.
+    pub bytes_max: u64,
+    /// How many that were put aside are kept.
+    pub keep: u32,
+    /// What is older goes.
+    pub age_max: Duration,
+}
+
 /// A `[sources.<id>]` of kind `files`.
 #[derive(Debug, Clone)]
 pub struct FileSource {
@@ -130,10 +154,8 @@ pub struct Config {
     pub bus: BusConfig,
     /// How long a shutdown waits for running work.
     pub drain_timeout: Duration,
-    /// What is logged: a level or a filter such as `info,aman::bus=debug`.
-    pub log: String,
-    /// True: logs are JSON lines.
-    pub log_json: bool,
+    /// `[log]`
+    pub log: Log,
     /// `[skills] paths`
     pub skill_paths: Vec<PathBuf>,
     /// True: `/inject-event` and other test helpers answer.
@@ -177,11 +199,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         max_pending: layers.number("bus.max_pending", 1..=i64::MAX),
     };
     let drain_timeout = layers.duration("runtime.drain_timeout");
-    let log = layers.text("runtime.log");
-    if let Err(error) = crate::telemetry::check_filter(&log) {
-        layers.wrong_of(error);
-    }
-    let log_json = layers.one_of("runtime.log_format", &["text", "json"]) == "json";
+    let log = log(&paths, &mut layers);
     let home = paths.home_dir.clone();
     let skill_paths = layers.list("skills.paths").iter().map(|path| paths::expand(path, home.as_deref())).collect();
     let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
@@ -199,7 +217,6 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         bus,
         drain_timeout,
         log,
-        log_json,
         skill_paths,
         debug_endpoints,
         sources,
@@ -261,6 +278,21 @@ fn optional_path(key: &'static str, paths: &Paths, layers: &mut Layers) -> Optio
         return None;
     }
     Some(path)
+}
+
+fn log(paths: &Paths, layers: &mut Layers) -> Log {
+    let level = layers.text("log.level");
+    if let Err(error) = crate::telemetry::check_filter(&level) {
+        layers.wrong_of(error);
+    }
+    let json = layers.one_of("log.format", &["text", "json"]) == "json";
+    let files = LogFiles {
+        dir: optional_path("log.dir", paths, layers).unwrap_or_else(|| paths.state.clone()),
+        bytes_max: layers.size("log.max_size", 64 << 10..=1 << 40),
+        keep: u32::try_from(layers.number("log.keep", 0..=1000)).unwrap_or(0),
+        age_max: layers.duration("log.max_age"),
+    };
+    Log { level, json, files: Some(files).filter(|_| layers.flag("log.files")) }
 }
 
 fn tls(paths: &Paths, layers: &mut Layers) -> Option<(PathBuf, PathBuf)> {
@@ -341,6 +373,21 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         rest = &rest[unit..];
     }
     Some(total)
+}
+
+/// Reads `512KiB`, `64MiB` or `2GiB`; a bare number is bytes.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let shift = match text[digits..].trim_start() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return None,
+    };
+    text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// The static token: the configured one, else the one in the token file, else a new one written there (mode 0600).
@@ -458,6 +505,16 @@ mod tests {
         let all = config.warnings.join("\n");
         assert!(all.contains("http.bin") && all.contains("http.bind"), "{all}");
         assert!(all.contains("buss") && all.contains("plugin"), "{all}");
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [("0", 0), ("512 KiB", 524_288), ("64MiB", 67_108_864), ("2GiB", 2_147_483_648)] {
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
+        }
+        for bad in ["", "MiB", "1MB", "1.5GiB", "-1", "99999999TiB"] {
+            assert_eq!(parse_size(bad), None, "{bad}");
+        }
     }
 
     #[test]

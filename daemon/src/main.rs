@@ -38,13 +38,18 @@ fn flags(cli: &Cli, args: &ServeArgs) -> Flags {
 
 fn serve(flags: &Flags) -> Result<(), Error> {
     let config = config::load_or_last_good(flags)?;
-    aman::telemetry::init(&config)?;
+    aman::telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("aman")
         .enable_all()
         .build()
         .map_err(Error::internal("starting the runtime"))?;
-    runtime.block_on(run(config))
+    let ended = runtime.block_on(run(config));
+    if let Err(error) = &ended {
+        aman::telemetry::note("ERROR", "aman", &error.chain().join(": "));
+    }
+    aman::telemetry::flush();
+    ended
 }
 
 async fn run(config: Config) -> Result<(), Error> {

@@ -77,6 +77,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     }
     let lifecycle = Arc::new(Lifecycle::default());
     let (config, store) = open_store(config)?;
+    telemetry::open_files(&config);
     if config.broken.is_some() {
         lifecycle.set_safe_mode();
     }
@@ -241,7 +242,7 @@ fn open_store(config: Config) -> Result<(Config, Store), Error> {
     let store = open(&config)?;
     let full = config.bus.full_durability;
     let config = api::config::with_stored(config, &store)?;
-    telemetry::set_filter(&config.log)?;
+    telemetry::set_filter(&config.log.level)?;
     if config.bus.full_durability == full {
         return Ok((config, store));
     }

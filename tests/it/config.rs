@@ -65,7 +65,7 @@ fn live_settings_hold_at_once() {
         (daemon.post("/events/push", &keyed).json["deduplicated"] == false).then_some(())
     });
     assert!(!daemon.log().contains("DEBUG") && !daemon.log().contains("TRACE"));
-    set(&daemon, json!({ "runtime.log": "trace" }));
+    set(&daemon, json!({ "log.level": "trace" }));
     daemon.wait("more to be logged", || {
         daemon.get("/health");
         let log = daemon.log();
@@ -90,7 +90,7 @@ fn refusals_name_the_key() {
         ("http.public_steam", json!("off"), 400, "invalid_input"),
         ("http.public_stream", json!("loud"), 400, "invalid_input"),
         ("http.bind", json!("0.0.0.0:1"), 400, "invalid_input"),
-        ("runtime.log", json!("aman=loud"), 400, "invalid_input"),
+        ("log.level", json!("aman=loud"), 400, "invalid_input"),
         ("bus.max_pending", json!("many"), 400, "invalid_input"),
         ("bus.max_pending", json!({ "a": null }), 400, "invalid_input"),
     ] {
@@ -104,7 +104,7 @@ fn refusals_name_the_key() {
         assert_eq!(daemon.post_confirmed("/config/set", &body).status, 400, "{body}");
     }
     assert_eq!(daemon.post("/config/set", &json!({ "changes": {} })).code(), "confirmation_required");
-    let old = json!({ "changes": { "runtime.log": "warn" }, "expected_version": 7 });
+    let old = json!({ "changes": { "log.level": "warn" }, "expected_version": 7 });
     assert_eq!(daemon.post_confirmed("/config/set", &old).code(), "version_conflict");
     assert_eq!(daemon.get("/runtime/config").json["version"], 0);
 }
@@ -119,10 +119,10 @@ fn dry_runs_touch_nothing() {
     assert_eq!(answer.json["items"][0]["before"], false);
     assert_eq!(answer.json["items"][0]["value"], true);
     assert_eq!(setting(&daemon, "http.strict_confirm")["value"], false);
-    fs::write(daemon.home().join("aman.toml"), "[runtime]\nlog = \"warn\"\n").expect("aman.toml");
+    fs::write(daemon.home().join("aman.toml"), "[log]\nlevel = \"warn\"\n").expect("aman.toml");
     let answer = daemon.post("/config/reload?dry_run=true", &json!({}));
-    assert_eq!(answer.json["applied"], json!(["runtime.log"]), "{answer:?}");
-    assert_eq!(setting(&daemon, "runtime.log")["value"], "info");
+    assert_eq!(answer.json["applied"], json!(["log.level"]), "{answer:?}");
+    assert_eq!(setting(&daemon, "log.level")["value"], "info");
     let wrong = json!({ "changes": { "http.strict_confirm": 1 } });
     assert_eq!(daemon.post_confirmed("/config/set?dry_run", &wrong).status, 400);
     assert_eq!(daemon.get("/audit-log").items(), Vec::<Value>::new());
@@ -135,7 +135,7 @@ fn a_broken_file_is_safe_mode() {
     let file = folder.path().join("aman.toml");
     fs::write(&file, "[http]\nstrict_confirm = true\n").expect("aman.toml");
     let mut daemon = Daemon::start_in(folder.path());
-    for broken in ["[http\n", "[http]\nstrict_confirm = 3\n", "[runtime]\nlog = \"aman=loud\"\n"] {
+    for broken in ["[http\n", "[http]\nstrict_confirm = 3\n", "[log]\nlevel = \"aman=loud\"\n"] {
         fs::write(&file, broken).expect("aman.toml");
         let told = daemon.recent("aman.config.broken").len();
         let answer = daemon.post("/config/reload", &json!({}));
@@ -245,25 +245,21 @@ fn schemas_validate_pushes() {
 fn the_command_line_edits_the_file() {
     let folder = Folder::new("cli");
     let file = folder.path().join("aman.toml");
-    fs::write(&file, "# mine\n[runtime]\nlog = \"info\" # loud enough\n").expect("aman.toml");
+    fs::write(&file, "# mine\n[log]\nlevel = \"info\" # loud enough\n").expect("aman.toml");
     let cli = |args: &[&str], env: &[(&str, &str)]| {
         let output = command(folder.path()).args(args).envs(env.iter().copied()).output().expect("the binary starts");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
     };
     assert_eq!(cli(&["config", "path"], &[]).1.trim(), file.display().to_string());
-    assert_eq!(
-        cli(&["config", "get", "runtime.log"], &[]),
-        (0, "info\n".to_owned(), String::new()),
-        "without a daemon"
-    );
+    assert_eq!(cli(&["config", "get", "log.level"], &[]), (0, "info\n".to_owned(), String::new()), "without a daemon");
     let daemon = Daemon::start_in(folder.path());
-    let (code, out, err) = cli(&["config", "set", "runtime.log", "warn"], &[]);
+    let (code, out, err) = cli(&["config", "set", "log.level", "warn"], &[]);
     assert_eq!(code, 0, "{out}{err}");
-    assert!(out.contains("In force now: runtime.log"), "{out}");
+    assert!(out.contains("In force now: log.level"), "{out}");
     let text = fs::read_to_string(&file).expect("aman.toml");
-    assert_eq!(text, "# mine\n[runtime]\nlog = \"warn\" # loud enough\n");
-    assert_eq!(setting(&daemon, "runtime.log")["value"], "warn");
+    assert_eq!(text, "# mine\n[log]\nlevel = \"warn\" # loud enough\n");
+    assert_eq!(setting(&daemon, "log.level")["value"], "warn");
     let (code, out, _) = cli(&["config", "set", "bus.durability", "normal"], &[]);
     assert!(code == 0 && out.contains("after a restart: bus.durability"), "{out}");
     let before = fs::read_to_string(&file).expect("aman.toml");
@@ -274,10 +270,10 @@ fn the_command_line_edits_the_file() {
     assert!(code == 0 && err.contains("http.public_stream"), "an unknown key warns with a suggestion: {err}");
     let (code, _, err) = cli(&["config", "get", "http.publicstream"], &[]);
     assert!(code == 2 && err.contains("http.public_stream"), "{err}");
-    assert_eq!(cli(&["config", "set", "--override", "runtime.log", "error"], &[]).0, 2, "it asks first");
-    assert_eq!(cli(&["config", "set", "--override", "--yes", "runtime.log", "error"], &[]).0, 0);
-    assert_eq!(setting(&daemon, "runtime.log")["origin"], "override");
-    assert_eq!(cli(&["config", "set", "--override", "--yes", "--unset", "runtime.log"], &[]).0, 0);
+    assert_eq!(cli(&["config", "set", "--override", "log.level", "error"], &[]).0, 2, "it asks first");
+    assert_eq!(cli(&["config", "set", "--override", "--yes", "log.level", "error"], &[]).0, 0);
+    assert_eq!(setting(&daemon, "log.level")["origin"], "override");
+    assert_eq!(cli(&["config", "set", "--override", "--yes", "--unset", "log.level"], &[]).0, 0);
     let editor = [("EDITOR", "sh -c 'echo \"[http\" > \"$0\"'")];
     let (code, _, err) = cli(&["config", "edit"], &editor);
     assert!(code == 1 && err.contains("line 1") && err.contains("kept in"), "{err}");

@@ -96,7 +96,7 @@ fn answers_are_as_documented() {
         ("/inject-event", pushed),
         ("/dlq/retry", json!({ "fingerprint": "none" })),
         ("/skills/reload", json!({})),
-        ("/config/set", json!({ "changes": { "runtime.log": "warn" } })),
+        ("/config/set", json!({ "changes": { "log.level": "warn" } })),
         ("/config/set", json!({ "changes": { "http.token": "x" } })),
         ("/config/set", json!({ "changes": { "nothing.such": 1 } })),
         ("/config/reload", json!({})),

@@ -96,7 +96,7 @@ fn provoke(daemon: &Daemon) {
         ("/skill/folder-digest/enable", json!({ "digest": TOKEN })),
         ("/config/set", json!({ "changes": { TOKEN: TOKEN } })),
         ("/config/set", json!({ "changes": { "http.allowed_hosts": [TOKEN] } })),
-        ("/config/set", json!({ "changes": { "runtime.log": HOOK } })),
+        ("/config/set", json!({ "changes": { "log.level": HOOK } })),
         ("/config/set", json!({ "changes": { "bus.max_pending": 9 } })),
         ("/config/reload", json!({})),
         ("/cron/add", json!({ "id": "leak", "expression": "0 0 1 1 *", "payload": { "a": TOKEN, TOKEN: 1 } })),
@@ -125,7 +125,7 @@ fn no_secret_is_written_anywhere() {
         printf '{\"publish\":[{\"type\":\"leak.effect\",\"data\":\"%s\"}],\"notify\":[{\"title\":\"%s\",\"message\":\"%s\",\
         \"severity\":\"info\"}],\"result\":\"%s\"}' \"$T\" \"$T\" \"$T\" \"$T\"\n";
     write_skill(home, "teller", &["aman.on: tell.all tell.die"], script);
-    let env = [("AMAN_HTTP_TOKEN", TOKEN), ("CANARY_HOOK", HOOK), ("AMAN_RUNTIME_LOG", "trace")];
+    let env = [("AMAN_HTTP_TOKEN", TOKEN), ("CANARY_HOOK", HOOK), ("AMAN_LOG_LEVEL", "trace")];
     let mut daemon = Daemon::try_start_in(home, &env).unwrap_or_else(|log| panic!("it did not start: {log}"));
     push_everything(&daemon);
     push(&daemon, &json!({ "source": "t", "type": "tell.all" }));
@@ -154,6 +154,8 @@ fn no_secret_is_written_anywhere() {
         &["event", "recent"],
         &["event", "dump", TOKEN],
         &["why", TOKEN],
+        &["logs", "-n", "1000000"],
+        &["logs", "--since", "1h", "--json"],
     ] {
         let output = command(home).args(arguments).envs(env).output().expect("the binary starts");
         assert_clean(&format!("the output of {arguments:?}"), &[output.stdout, output.stderr].concat());
@@ -163,6 +165,8 @@ fn no_secret_is_written_anywhere() {
     let mut all = Vec::new();
     files(home, &mut all);
     assert!(all.iter().any(|path| path.ends_with("aman.db")) && all.iter().any(|path| path.ends_with("stderr.log")));
+    let log = std::fs::read_to_string(home.join("logs/aman.log")).expect("a log file");
+    assert!(log.contains("log redacted"), "the log file has what the skill says, without the secret");
     for path in all.iter().filter(|path| !path.ends_with("token")) {
         assert_clean(&path.display().to_string(), &std::fs::read(path).expect("a file"));
     }

@@ -93,7 +93,7 @@ fn apply(app: &App, config: Config) -> Result<(), Error> {
     let secure = app.settings.places.secure;
     let places =
         Places { hosts: lower(&config.http.allowed_hosts), origins: lower(&config.http.allowed_origins), secure };
-    telemetry::set_filter(&config.log)?;
+    telemetry::set_filter(&config.log.level)?;
     app.bus.retune(bus::Settings::of(&config.bus));
     app.rates.retune(Limits { owner: config.http.owner_rate_limit, others: config.http.rate_limit });
     app.tuned.store(Arc::new(Tuned {

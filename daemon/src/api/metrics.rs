@@ -14,6 +14,7 @@ use super::{App, Call};
 use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::store::{dead_letters, deliveries, outbox};
+use crate::telemetry;
 
 /// Consumers that get a label of their own; the rest is summed up as `other`, so that labels stay bounded.
 const CONSUMERS_MAX: usize = 100;
@@ -183,6 +184,7 @@ fn process(text: &mut Text) {
     text.one("process_cpu_seconds_total", "counter", "CPU time, user and system.", process.cpu_s);
     text.one("process_open_fds", "gauge", "Open file descriptors.", process.open_fds);
     text.one("process_threads", "gauge", "Threads.", process.threads);
+    text.one("log_lines_lost_total", "counter", "Lines that no log file holds.", telemetry::lines_lost());
 }
 
 /// What `aman.metrics` frames hold: cheap to gather, so that many streams may ask.

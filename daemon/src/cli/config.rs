@@ -48,13 +48,13 @@ pub struct GetArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  aman config set runtime.log debug
+  aman config set log.level debug
   aman config set http.allowed_hosts '[\"aman.local\"]'
   aman config set sources.inbox.path ~/inbox
-  aman config set --unset runtime.log
-  aman config set --override --yes runtime.log debug   above the file, kept by the daemon, gone with --unset")]
+  aman config set --unset log.level
+  aman config set --override --yes log.level debug   above the file, kept by the daemon, gone with --unset")]
 pub struct SetArgs {
-    /// The setting, such as runtime.log
+    /// The setting, such as log.level
     key: String,
     /// Its value as TOML; what is no TOML is a text
     #[arg(required_unless_present = "unset")]
@@ -370,14 +370,14 @@ mod tests {
         assert!(new.contains("strict_confirm = true\n"), "{new}");
         let gone = changed(&new, "bus.max_pending", None).expect("it can be removed");
         assert!(!gone.contains("max_pending") && gone.contains("# mine"), "{gone}");
-        assert_eq!(changed(file, "runtime.log", None).as_deref(), Ok(file));
+        assert_eq!(changed(file, "log.level", None).as_deref(), Ok(file));
     }
 
     #[test]
     fn sections_are_made_and_values_read() {
         let new = set("", "sources.inbox.path", "~/inbox");
         assert_eq!(new, "[sources.inbox]\npath = \"~/inbox\"\n");
-        assert_eq!(set("", "runtime.log", "true"), "[runtime]\nlog = \"true\"\n");
+        assert_eq!(set("", "log.level", "true"), "[log]\nlevel = \"true\"\n");
         assert_eq!(set("", "http.allowed_hosts", "[\"a\"]"), "[http]\nallowed_hosts = [\"a\"]\n");
         assert_eq!(set("", "bus.dedup_window", "2h"), "[bus]\ndedup_window = \"2h\"\n");
         for (file, key) in [("[http", "http.bind"), ("http = 1", "http.bind"), ("", "bind"), ("", "http..bind")] {

@@ -13,6 +13,7 @@ mod failure;
 #[cfg(test)]
 mod fake;
 mod jq;
+mod logs;
 mod out;
 mod skill;
 mod source;
@@ -120,6 +121,8 @@ pub enum Command {
     Config(config::ConfigCommand),
     /// Check this machine and the daemon, and say what to do
     Doctor(doctor::DoctorArgs),
+    /// Read the daemon's log files
+    Logs(logs::LogsArgs),
     /// Run a jq filter over JSON, for scripts on machines without jq
     Jq(JqArgs),
     /// Print what a shell needs to complete commands by Tab
@@ -289,6 +292,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Open(args) => token::open(context, &args).await,
         Command::Config(command) => config::run(context, command).await,
         Command::Doctor(args) => doctor::run(context, &args).await,
+        Command::Logs(args) => logs::run(context, &args).await,
         Command::Completions(args) => completions::run(context, &args),
         Command::Serve(_) | Command::Jq(_) => Err(Failure::Usage("This command needs no daemon.".to_owned())),
     }

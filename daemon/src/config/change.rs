@@ -39,7 +39,7 @@ const LIVE: &[&str] = &[
     "http.rate_limit",
     "http.rate_limit_owner",
     "http.strict_confirm",
-    "runtime.log",
+    "log.level",
 ];
 /// Settings that decide who may do what: whoever has a token must not be able to open the door further.
 const ACCESS: &[&str] = &["http.allow_exec_definitions", "http.allow_remote", "http.auth", "http_client.allow_private"];
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn keys_are_told_apart() {
         for (key, wanted) in [
-            ("runtime.log", Change::Live),
+            ("log.level", Change::Live),
             ("http.public_stream", Change::Live),
             ("bus.durability", Change::Restart),
             ("http.bind", Change::Restart),
@@ -120,7 +120,9 @@ mod tests {
             ("sources.x.command", Change::FileOnly),
             ("sinks.x.secret", Change::FileOnly),
             ("http.unix_socket", Change::FileOnly),
-            ("runtime.log_file", Change::FileOnly),
+            ("log.dir", Change::FileOnly),
+            ("log.files", Change::FileOnly),
+            ("log.keep", Change::Restart),
         ] {
             assert_eq!(change(key), wanted, "{key}");
         }

@@ -55,7 +55,7 @@ impl Recipe {
         let file = parse(&self.paths.config_file, text)?;
         let mut layers = Layers::new(&file);
         layers.add_environment(self.environment.clone());
-        for (key, value) in [("http.bind", &self.flags.bind), ("runtime.log", &self.flags.log)] {
+        for (key, value) in [("http.bind", &self.flags.bind), ("log.level", &self.flags.log)] {
             if let Some(value) = value {
                 layers.set(key, Value::String(value.clone()), Origin::Flag);
             }
@@ -191,18 +191,18 @@ mod tests {
     fn each_layer_hides_the_ones_below() {
         let mut recipe = recipe();
         let origin = |config: &Config| {
-            let found = config.effective.iter().find(|setting| setting.key == "runtime.log").expect("a setting");
+            let found = config.effective.iter().find(|setting| setting.key == "log.level").expect("a setting");
             (found.value.as_str().unwrap_or_default().to_owned(), found.origin)
         };
         let none = Overrides::new();
         assert_eq!(origin(&recipe.build("", &none).expect("valid")), ("info".to_owned(), Origin::Default));
-        let text = "[runtime]\nlog = \"warn\"\n";
+        let text = "[log]\nlevel = \"warn\"\n";
         assert_eq!(origin(&recipe.build(text, &none).expect("valid")), ("warn".to_owned(), Origin::File));
-        recipe.environment.insert("AMAN_RUNTIME_LOG".to_owned(), "error".to_owned());
+        recipe.environment.insert("AMAN_LOG_LEVEL".to_owned(), "error".to_owned());
         assert_eq!(origin(&recipe.build(text, &none).expect("valid")), ("error".to_owned(), Origin::Env));
         recipe.flags.log = Some("debug".to_owned());
         assert_eq!(origin(&recipe.build(text, &none).expect("valid")), ("debug".to_owned(), Origin::Flag));
-        let overrides = Overrides::from([("runtime.log".to_owned(), Value::from("trace"))]);
+        let overrides = Overrides::from([("log.level".to_owned(), Value::from("trace"))]);
         let config = recipe.build(text, &overrides).expect("valid");
         assert_eq!(origin(&config), ("trace".to_owned(), Origin::Override));
         let without = config.with_overrides(&none).expect("valid");

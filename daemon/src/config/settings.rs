@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::{LATER, Secret, field, parse_duration, paths};
+use super::{LATER, Secret, field, parse_duration, parse_size, paths};
 use crate::error::FieldError;
 
 /// One setting.
@@ -56,8 +56,13 @@ pub const SETTINGS: &[Setting] = &[
     setting("bus.max_causation_depth", "64", "How many effects may follow each other."),
     setting("bus.max_pending", "1000000", "Deliveries that may wait before pushes are refused."),
     setting("runtime.drain_timeout", "\"30s\"", "How long a shutdown waits for running work."),
-    setting("runtime.log", "\"info\"", "Log level, or a filter such as info,aman::bus=debug."),
-    setting("runtime.log_format", "\"text\"", "text or json."),
+    setting("log.level", "\"info\"", "error, warn, info, debug, trace, or a filter such as info,aman::bus=debug."),
+    setting("log.format", "\"text\"", "text, or json for one JSON object a line."),
+    setting("log.files", "true", "Writes the log to files as well as to standard error."),
+    setting("log.dir", "\"\"", "Folder of the log files; empty = the state folder."),
+    setting("log.max_size", "\"16MiB\"", "A log file of this size is put aside and a new one begun."),
+    setting("log.keep", "5", "How many log files that were put aside are kept."),
+    setting("log.max_age", "\"30d\"", "Log files without a younger line are removed."),
     setting("http_client.allow_private", "false", "Lets outgoing calls reach loopback and private addresses."),
     setting("skills.paths", "[]", "Folders with skills, besides the data folder's."),
     setting("debug.force_enable_debug_endpoints", "false", "Lets /inject-event and other test helpers answer."),
@@ -205,6 +210,16 @@ impl Layers {
         parse_duration(&text).unwrap_or_else(|| {
             self.wrong(key, "must be a duration such as 250ms, 30s, 10m, 24h or 7d.");
             Duration::ZERO
+        })
+    }
+
+    /// A number of bytes, such as 64MiB, within bounds.
+    pub fn size(&mut self, key: &'static str, range: RangeInclusive<u64>) -> u64 {
+        let text = self.text(key);
+        parse_size(&text).filter(|bytes| range.contains(bytes)).unwrap_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            self.wrong(key, &format!("must be a size such as 512KiB, 64MiB or 2GiB, from {least} to {most} bytes."));
+            *range.start()
         })
     }
 
