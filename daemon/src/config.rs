@@ -2,8 +2,10 @@
 //!
 //! Layers: defaults < file < `AMAN_*` environment < flags. The only module that reads the environment.
 
+pub mod broker;
 mod change;
 mod cron;
+mod keyring;
 mod paths;
 mod recipe;
 mod settings;
@@ -204,7 +206,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let skill_paths = layers.list("skills.paths").iter().map(|path| paths::expand(path, home.as_deref())).collect();
     let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
     let sources = sources(file, &paths, &mut layers);
-    let sinks = sinks(file, &mut layers);
+    let sinks = sinks(file, &paths, &mut layers);
     let allow_private = layers.flag("http_client.allow_private");
     let cron = cron::jobs(file, &mut layers);
     let (effective, warnings, wrong) = layers.finish(file);
@@ -316,9 +318,9 @@ fn sources(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sources::Sou
     each_table("sources", table, layers, |id, settings, faults| sources::source(id, settings, paths, faults))
 }
 
-fn sinks(file: &Table, layers: &mut Layers) -> Vec<sinks::Sink> {
+fn sinks(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sinks::Sink> {
     let Some(table) = file.get("sinks").and_then(Value::as_table) else { return Vec::new() };
-    each_table("sinks", table, layers, sinks::sink)
+    each_table("sinks", table, layers, |id, settings, faults| sinks::sink(id, settings, paths, faults))
 }
 
 /// Reads every `[section.<id>]`; what is wrong goes to `layers`.
@@ -486,7 +488,10 @@ mod tests {
             ("[sources.a]\nkind = \"webhook\"\nverify = { scheme = \"github\" }", "sources.a.verify.secret"),
             ("[sources.a]\nkind = \"command\"", "sources.a.command"),
             ("[sources.a]\nkind = \"http_poll\"\nurl = \"ftp://x\"", "sources.a.url"),
-            ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtts://x\"\ntopics = [\"a\"]", "sources.a.broker"),
+            ("[sources.a]\nkind = \"mqtt\"\nbroker = \"ws://x\"\ntopics = [\"a\"]", "sources.a.broker"),
+            ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtt://x\"\ntopics = [\"a\"]\nca = \"/a\"", "sources.a.broker"),
+            ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtts://x\"\ntopics = [\"a\"]\ncert = \"/a\"", "sources.a.key"),
+            ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtts://x\"\ntopics = [\"a\"]\nca = \"a\"", "sources.a.ca"),
             ("[sinks.a]\nkind = \"webhook\"\ntypes = [\"a\"]\nurl = \"https://a\"", "sinks.a.secret"),
         ];
         for (text, wanted) in cases {

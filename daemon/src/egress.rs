@@ -5,6 +5,7 @@
 
 mod address;
 pub mod mqtt;
+mod tls;
 mod url;
 
 use std::fmt;
@@ -21,10 +22,11 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use crate::clock::Millis;
+use crate::config::broker::Secured;
 pub use hyper::Method;
 pub use url::Url;
 
@@ -169,13 +171,21 @@ impl Egress {
         if !ask.url.is_tls() {
             return exchange(tcp, ask, sent).await;
         }
-        let connector = self.shared.tls.get_or_init(connector).clone().map_err(EgressError::NotSent)?;
-        let name = ServerName::try_from(ask.url.host().to_owned()).map_err(|_| {
-            EgressError::Refused(format!("'{}' is no name that a certificate can have", ask.url.host()))
-        })?;
-        let failed = |error| EgressError::NotSent(format!("no secure connection to {}: {error}", ask.url.host()));
-        let tls = connector.connect(name, tcp).await.map_err(failed)?;
+        let tls = self.encrypt(tcp, ask.url.host(), &Secured::default()).await;
+        let tls = tls.map_err(EgressError::NotSent)?;
         exchange(tls, ask, sent).await
+    }
+
+    /// Encrypts a connection to `host`, which must have a certificate for that name.
+    async fn encrypt(&self, tcp: TcpStream, host: &str, secured: &Secured) -> Result<TlsStream<TcpStream>, String> {
+        let connector = match secured {
+            Secured { ca: None, client: None } => self.shared.tls.get_or_init(tls::usual).clone()?,
+            named => tls::connector(named)?,
+        };
+        let no_name = |_| format!("'{host}' is no name that a certificate can have");
+        let name = ServerName::try_from(host.to_owned()).map_err(no_name)?;
+        let failed = |error| format!("no secure connection to {host}: {error}");
+        connector.connect(name, tcp).await.map_err(failed)
     }
 
     /// Connects to an address that was checked: what the name means a moment later does not matter.
@@ -209,21 +219,6 @@ impl Egress {
         }
         Err(EgressError::NotSent(format!("{host}:{} cannot be reached: {last}", url.port())))
     }
-}
-
-fn connector() -> Result<TlsConnector, String> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    let (good, _bad) = roots.add_parsable_certificates(found.certs);
-    if good == 0 {
-        return Err("this machine has no trusted certificates; install ca-certificates".to_owned());
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 async fn exchange<S>(stream: S, ask: &Ask, sent: &OnceLock<()>) -> Result<Heard, EgressError>

@@ -15,6 +15,7 @@ mod files;
 mod harness;
 mod hooks;
 mod http;
+mod keyring;
 mod logs;
 mod model;
 mod mqtt;

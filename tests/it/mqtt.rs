@@ -1,23 +1,17 @@
 //! MQTT with a real broker (mosquitto): messages as events, events as messages, and nothing lost when one side is away.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Folder, signal, wait};
-
-/// Where `scripts/setup test` unpacked mosquitto.
-fn tools() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/mosquitto")
-}
+use crate::peer::unpacked;
 
 fn tool(name: &str) -> Command {
-    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu"];
-    let paths: Vec<String> = libraries.iter().map(|path| tools().join(path).display().to_string()).collect();
-    let mut command = Command::new(tools().join("usr").join(name));
-    command.env("LD_LIBRARY_PATH", paths.join(":")).stdin(Stdio::null());
+    let (root, libraries) = unpacked("mosquitto");
+    let mut command = Command::new(root.join("usr").join(name));
+    command.env("LD_LIBRARY_PATH", libraries).stdin(Stdio::null());
     command
 }
 
@@ -30,14 +24,18 @@ struct Broker {
 
 impl Broker {
     fn start() -> Broker {
+        Broker::with("allow_anonymous true\n")
+    }
+
+    /// A broker with these further lines in its configuration.
+    fn with(lines: &str) -> Broker {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("an address").port().to_string();
         drop(free);
         let folder = Folder::new("broker");
         let place = folder.path().display();
-        let text = format!(
-            "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {place}/\nuser root\n"
-        );
+        let text =
+            format!("listener {port} 127.0.0.1\n{lines}persistence true\npersistence_location {place}/\nuser root\n");
         std::fs::write(folder.path().join("mosquitto.conf"), text).expect("a configuration");
         let mut broker = Broker { folder, port, child: None };
         broker.again();
@@ -146,4 +144,56 @@ fn events_become_messages_also_later() {
     broker.again();
     let line = broker.subscriber(&["-C", "1", "-W", "15"]);
     assert!(line.contains(&id), "{line}");
+}
+
+/// Goal: over `mqtts://` both directions work with the certificates that are named, and nobody else is talked to: neither a
+/// broker that nobody vouches for, nor by a client without its certificate, nor under another name.
+#[test]
+fn encrypted_connections_trust_whom_they_are_told_to() {
+    let fixture = |name: &str| format!("{}/../tests/fixtures/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (cert, key) = (fixture("cert.pem"), fixture("key.pem"));
+    let broker = Broker::with(&format!(
+        "allow_anonymous true\ncafile {cert}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate true\n"
+    ));
+    let section = |id: &str, host: &str, more: &str| {
+        let port = &broker.port;
+        format!("[{id}]\nkind = \"mqtt\"\nbroker = \"mqtts://{host}:{port}\"\n{more}\n")
+    };
+    let (named, own) = (format!("ca = {cert:?}"), format!("cert = {cert:?}\nkey = {key:?}"));
+    let whole = format!("{named}\n{own}");
+    let topics = |more: &str| format!("topics = [\"out/#\"]\n{more}");
+    let daemon = Daemon::configured(
+        &[
+            section("sources.good", "localhost", &topics(&whole)),
+            section("sources.unvouched", "localhost", &topics(&own)),
+            section("sources.unknown", "localhost", &topics(&named)),
+            section("sources.renamed", "127.1", &topics(&whole)),
+            section("sources.nofile", "localhost", &topics("ca = \"/nowhere/ca.pem\"")),
+            section("sinks.out", "localhost", &format!("types = [\"lamp.*\"]\ntopic = \"out/{{type}}\"\n{whole}")),
+        ]
+        .concat(),
+    );
+    let shown = |id: &str| daemon.get(&format!("/event-source/{id}")).json;
+    daemon.wait("the connection", || (shown("good")["state"] == "connected").then_some(()));
+    let id = daemon.push("lamp.on", json!({ "n": 1 }));
+    // A subscription is in force a moment after the connection is, so the first message may pass it by.
+    let came = || {
+        daemon.push("lamp.on", json!({ "n": 2 }));
+        daemon.recent("mqtt.message").pop()
+    };
+    let event = daemon.wait("the message that the sink sent", came);
+    assert_eq!((&event["source"], &event["subject"]), (&json!("mqtt/good"), &json!("out/lamp/on")), "{id}");
+    for (id, why) in [
+        ("unvouched", "UnknownIssuer"),
+        ("unknown", "no connection"),
+        ("renamed", "127.1"),
+        ("nofile", "/nowhere/ca.pem cannot be used"),
+    ] {
+        daemon.wait(id, || {
+            let source = shown(id);
+            let told = source["last_error"].as_str().unwrap_or_default().to_owned();
+            (source["health"] == "failing" && told.contains(why)).then_some(())
+        });
+    }
+    assert!(daemon.recent("mqtt.message").iter().all(|event| event["source"] == "mqtt/good"));
 }

@@ -1,7 +1,9 @@
-//! Another machine's web server, as far as tests need one: it answers what it is told and keeps what it was asked.
+//! Others that tests need: a web server that answers what it is told and keeps what it was asked, and real programs that
+//! were unpacked for them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// A web server on a free port; the last answer that was set is repeated.
@@ -80,4 +82,12 @@ fn is_whole(bytes: &[u8]) -> bool {
     let Some(end) = text.find("\r\n\r\n") else { return false };
     let length = text[..end].lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
     bytes.len() >= end + 4 + length.unwrap_or(0)
+}
+
+/// Where `scripts/setup test` unpacked the Debian packages of `name`, and the `LD_LIBRARY_PATH` of what is in it.
+pub fn unpacked(name: &str) -> (PathBuf, String) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools").join(name);
+    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu"];
+    let paths: Vec<String> = libraries.iter().map(|path| root.join(path).display().to_string()).collect();
+    (root, paths.join(":"))
 }

@@ -154,7 +154,8 @@ pub(super) fn expand(path: &str, home: Option<&Path>) -> PathBuf {
     }
 }
 
-/// The value behind `env:NAME` or `file:PATH`, made known to [`redact`]; any other text is the value itself. The error never holds the value.
+/// The value behind `env:NAME`, `file:PATH` or `keyring:SERVICE/ACCOUNT`, made known to [`redact`]; any other text is the
+/// value itself. The error never holds the value.
 pub(super) fn resolve_secret(text: &str) -> Result<String, String> {
     let found = if let Some(name) = text.strip_prefix("env:") {
         variable(name).ok_or_else(|| format!("names the variable {name}, which is not set."))?
@@ -162,8 +163,8 @@ pub(super) fn resolve_secret(text: &str) -> Result<String, String> {
         let path = expand(path, variable("HOME").map(PathBuf::from).as_deref());
         let read = std::fs::read_to_string(&path);
         read.map(|s| s.trim().to_owned()).map_err(|error| format!("names the file {}: {error}.", path.display()))?
-    } else if text.starts_with("keyring:") {
-        return Err("names the system's keyring, which this build cannot read. Use env:NAME or file:PATH.".to_owned());
+    } else if let Some(place) = text.strip_prefix("keyring:") {
+        super::keyring::look_up(place)?
     } else {
         return Ok(text.to_owned());
     };

@@ -33,6 +33,7 @@ impl fmt::Debug for Recipe {
 
 impl Recipe {
     fn find(flags: &Flags) -> Result<Recipe, Error> {
+        super::keyring::ask_again();
         let mut paths = Paths::find(flags.home.as_deref())?;
         if let Some(file) = &flags.config {
             paths.config_file.clone_from(file);
@@ -111,6 +112,7 @@ pub fn load_or_last_good(flags: &Flags) -> Result<Config, Error> {
 
 impl Config {
     fn made_from(&self) -> Result<&Recipe, Error> {
+        super::keyring::ask_again();
         let none = || Error::conflict("invalid_state", "This configuration was not read from a file.");
         self.recipe.as_ref().ok_or_else(none)
     }

@@ -33,7 +33,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "http.token",
         default: "",
         secret: true,
-        help: "The static token, or env:NAME or file:PATH; without it one is generated.",
+        help: "The static token, or env:NAME, file:PATH or keyring:SERVICE/ACCOUNT; without it one is generated.",
     },
     setting("http.auth", "\"token\"", "token, or none (loopback only)."),
     setting("http.allowed_hosts", "[]", "Host names besides localhost that requests may name."),
@@ -234,7 +234,7 @@ impl Layers {
         })
     }
 
-    /// A secret, given as itself or as a reference `env:NAME` or `file:PATH`. At least 16 characters.
+    /// A secret, given as itself or as a reference such as `env:NAME`. At least 16 characters.
     pub fn secret(&mut self, key: &'static str) -> Option<Secret> {
         self.value(key)?;
         let text = self.text(key);

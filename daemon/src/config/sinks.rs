@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use toml::Table;
 
-use super::Secret;
-use super::sources::{Broker, broker};
+use super::broker::{Broker, broker};
 use super::table::{Faults, Reader};
+use super::{Paths, Secret};
 use crate::egress::Url;
 use crate::event::TypePattern;
 use crate::expr::Expr;
@@ -50,7 +50,7 @@ pub enum SinkKind {
 }
 
 /// Reads the table of a sink; `None` when it cannot be used, and then `faults` says why.
-pub(super) fn sink(id: &str, table: &Table, faults: &mut Faults) -> Option<Sink> {
+pub(super) fn sink(id: &str, table: &Table, paths: &Paths, faults: &mut Faults) -> Option<Sink> {
     let mut reader = Reader::new(format!("sinks.{id}"), table);
     let wrong_before = faults.wrong.len();
     let types = reader.patterns("types");
@@ -67,7 +67,7 @@ pub(super) fn sink(id: &str, table: &Table, faults: &mut Faults) -> Option<Sink>
             if topic.is_empty() || topic.contains(['#', '+', '\0']) {
                 reader.wrong("topic", "must be a topic without wildcards; {type} stands for the event's type.");
             }
-            broker(&mut reader).map(|broker| SinkKind::Mqtt { broker, topic })
+            broker(&mut reader, paths).map(|broker| SinkKind::Mqtt { broker, topic })
         }
         Some(other) => {
             reader.wrong("kind", format!("'{other}' is not known; this version has: webhook, mqtt."));
@@ -83,7 +83,10 @@ pub(super) fn sink(id: &str, table: &Table, faults: &mut Faults) -> Option<Sink>
 fn webhook(reader: &mut Reader<'_>) -> Option<SinkKind> {
     let (secrets, headers) = (reader.secrets("secret"), reader.headers("headers"));
     if secrets.is_empty() {
-        reader.wrong("secret", "is missing: what calls are signed with, best as env:NAME or file:PATH.");
+        reader.wrong(
+            "secret",
+            "is missing: what calls are signed with, best as env:NAME, file:PATH or keyring:SERVICE/ACCOUNT.",
+        );
     }
     let timeout = reader.duration("timeout", Duration::from_secs(1)..=Duration::from_secs(120));
     let url = reader.url("url", "where events are sent.")?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
+use super::broker::{Broker, broker};
 use super::table::{Faults, Reader};
 use super::{FileSource, Paths, Secret, paths};
 use crate::egress::Url;
@@ -168,19 +169,6 @@ pub struct HttpPoll {
     pub mapping: Mapping,
 }
 
-/// How a broker is reached, by a source or a sink.
-#[derive(Debug, Clone)]
-pub struct Broker {
-    /// Name or address.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// How the broker knows this client again; none = made from the daemon's number and the id.
-    pub client_id: Option<String>,
-    /// User and password.
-    pub login: Option<(String, Secret)>,
-}
-
 /// `kind = "mqtt"`
 #[derive(Debug, Clone)]
 pub struct Mqtt {
@@ -226,7 +214,7 @@ pub fn source(id: &str, table: &Table, paths: &Paths, faults: &mut Faults) -> Op
         Some("webhook") => Some(SourceKind::Webhook(webhook(&mut reader, faults))),
         Some("command") => command(&mut reader, paths).map(SourceKind::Command),
         Some("http_poll") => http_poll(&mut reader).map(SourceKind::HttpPoll),
-        Some("mqtt") => mqtt(&mut reader).map(SourceKind::Mqtt),
+        Some("mqtt") => mqtt(&mut reader, paths).map(SourceKind::Mqtt),
         Some(other) => {
             reader.wrong("kind", format!("'{other}' is not known; this version has: {}.", KINDS.join(", ")));
             // Which keys it has cannot be told, so none is called unknown.
@@ -272,7 +260,10 @@ fn webhook(reader: &mut Reader<'_>, faults: &mut Faults) -> Webhook {
         }
         let secrets = inner.secrets("secret");
         if secrets.is_empty() {
-            inner.wrong("secret", "is missing: what the sender signs with, best as env:NAME or file:PATH.");
+            inner.wrong(
+                "secret",
+                "is missing: what the sender signs with, best as env:NAME, file:PATH or keyring:SERVICE/ACCOUNT.",
+            );
         }
         let lower = |text: String| text.to_ascii_lowercase();
         let verify = Verify {
@@ -328,30 +319,11 @@ fn http_poll(reader: &mut Reader<'_>) -> Option<HttpPoll> {
     Some(HttpPoll { url: reader.url("url", "the address to ask.")?, every, headers, mapping })
 }
 
-/// Reads `broker`, `client_id`, `username` and `password`.
-pub(super) fn broker(reader: &mut Reader<'_>) -> Option<Broker> {
-    let (client_id, username) = (reader.text("client_id"), reader.text("username"));
-    let password = reader.secrets("password").into_iter().next();
-    let text = reader.required("broker", "the broker, such as mqtt://localhost:1883.")?;
-    let place = text.strip_prefix("mqtt://").unwrap_or(&text).trim_end_matches('/');
-    let (host, port) = match place.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse::<u16>().ok()),
-        None => (place, Some(1883)),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let (Some(port), false) = (port, host.is_empty() || text.contains("mqtts://")) else {
-        reader.wrong("broker", "must be a host and a port, such as mqtt://localhost:1883; TLS is not spoken.");
-        return None;
-    };
-    let login = username.map(|name| (name, password.unwrap_or_else(|| Secret::new(""))));
-    Some(Broker { host: host.to_owned(), port, client_id, login })
-}
-
-fn mqtt(reader: &mut Reader<'_>) -> Option<Mqtt> {
+fn mqtt(reader: &mut Reader<'_>, paths: &Paths) -> Option<Mqtt> {
     let topics = reader.list("topics");
     if topics.is_empty() {
         reader.wrong("topics", "is missing: topic filters, such as [\"home/#\"].");
     }
     let mapping = mapping(reader, Trust::Unknown);
-    Some(Mqtt { broker: broker(reader)?, topics, mapping })
+    Some(Mqtt { broker: broker(reader, paths)?, topics, mapping })
 }

@@ -233,6 +233,15 @@ impl<'a> Reader<'a> {
         all
     }
 
+    /// One path, read as [`Reader::paths`] are.
+    pub fn path(&mut self, key: &'static str, home: Option<&std::path::Path>) -> Option<std::path::PathBuf> {
+        let path = paths::expand(&self.text(key)?, home);
+        if !path.is_absolute() {
+            self.wrong(key, "must be an absolute path, or begin with ~/.");
+        }
+        Some(path)
+    }
+
     /// Everything that is wrong, and what nobody asked for.
     pub fn finish(self, faults: &mut Faults) {
         for key in self.table.keys().filter(|key| !self.known.contains(&key.as_str())) {

@@ -98,6 +98,7 @@ pub async fn configured(all: &[Configured], bus: &Bus, egress: &Egress, supervis
                 client: format!("aman-{:08x}-out-{}", bus.store().ids().node, one.id),
                 broker: broker.clone(),
                 topic: topic.clone(),
+                egress: egress.clone(),
             })),
         }
         consumers.push(consumer(one, standing));

@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, Event, EventLoop, Outgoing, Packet, QoS};
+use rumqttc::{Event, EventLoop, Outgoing, Packet, PublishOptions};
 use serde_json::Value;
 
 use super::{Sending, Sent, Sink};
 use crate::bus::RetryPolicy;
 use crate::bus::retry::Backoff;
-use crate::config::sources::Broker;
-use crate::egress::mqtt::options;
+use crate::config::broker::Broker;
+use crate::egress::Egress;
+use crate::egress::mqtt::{client, options};
 
 /// For connecting and the broker's word.
 const TIME_MAX: Duration = Duration::from_secs(30);
@@ -25,6 +26,8 @@ pub struct MqttSink {
     pub(super) broker: Broker,
     /// With `{type}`.
     pub(super) topic: String,
+    /// The way out.
+    pub(super) egress: Egress,
 }
 
 impl Sink for MqttSink {
@@ -50,12 +53,15 @@ impl Sink for MqttSink {
     fn send<'a>(&'a self, _: &'a str, payload: &'a Value) -> Sending<'a> {
         Box::pin(async move {
             let kind = payload["type"].as_str().unwrap_or_default().replace('.', "/");
-            let mut options = options(&self.broker, self.client.clone());
+            let mut options = options(&self.broker, self.client.clone(), &self.egress);
             // The outbox remembers what was not taken; the broker need not.
             options.set_clean_session(true);
-            let (client, mut events) = AsyncClient::new(options, 10);
+            let (client, mut events) = match client(options, 10) {
+                Ok(made) => made,
+                Err(error) => return Sent::Later(format!("there is no client for this broker: {error}"), None),
+            };
             let topic = self.topic.replace("{type}", &kind);
-            if let Err(error) = client.try_publish(topic, QoS::AtLeastOnce, false, payload.to_string()) {
+            if let Err(error) = client.try_publish(topic, payload.to_string(), PublishOptions::at_least_once()) {
                 return Sent::Refused(format!("it cannot be sent: {error}"));
             }
             let mut left = false;

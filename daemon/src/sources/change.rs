@@ -9,7 +9,7 @@ use crate::error::{Error, FieldError};
 
 /// Settings that only the file can have: they name an executable, a path, a secret, or a place outside that no guard
 /// watches. Who holds a token must not be able to run a command or to read what the daemon can.
-const FILE_ONLY: [&str; 17] = [
+const FILE_ONLY: [&str; 20] = [
     "kind",
     "path",
     "command",
@@ -22,6 +22,9 @@ const FILE_ONLY: [&str; 17] = [
     "headers",
     "broker",
     "client_id",
+    "ca",
+    "cert",
+    "key",
     "username",
     "password",
     "secret",

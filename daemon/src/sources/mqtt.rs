@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode};
+use rumqttc::{AckMode, AsyncClient, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::feed::{Feed, back_off};
 use crate::config::sources::Mqtt;
-use crate::egress::mqtt::options;
+use crate::egress::Egress;
+use crate::egress::mqtt::{client, options};
 use crate::error::Error;
 use crate::event::{Data, NewEvent};
 
@@ -25,15 +26,17 @@ pub struct MqttSource {
     pub feed: Arc<Feed>,
     /// What it listens to.
     pub config: Mqtt,
+    /// The way out.
+    pub egress: Egress,
 }
 
 impl MqttSource {
     /// Runs until `stop`.
     pub async fn run(&self, stop: CancellationToken) -> Result<(), Error> {
         let name = format!("aman-{:08x}-{}", self.feed.bus.store().ids().node, self.feed.id);
-        let mut options = options(&self.config.broker, name);
-        options.set_clean_session(false).set_manual_acks(true);
-        let (client, mut events) = AsyncClient::new(options, REQUESTS_MAX);
+        let mut options = options(&self.config.broker, name, &self.egress);
+        options.set_clean_session(false).set_ack_mode(AckMode::Manual);
+        let (client, mut events) = client(options, REQUESTS_MAX).map_err(Error::internal("making an MQTT client"))?;
         let mut failures = 0;
         loop {
             let polled = tokio::select! {
@@ -83,7 +86,7 @@ impl MqttSource {
             Ok(events) if events.is_empty() => Ok(true),
             Ok(events) => self.feed.publish_patiently(events, || None, stop).await,
             Err(error) => {
-                self.feed.skip(format!("{}: {error}", message.topic));
+                self.feed.skip(format!("{}: {error}", topic(message)));
                 Ok(true)
             }
         }
@@ -94,7 +97,7 @@ impl MqttSource {
         let text = std::str::from_utf8(&message.payload).ok();
         let value = text.and_then(|text| crate::event::read_json::<Value>(text.as_bytes()).ok());
         let shown = value.unwrap_or_else(|| String::from_utf8_lossy(&message.payload).into_owned().into());
-        let input = json!({ "topic": message.topic, "payload": shown, "retain": message.retain });
+        let input = json!({ "topic": topic(message), "payload": shown, "retain": message.retain });
         if let Some(events) = frame.mapped(input).await? {
             return Ok(events);
         }
@@ -107,10 +110,15 @@ impl MqttSource {
             },
             None => (Data::Binary(message.payload.to_vec()), kept("application/octet-stream")),
         };
-        let event = NewEvent { subject: Some(message.topic.clone()), content_type, ..frame.plain(data) };
+        let event = NewEvent { subject: Some(topic(message)), content_type, ..frame.plain(data) };
         event.check()?;
         Ok(vec![event])
     }
+}
+
+/// UTF-8 by the protocol.
+fn topic(message: &Publish) -> String {
+    String::from_utf8_lossy(&message.topic).into_owned()
 }
 
 /// Says good-bye and sends what waits, such as acknowledgements.

@@ -284,7 +284,9 @@ impl Task {
             SourceKind::HttpPoll(config) => {
                 PollSource { feed, config: config.clone(), egress: with.egress.clone() }.run(stop).await
             }
-            SourceKind::Mqtt(config) => MqttSource { feed, config: config.clone() }.run(stop).await,
+            SourceKind::Mqtt(config) => {
+                MqttSource { feed, config: config.clone(), egress: with.egress.clone() }.run(stop).await
+            }
             SourceKind::Files(_) | SourceKind::Webhook(_) => Ok(()),
         }
     }
