@@ -102,6 +102,8 @@ pub struct BusConfig {
     pub max_causation_depth: u32,
     /// Deliveries that may wait before pushes are refused.
     pub max_pending: i64,
+    /// Bytes of the disk that stay free for work that is under way; below, pushes are refused.
+    pub keep_free_bytes: u64,
 }
 
 /// `[log]`
@@ -199,6 +201,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         dedup_window: layers.duration("bus.dedup_window"),
         max_causation_depth: u32::try_from(layers.number("bus.max_causation_depth", 1..=10_000)).unwrap_or(64),
         max_pending: layers.number("bus.max_pending", 1..=i64::MAX),
+        keep_free_bytes: layers.number("bus.keep_free_mib", 0..=1 << 30).unsigned_abs() << 20,
     };
     let drain_timeout = layers.duration("runtime.drain_timeout");
     let log = log(&paths, &mut layers);

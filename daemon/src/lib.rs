@@ -14,6 +14,7 @@ pub mod error;
 pub mod event;
 pub mod expr;
 pub mod id;
+pub mod lock;
 pub mod outbox;
 pub mod redact;
 pub mod registry;

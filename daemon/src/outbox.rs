@@ -84,7 +84,11 @@ async fn lane(bus: Bus, sink: Arc<dyn Sink>, stop: CancellationToken) -> Result<
         let now_ms = bus.clock().now_ms();
         let wait = match next {
             Some(intent) if intent.next_ms <= now_ms || intent.expires_ms <= now_ms => {
-                attempt(&bus, sink.as_ref(), intent, &stop).await?;
+                match attempt(&bus, sink.as_ref(), intent, &stop).await {
+                    // Nothing was sent, or it is settled by the next run as cut off.
+                    Err(Error::Busy { .. }) => pause(&bus, &stop).await,
+                    other => other?,
+                }
                 if stop.is_cancelled() {
                     return Ok(());
                 }
@@ -98,6 +102,18 @@ async fn lane(bus: Bus, sink: Arc<dyn Sink>, stop: CancellationToken) -> Result<
             changed = added.changed() => if changed.is_err() { return Ok(()) },
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
         }
+    }
+}
+
+/// Waits until trying again what the store refused makes sense, or the daemon stops.
+async fn pause(bus: &Bus, stop: &CancellationToken) {
+    let room = async {
+        tokio::time::sleep(DISK_WAIT).await;
+        bus.store().until_writable().await;
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = room => {}
     }
 }
 
@@ -128,10 +144,12 @@ async fn attempt(bus: &Bus, sink: &dyn Sink, intent: Intent, stop: &Cancellation
         })
         .await
     {
-        tracing::error!(error = ?error, "How sending ended could not be stored; it is tried again.");
-        tokio::select! {
-            () = stop.cancelled() => return Err(error),
-            () = tokio::time::sleep(DISK_WAIT) => {}
+        if !matches!(error, Error::Busy { .. }) {
+            tracing::error!(error = ?error, "How sending ended could not be stored; it is tried again.");
+        }
+        pause(bus, stop).await;
+        if stop.is_cancelled() {
+            return Err(error);
         }
     }
     Ok(())

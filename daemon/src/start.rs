@@ -1,10 +1,9 @@
 //! Builds every part once, in order, and takes them down in reverse.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 
@@ -18,6 +17,7 @@ use crate::config::{self, Config, Paths};
 use crate::cron::Cron;
 use crate::egress::Egress;
 use crate::error::Error;
+use crate::lock::{self, Locked};
 use crate::outbox::{self, Sink};
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
@@ -27,10 +27,6 @@ use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
 use crate::telemetry;
 
-/// How long the lock of a killed predecessor may linger: a process that it was starting holds it until its own program
-/// runs.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How long a killed predecessor's scripts may take to end.
 const STRAYS_WAIT: Duration = Duration::from_secs(10);
 /// How long tasks and connections may take to end once the work is drained.
@@ -48,7 +44,7 @@ pub struct Daemon {
     sources: Sources,
     config: Config,
     /// Held for as long as the daemon runs.
-    _lock: File,
+    _lock: Locked,
 }
 
 /// Starts the daemon; it serves when this returns.
@@ -71,7 +67,7 @@ pub struct Extras {
 pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error> {
     let Extras { clock, consumers, sinks } = extras;
     config.paths.make()?;
-    let lock = lock(&config.paths).await?;
+    let lock = lock::lock(&config.paths).await?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -181,25 +177,6 @@ impl Daemon {
         let _gone = std::fs::remove_file(&config.paths.address_file);
         let _gone = config.http.socket.as_ref().map(std::fs::remove_file);
         tracing::info!("Stopped.");
-    }
-}
-
-async fn lock(paths: &Paths) -> Result<File, Error> {
-    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&paths.lock_file);
-    let file = open.map_err(Error::internal("opening the lock file"))?;
-    let until = Instant::now() + LOCK_WAIT;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => tokio::time::sleep(LOCK_PAUSE).await,
-            Err(TryLockError::WouldBlock) => {
-                let data = paths.data.display();
-                let reason =
-                    format!("Another aman works with the data in {data}. Stop it, or choose another AMAN_HOME.");
-                return Err(Error::conflict("already_running", reason));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::internal("locking the data folder")(error)),
-        }
     }
 }
 

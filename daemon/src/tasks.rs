@@ -64,7 +64,7 @@ impl Supervisor {
         let (supervisor, name) = (self.clone(), name.into());
         supervisor.set(&name, "running", None, false);
         self.tracker.spawn(async move {
-            let mut wait = RESTART_FIRST;
+            let (mut wait, mut told) = (RESTART_FIRST, String::new());
             loop {
                 let begun = std::time::Instant::now();
                 let why = match tokio::spawn(make()).await {
@@ -72,7 +72,11 @@ impl Supervisor {
                     Ok(Err(error)) => error.chain().join(": "),
                     Err(panic) => panic.to_string(),
                 };
-                tracing::error!(task = name, error = why, "A background task failed.");
+                // What fails the same way again and again is said once.
+                if told != why {
+                    tracing::error!(task = name, error = why, "A background task failed.");
+                    told.clone_from(&why);
+                }
                 if on_exit == OnExit::Degrade || supervisor.stop.is_cancelled() {
                     return supervisor.set(&name, "failed", Some(why), false);
                 }

@@ -8,15 +8,29 @@ use serde_json::{Map, Value, json};
 use super::body::{self, Reply};
 use super::problem::Problem;
 use super::{App, Call};
+use crate::store::Stats;
 
 fn check(ok: bool, detail: &str) -> Value {
     json!({ "ok": ok, "detail": detail })
 }
 
-fn answer(app: &App, good: bool, checks: &Map<String, Value>) -> Result<Reply, Problem> {
-    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let word = if good { "ok" } else { "unavailable" };
+fn answer(app: &App, word: &str, checks: &Map<String, Value>) -> Result<Reply, Problem> {
+    let status = if word == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     body::reply(status, &json!({ "status": word, "phase": app.lifecycle.phase_name(), "checks": checks }))
+}
+
+/// Whether the database takes new work, and how long it still will.
+fn storage(store: &Stats) -> Value {
+    if let Some(fault) = store.fault {
+        return check(false, &format!("{}. {}", fault.what(), fault.advice()));
+    }
+    match store.free_bytes {
+        Some(free) if free < store.keep_free_bytes.saturating_mul(4) => {
+            let (free, keep) = (free >> 20, store.keep_free_bytes >> 20);
+            check(true, &format!("writable; only {free} MiB are free, and below {keep} MiB nothing new is taken"))
+        }
+        _ => check(true, "writable"),
+    }
 }
 
 /// `GET /health/live`: the process answers. A constant, so that watching it costs nothing.
@@ -31,23 +45,28 @@ pub(super) async fn live(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
 /// `GET /health` and `GET /health/ready`
 pub(super) async fn ready(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
     let phase = app.lifecycle.is_ready();
-    let store = app.store.stats().broken.is_none();
+    let store = app.store.stats();
     let failed = app.supervisor.status().values().filter(|status| status.state == "failed").count();
     let mut checks = Map::new();
     checks.insert("phase".to_owned(), check(phase, app.lifecycle.phase_name()));
-    checks.insert("store".to_owned(), check(store, if store { "writable" } else { "not writable" }));
+    checks.insert("store".to_owned(), storage(&store));
     let tasks = if failed == 0 { "all run".to_owned() } else { format!("{failed} failed; see /runtime/status") };
     checks.insert("tasks".to_owned(), check(failed == 0, &tasks));
     let config = !app.configured.is_broken();
     let detail = if config { "good" } else { "safe mode: the file is broken, the last good one is in force" };
     checks.insert("config".to_owned(), check(config, detail));
-    // A failed task is shown, and does not make the daemon useless.
-    answer(&app, phase && store, &checks)
+    // A failed task is shown, and does not make the daemon useless. One that stores nothing new still shows and streams.
+    let word = match (phase, store.fault) {
+        (true, None) => "ok",
+        (true, Some(_)) => "degraded",
+        (false, _) => "unavailable",
+    };
+    answer(&app, word, &checks)
 }
 
 /// `GET /health/llm`
 pub(super) async fn llm(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
     let mut checks = Map::new();
     checks.insert("llm".to_owned(), check(false, "no provider configured"));
-    answer(&app, false, &checks)
+    answer(&app, "unavailable", &checks)
 }

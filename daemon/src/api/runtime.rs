@@ -13,6 +13,7 @@ use super::body::{self, Reply};
 use super::problem::Problem;
 use super::query::Query;
 use super::{App, Call};
+use crate::store::fault::Fault;
 
 /// How far the start has come; shutting down is [`Lifecycle::is_draining`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,7 +186,17 @@ fn subsystems(app: &App) -> BTreeMap<String, Value> {
         all.insert(name, shown);
     }
     let store = app.store.stats();
-    let state = if store.broken.is_some() { "failed" } else { "running" };
-    all.insert("store".to_owned(), json!({ "state": state, "error": store.broken, "queued": store.queued }));
+    let state = match store.fault {
+        None => "running",
+        Some(fault) if fault.is_final() => "failed",
+        Some(_) => "degraded",
+    };
+    let error =
+        store.fault.map(|fault| json!({ "code": fault.code(), "why": fault.what(), "what_to_do": fault.advice() }));
+    let (queued, free) = (store.queued, store.free_bytes);
+    all.insert(
+        "store".to_owned(),
+        json!({ "state": state, "error": store.fault.map(Fault::what), "fault": error, "queued": queued, "free_bytes": free }),
+    );
     all
 }

@@ -20,8 +20,8 @@ use crate::store::deliveries::{self, Ready};
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 /// The longest wait that a consumer may ask for itself, besides its policy's own.
 const ASKED_WAIT_MAX: Duration = Duration::from_secs(3600);
-/// How long a start waits before it tries again what a full disk refused.
-const DISK_WAIT: Duration = Duration::from_secs(1);
+/// How long to wait at the least before what the store refused is tried again.
+const REFUSED_WAIT: Duration = Duration::from_millis(500);
 
 /// The longest that any retry of this policy waits, in milliseconds.
 pub(super) fn longest_wait_ms(policy: &RetryPolicy) -> Millis {
@@ -31,13 +31,17 @@ pub(super) fn longest_wait_ms(policy: &RetryPolicy) -> Millis {
 impl Bus {
     /// Recovers what the last run left and begins to deliver. A disk that takes nothing only delays that.
     pub async fn start(&self) {
+        self.inner.lane_tasks.spawn(super::storage::tell_of_faults(self.clone()));
         if self.begin().await.is_err() {
             let bus = self.clone();
             self.inner.lane_tasks.spawn(async move {
-                while bus.begin().await.is_err() {
+                loop {
                     tokio::select! {
                         () = bus.inner.stop.cancelled() => return,
-                        () = tokio::time::sleep(DISK_WAIT) => {}
+                        () = bus.pause_until_writable() => {}
+                    }
+                    if bus.begin().await.is_ok() {
+                        return;
                     }
                 }
             });
@@ -50,6 +54,12 @@ impl Bus {
                 bus.inner.stats.pending.fetch_add(waiting - before, Ordering::Relaxed);
             }
         });
+    }
+
+    /// Waits until trying again what the store refused makes sense: when its fault is over, and not at once.
+    pub(super) async fn pause_until_writable(&self) {
+        tokio::time::sleep(REFUSED_WAIT).await;
+        self.store().until_writable().await;
     }
 
     async fn begin(&self) -> Result<(), Error> {
@@ -118,7 +128,7 @@ pub(super) async fn attempt(bus: &Bus, entry: &Arc<Entry>, ready: Ready) -> Sett
             Ok(true) => {}
             Ok(false) => return Settled::Ended,
             Err(error) => {
-                tracing::warn!(%error, "A claim could not be stored; the lane tries again.");
+                tracing::debug!(%error, "A claim could not be stored; the lane tries again.");
                 return Settled::Untouched;
             }
         }

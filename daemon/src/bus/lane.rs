@@ -67,6 +67,7 @@ impl Lane {
             freed: Vec::new(),
             due: false,
             due_ms: None,
+            later: false,
         };
         bus.inner.lane_tasks.spawn(runner.run());
         Lane { signal, entry: shared }
@@ -126,6 +127,8 @@ struct Runner {
     due: bool,
     /// When the next retry is due.
     due_ms: Option<Millis>,
+    /// Everything will be read anew once what went wrong may be over.
+    later: bool,
 }
 
 /// What the end of an attempt means for the lane.
@@ -159,6 +162,7 @@ impl Runner {
             *more |= ranks & (1 << rank) != 0;
         }
         if self.signal.anew.swap(false, Ordering::AcqRel) {
+            self.later = false;
             self.buffer.clear();
             (self.cursor, self.more, self.due) = ([0; RANKS], [true; RANKS], true);
         }
@@ -167,7 +171,7 @@ impl Runner {
     /// Starts as many attempts as may run side by side, reading on when it runs out.
     async fn fill(&mut self) {
         // What was cut off is settled first: an attempt that begins before would be taken for one of the last run.
-        if !self.bus.inner.delivering.load(Ordering::Acquire) {
+        if !self.bus.inner.delivering.load(Ordering::Acquire) || self.later {
             return;
         }
         let entry = self.entry.load_full();
@@ -314,9 +318,16 @@ impl Runner {
 
     /// Everything is read anew, but not at once: what went wrong may go wrong again.
     fn read_again_later(&mut self) {
-        let signal = Arc::clone(&self.signal);
+        if std::mem::replace(&mut self.later, true) {
+            return;
+        }
+        let (signal, bus, stop) = (Arc::clone(&self.signal), self.bus.clone(), self.stop.clone());
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(TROUBLE_WAIT_MS.unsigned_abs())).await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = bus.store().until_writable() => {}
+            }
             signal.anew.store(true, Ordering::Release);
             signal.notify.notify_one();
         });

@@ -11,6 +11,7 @@ mod publish;
 pub mod retry;
 pub mod router;
 mod settle;
+mod storage;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -37,11 +37,19 @@ pub struct Settings {
     pub high_water: f64,
     /// Deliveries that may wait; above it pushes are refused.
     pub max_pending: i64,
+    /// Bytes of the disk that stay free for work that is under way; below, pushes are refused.
+    pub keep_free_bytes: u64,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { dedup_window_ms: 86_400_000, max_causation_depth: 64, high_water: 0.5, max_pending: 1_000_000 }
+        Settings {
+            dedup_window_ms: 86_400_000,
+            max_causation_depth: 64,
+            high_water: 0.5,
+            max_pending: 1_000_000,
+            keep_free_bytes: 64 << 20,
+        }
     }
 }
 
@@ -52,6 +60,7 @@ impl Settings {
             dedup_window_ms: i64::try_from(config.dedup_window.as_millis()).unwrap_or(i64::MAX / 2),
             max_causation_depth: config.max_causation_depth,
             max_pending: config.max_pending,
+            keep_free_bytes: config.keep_free_bytes,
             ..Settings::default()
         }
     }
@@ -224,6 +233,7 @@ impl Bus {
     /// A bus over `store`, without consumers. Deliveries begin with [`Bus::start`].
     pub fn new(store: Store, clock: Clock, settings: Settings) -> Bus {
         let live = Live::new(store.head_at_open());
+        store.keep_free(settings.keep_free_bytes);
         let inner = Arc::new(Inner {
             store: store.clone(),
             clock,
@@ -314,6 +324,7 @@ impl Bus {
                 retry_after_ms: 5000,
             });
         }
+        self.inner.store.takes_new()?;
         let bytes = publish.events.iter().map(|event| event.data.len() + 512).sum();
         let incoming = Incoming(&self.inner.incoming, bytes);
         let before = self.inner.incoming.fetch_add(bytes, Ordering::Relaxed);
@@ -391,6 +402,7 @@ impl Bus {
 
     /// Changes the settings; what is under way goes on with the old ones.
     pub fn retune(&self, settings: Settings) {
+        self.inner.store.keep_free(settings.keep_free_bytes);
         self.inner.settings.store(Arc::new(settings));
     }
 

@@ -21,8 +21,6 @@ use crate::store::{Tx, dead_letters, deliveries, events, outbox};
 
 /// The type of the event that tells of a dead letter.
 const DEAD: &str = "aman.delivery.dead";
-/// How long to wait before a settlement that the disk refused is tried again.
-const DISK_WAIT: Duration = Duration::from_secs(1);
 
 /// What became of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -280,11 +278,13 @@ where
     loop {
         match bus.store().write_hot(change()).await {
             Ok(done) => return Some(done),
+            // The store has said why, and says when it is over.
+            Err(Error::Busy { .. }) => {}
             Err(error) => tracing::error!(error = ?error, "A settlement could not be stored; it is tried again."),
         }
         tokio::select! {
             () = bus.inner.abort.cancelled() => return None,
-            () = tokio::time::sleep(DISK_WAIT) => {}
+            () = bus.pause_until_writable() => {}
         }
     }
 }

@@ -29,6 +29,7 @@ impl Change {
 /// Settings that are looked at whenever they matter.
 const LIVE: &[&str] = &[
     "bus.dedup_window",
+    "bus.keep_free_mib",
     "bus.max_causation_depth",
     "bus.max_pending",
     "debug.force_enable_debug_endpoints",

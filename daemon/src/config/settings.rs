@@ -55,6 +55,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("bus.dedup_window", "\"24h\"", "How long keys of events are remembered."),
     setting("bus.max_causation_depth", "64", "How many effects may follow each other."),
     setting("bus.max_pending", "1000000", "Deliveries that may wait before pushes are refused."),
+    setting("bus.keep_free_mib", "64", "MiB of the disk left free; below, nothing new is taken. 0 = until it is full."),
     setting("runtime.drain_timeout", "\"30s\"", "How long a shutdown waits for running work."),
     setting("log.level", "\"info\"", "error, warn, info, debug, trace, or a filter such as info,aman::bus=debug."),
     setting("log.format", "\"text\"", "text, or json for one JSON object a line."),

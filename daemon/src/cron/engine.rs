@@ -60,6 +60,15 @@ impl Inner {
                     })
                 }
                 Err(Error::Busy { code: "draining", .. }) => break,
+                Err(Error::Busy { what, .. }) => {
+                    tracing::debug!(what, "What is due waits until it can be stored.");
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = stop.cancelled() => {}
+                        () = self.bus.store().until_clear() => {}
+                    }
+                    Some(RETRY)
+                }
                 Err(error) => {
                     tracing::warn!(error = error.chain().join(": "), "Cron could not do what is due; it tries again.");
                     Some(RETRY)

@@ -105,9 +105,13 @@ impl Feed {
                 Ok(_) => return Ok(true),
                 Err(Error::Busy { retry_after_ms, what, .. }) => {
                     self.health().detail = format!("It waits: {what}");
+                    let room = async {
+                        tokio::time::sleep(Duration::from_millis(retry_after_ms)).await;
+                        self.bus.store().until_clear().await;
+                    };
                     tokio::select! {
                         () = stop.cancelled() => return Ok(false),
-                        () = tokio::time::sleep(Duration::from_millis(retry_after_ms)) => {}
+                        () = room => {}
                     }
                     self.health().detail.clear();
                 }

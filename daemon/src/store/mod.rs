@@ -9,7 +9,9 @@ pub mod consumers;
 pub mod cron;
 pub mod dead_letters;
 pub mod deliveries;
+mod disk;
 pub mod events;
+pub mod fault;
 pub mod files;
 mod migrate;
 pub mod outbox;
@@ -26,14 +28,16 @@ use std::sync::mpsc::TrySendError;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::Error;
 use crate::event::{Event, Priority};
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
-use writer::{Job, Trouble};
+use disk::{Files, Identity};
+use fault::{Ending, Fault, Trouble};
+use writer::Job;
 
 /// Operations that may wait for the writer; one more is refused as `overloaded`.
 pub const QUEUE_MAX: usize = 8192;
@@ -41,6 +45,9 @@ pub const QUEUE_MAX: usize = 8192;
 pub const BATCH_MAX: usize = 1024;
 const READERS: usize = 5;
 const LANE_READERS: usize = 2;
+const WRITE_FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+/// A log that became longer is cut to this after a checkpoint.
+const WAL_BYTES_KEPT: u64 = 64 << 20;
 const READ_WAIT: Duration = Duration::from_secs(20);
 
 /// What a committed transaction added, for the streams and the dispatcher.
@@ -138,6 +145,8 @@ struct Inner {
     lane_permits: Arc<Semaphore>,
     head_at_open: EventSeq,
     trouble: Arc<Trouble>,
+    identity: Identity,
+    keep_free: Arc<AtomicU64>,
 }
 
 /// What the store tells of itself.
@@ -151,8 +160,12 @@ pub struct Stats {
     pub bytes: u64,
     /// Bytes of the write-ahead log.
     pub wal_bytes: u64,
-    /// Why nothing can be written at the moment.
-    pub broken: Option<&'static str>,
+    /// Bytes free on its disk; none when the disk does not say.
+    pub free_bytes: Option<u64>,
+    /// Below this nothing new is taken.
+    pub keep_free_bytes: u64,
+    /// Why nothing, or nothing new, can be stored at the moment.
+    pub fault: Option<Fault>,
 }
 
 impl Store {
@@ -169,8 +182,14 @@ impl Store {
         let (jobs, queue) = std::sync::mpsc::sync_channel(QUEUE_MAX);
         let hook: Arc<OnceLock<CommitHook>> = Arc::default();
         let (queued, commits, trouble) = (Arc::default(), Arc::default(), Arc::<Trouble>::default());
+        let files = Files::open(path).map_err(Error::internal("looking at the files of the database"))?;
+        let identity = files.identity();
+        let keep_free: Arc<AtomicU64> = Arc::default();
         let writer = writer::Writer {
             conn,
+            path: path.to_owned(),
+            durability,
+            files,
             ids,
             counters,
             queue,
@@ -178,6 +197,8 @@ impl Store {
             commits: Arc::clone(&commits),
             hook: Arc::clone(&hook),
             trouble: Arc::clone(&trouble),
+            keep_free: Arc::clone(&keep_free),
+            ending: Ending(Arc::clone(&trouble)),
         };
         std::thread::Builder::new()
             .name("aman-writer".to_owned())
@@ -196,8 +217,56 @@ impl Store {
                 readers: Mutex::new(readers),
                 head_at_open: EventSeq(counters.sequence),
                 trouble,
+                identity,
+                keep_free,
             }),
         })
+    }
+
+    /// Leaves this many bytes of the disk free for work that is under way: below, [`Store::takes_new`] refuses.
+    pub fn keep_free(&self, bytes: u64) {
+        self.inner.keep_free.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Refuses new work while little space is left, or nothing can be stored at all.
+    pub fn takes_new(&self) -> Result<(), Error> {
+        self.inner.trouble.now().map_or(Ok(()), |fault| Err(fault.error()))
+    }
+
+    /// Waits until work that is under way can be stored; at once while all is well.
+    pub async fn until_writable(&self) {
+        let mut watch = self.inner.trouble.watch();
+        let stored = |fault: &Option<Fault>| !fault.is_some_and(Fault::blocks_all);
+        if watch.wait_for(stored).await.is_err() {
+            // The store is gone, and with it whoever could write.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until new work is taken; at once while all is well.
+    pub async fn until_clear(&self) {
+        if self.inner.trouble.watch().wait_for(Option::is_none).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Hears of every fault and of its end.
+    pub fn faults(&self) -> tokio::sync::watch::Receiver<Option<Fault>> {
+        self.inner.trouble.watch()
+    }
+
+    /// Looks whether the open files are still those at their path; the writer, if it sleeps, is told to look itself.
+    fn look(&self) -> Option<Fault> {
+        let known = self.inner.trouble.now();
+        if known.is_some_and(Fault::blocks_all) || self.inner.identity.is_at(&self.inner.path) {
+            return known;
+        }
+        let (answer, _) = oneshot::channel();
+        self.inner.queued.fetch_add(1, Ordering::Relaxed);
+        if self.inner.jobs.try_send(Job::new(true, |_: &mut Tx<'_>| Ok(()), answer)).is_err() {
+            self.inner.queued.fetch_sub(1, Ordering::Relaxed);
+        }
+        Some(Fault::Moved)
     }
 
     /// The id maker of this database.
@@ -241,8 +310,8 @@ impl Store {
         R: Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Result<R, Error> + Send + 'static,
     {
-        if let Some(why) = self.inner.trouble.for_good() {
-            return Err(storage(why));
+        if let Some(fault) = self.inner.trouble.now().filter(|fault| fault.blocks_all()) {
+            return Err(fault.error());
         }
         let (answer, answered) = oneshot::channel();
         self.inner.queued.fetch_add(1, Ordering::Relaxed);
@@ -250,7 +319,7 @@ impl Store {
         if let Err(unsent) = self.inner.jobs.try_send(job) {
             self.inner.queued.fetch_sub(1, Ordering::Relaxed);
             if matches!(unsent, TrySendError::Disconnected(_)) {
-                return Err(storage("the writer has stopped"));
+                return Err(Fault::Stopped.error());
             }
             return Err(Error::Busy {
                 code: "overloaded",
@@ -260,7 +329,7 @@ impl Store {
         }
         match answered.await {
             Ok(result) => result,
-            Err(_) => Err(storage("the writer has stopped")),
+            Err(_) => Err(Fault::Stopped.error()),
         }
     }
 
@@ -312,9 +381,13 @@ impl Store {
 
     /// Moves the write-ahead log into the database file, for a clean end.
     pub async fn checkpoint(&self) -> Result<(), Error> {
+        if let Some(fault) = self.look().filter(|fault| fault.blocks_all()) {
+            return Err(fault.error());
+        }
         let path = self.inner.path.clone();
         tokio::task::spawn_blocking(move || {
-            let conn = Connection::open(path).map_err(Error::internal("opening the database"))?;
+            let conn =
+                Connection::open_with_flags(path, WRITE_FLAGS).map_err(Error::internal("opening the database"))?;
             conn.pragma_update(None, "wal_checkpoint", "TRUNCATE")
                 .or_else(ignore_rows)
                 .map_err(Error::internal("checkpoint"))
@@ -332,15 +405,15 @@ impl Store {
     /// Figures for status and metrics.
     pub fn stats(&self) -> Stats {
         let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |m| m.len());
-        let mut wal = self.inner.path.clone().into_os_string();
-        wal.push("-wal");
-        let wal_bytes = size(wal.into());
+        let wal_bytes = size(disk::beside(&self.inner.path, "-wal"));
         Stats {
             queued: self.inner.queued.load(Ordering::Relaxed),
             commits: self.inner.commits.load(Ordering::Relaxed),
             bytes: size(self.inner.path.clone()) + wal_bytes,
             wal_bytes,
-            broken: self.inner.trouble.now(),
+            free_bytes: self.inner.path.parent().and_then(disk::free_bytes),
+            keep_free_bytes: self.inner.keep_free.load(Ordering::Relaxed),
+            fault: self.look(),
         }
     }
 }
@@ -350,9 +423,16 @@ impl Inner {
         let taken = self.readers.lock().ok().and_then(|mut free| free.pop());
         let conn = match taken {
             Some(conn) => conn,
-            None => open_reader(&self.path)?,
+            None => self.another_reader()?,
         };
         let result = query(&conn);
+        if let Err(Error::Internal { source, .. }) = &result
+            && let Some(error) = source.downcast_ref::<rusqlite::Error>()
+            && matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+        {
+            // Writing on could make it worse.
+            self.trouble.set(Some(Fault::Damaged), &error.to_string());
+        }
         if let Ok(mut free) = self.readers.lock()
             && free.len() < READERS
         {
@@ -360,11 +440,14 @@ impl Inner {
         }
         result
     }
-}
 
-/// The answer while the database cannot be written.
-pub(crate) fn storage(why: &str) -> Error {
-    Error::Busy { code: "storage", what: format!("Nothing can be stored at the moment: {why}."), retry_after_ms: 5000 }
+    /// One more connection to the database that is open, not to whatever is at its path by now.
+    fn another_reader(&self) -> Result<Connection, Error> {
+        let ours = || self.identity.is_at(&self.path).then_some(()).ok_or_else(|| Fault::Moved.error());
+        ours()?;
+        let conn = open_reader(&self.path)?;
+        ours().map(|()| conn)
+    }
 }
 
 fn ignore_rows(error: rusqlite::Error) -> rusqlite::Result<()> {
@@ -382,7 +465,7 @@ fn configure(conn: &Connection, durability: Durability) -> Result<(), Error> {
     conn.execute_batch(&format!(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA busy_timeout = 5000;
          PRAGMA foreign_keys = OFF; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16000;
-         PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864;"
+         PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = {WAL_BYTES_KEPT};"
     ))
     .map_err(Error::internal("configuring the database"))?;
     conn.set_prepared_statement_cache_capacity(128);

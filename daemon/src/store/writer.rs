@@ -1,21 +1,31 @@
 //! The one thread that writes: drains the queue into a transaction, commits, answers.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
-use super::{BATCH_MAX, CommitHook, Committed, Counters, Tx, events, storage};
+use super::disk::{self, Files};
+use super::fault::{Ending, Fault, Trouble};
+use super::{BATCH_MAX, CommitHook, Committed, Counters, Durability, Tx, events};
+use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::id::Ids;
 
 /// A lingering writer gathers more into one commit; it pays only when commits are slow and callers are many.
 const LINGER_DIVISOR: u32 = 30;
 const LINGER_MAX: Duration = Duration::from_millis(1);
+/// While writing, the free space of the disk is asked for this often at the most.
+const SPACE_LOOK: Duration = Duration::from_secs(1);
+/// Before a commit the files are looked at unless the last commit, which looks at its end, was just now.
+const FILES_LOOK: Duration = Duration::from_millis(20);
+/// The first and the longest wait between two tries to write again. While all is well nothing is tried.
+const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// A queued change.
 pub(super) struct Job {
@@ -29,7 +39,7 @@ trait Change: Send {
     /// The database's own error, when that is what failed.
     fn database_error(&self) -> Option<&rusqlite::Error>;
     /// Answers the caller; `undone` when the transaction did not commit.
-    fn answer(self: Box<Self>, undone: Option<&str>);
+    fn answer(self: Box<Self>, undone: Option<Fault>);
 }
 
 struct Pending<R, F> {
@@ -70,12 +80,12 @@ where
         }
     }
 
-    fn answer(self: Box<Self>, undone: Option<&str>) {
+    fn answer(self: Box<Self>, undone: Option<Fault>) {
         let result = match (self.result, undone) {
             (Some(Ok(value)), None) => Ok(value),
             (Some(Err(error)), None) => Err(error),
-            (_, Some(why)) => Err(storage(why)),
-            (None, None) => Err(storage("the change did not run")),
+            (_, Some(fault)) => Err(fault.error()),
+            (None, None) => Err(Fault::Refused.error()),
         };
         // A caller that went away does not mind.
         let _ = self.answer.send(result);
@@ -84,6 +94,9 @@ where
 
 pub(super) struct Writer {
     pub conn: Connection,
+    pub path: PathBuf,
+    pub durability: Durability,
+    pub files: Files,
     pub ids: Ids,
     pub counters: Counters,
     pub queue: Receiver<Job>,
@@ -91,71 +104,134 @@ pub(super) struct Writer {
     pub commits: Arc<AtomicU64>,
     pub hook: Arc<OnceLock<CommitHook>>,
     pub trouble: Arc<Trouble>,
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.trouble.set("the writer has stopped", true);
-    }
-}
-
-/// Why nothing can be written, for as long as it is so.
-#[derive(Default)]
-pub(super) struct Trouble {
-    now: Mutex<Option<&'static str>>,
-    for_good: OnceLock<&'static str>,
-}
-
-impl Trouble {
-    fn set(&self, why: &'static str, for_good: bool) {
-        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-        if for_good {
-            let _ = self.for_good.set(why);
-        }
-    }
-
-    fn clear(&self) {
-        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// What stands in the way of writing now.
-    pub fn now(&self) -> Option<&'static str> {
-        self.for_good().or(*self.now.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// What only an operator can mend.
-    pub fn for_good(&self) -> Option<&'static str> {
-        self.for_good.get().copied()
-    }
+    /// Bytes of the disk that are left free for work that is under way.
+    pub keep_free: Arc<AtomicU64>,
+    pub ending: Ending,
 }
 
 impl Writer {
     /// Works until every [`super::Store`] handle is gone.
     pub fn run(mut self) {
         let mut last_commit = Duration::ZERO;
+        let (mut last_look, mut last_space): (Option<Instant>, Option<Instant>) = (None, None);
         let mut batch: Vec<Job> = Vec::new();
-        while let Ok(first) = self.queue.recv() {
+        loop {
+            let first = match self.trouble.now() {
+                None => self.queue.recv().ok(),
+                Some(_) => self.recover(),
+            };
+            let Some(first) = first else { break };
             batch.push(first);
             self.gather(&mut batch, last_commit);
             self.queued.fetch_sub(batch.len(), Ordering::Relaxed);
+            if last_space.is_none_or(|at| at.elapsed() > SPACE_LOOK) {
+                last_space = Some(Instant::now());
+                self.look_at_space();
+            }
+            // In a row of commits the one before has just looked.
+            let rested = last_look.is_none_or(|at| at.elapsed() > FILES_LOOK);
+            let missing = if rested { self.files.look(&self.conn) } else { None };
+            if let Some(fault) = missing.or(self.trouble.now().filter(|fault| fault.blocks_all())) {
+                self.fail(&mut batch, &Undone::files(fault, ""));
+                continue;
+            }
             let begun = Instant::now();
             let done = self.transact(&mut batch);
             last_commit = begun.elapsed();
             match done {
-                Ok(committed) => {
-                    self.commits.fetch_add(1, Ordering::Relaxed);
-                    self.trouble.clear();
-                    // Before the answers: whoever has one may ask the streams for what it was told.
-                    if let Some(hook) = self.hook.get() {
-                        hook(committed);
-                    }
-                    for job in batch.drain(..) {
-                        job.change.answer(None);
-                    }
-                }
+                Ok(committed) => self.committed(&mut batch, committed),
                 Err(undone) => self.fail(&mut batch, &undone),
             }
+            last_look = Some(Instant::now());
         }
+        if self.trouble.now() == Some(Fault::Moved) {
+            // Closing would remove the log at the path, which may be another database's by now.
+            std::mem::forget(self.conn);
+        }
+        drop(self.ending);
+    }
+
+    fn committed(&mut self, batch: &mut Vec<Job>, committed: Committed) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        let fault = self.files.look_after_commit(&self.conn);
+        // Before the answers: whoever has one may ask the streams for what it was told.
+        if let Some(hook) = self.hook.get() {
+            hook(committed);
+        }
+        if let Some(fault) = fault {
+            return self
+                .fail(batch, &Undone::files(fault, "The last commit went to files that have changed under aman."));
+        }
+        for job in batch.drain(..) {
+            job.change.answer(None);
+        }
+    }
+
+    /// Notes when little space is left, while there still is some to end what was begun.
+    fn look_at_space(&self) {
+        let keep = self.keep_free.load(Ordering::Relaxed);
+        let free = self.path.parent().and_then(disk::free_bytes).unwrap_or(u64::MAX);
+        match self.trouble.now() {
+            None if free < keep => self.trouble.set(Some(Fault::LowSpace), &format!("{free} bytes are free")),
+            // Some more than needed, so that it does not come and go.
+            Some(Fault::LowSpace) if free >= keep.saturating_add(keep / 8) => self.trouble.set(None, ""),
+            _ => {}
+        }
+    }
+
+    /// Waits until writing works again or, when only new work is refused, for the next change. None: the end.
+    fn recover(&mut self) -> Option<Job> {
+        let mut wait = PROBE.0;
+        while let Some(fault) = self.trouble.now() {
+            match self.queue.recv_timeout(wait) {
+                Ok(job) if !fault.blocks_all() => return Some(job),
+                Ok(job) => {
+                    self.queued.fetch_sub(1, Ordering::Relaxed);
+                    job.change.answer(Some(fault));
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if fault.is_final() => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.probe(fault);
+                    wait = (wait * 2).min(PROBE.1);
+                }
+            }
+        }
+        self.queue.recv().ok()
+    }
+
+    /// Tries whether what stood in the way is over.
+    fn probe(&mut self, fault: Fault) {
+        if let Some(fault) = self.files.look(&self.conn) {
+            return self.trouble.set(Some(fault), "");
+        }
+        if fault == Fault::LowSpace {
+            return self.look_at_space();
+        }
+        let keep = self.keep_free.load(Ordering::Relaxed);
+        let free = self.path.parent().and_then(disk::free_bytes).unwrap_or(u64::MAX);
+        if fault == Fault::DiskFull && free < keep.max(disk::LITTLE_BYTES) {
+            return;
+        }
+        match self.try_to_write() {
+            Ok(()) => self.trouble.set(None, ""),
+            Err(undone) => self.undone(&undone),
+        }
+    }
+
+    fn try_to_write(&mut self) -> Result<(), Undone> {
+        if matches!(self.trouble.now(), Some(Fault::DiskError | Fault::ReadOnly | Fault::Refused)) {
+            // SQLite may hold a handle that has gone bad.
+            let conn = Connection::open_with_flags(&self.path, super::WRITE_FLAGS)?;
+            super::configure(&conn, self.durability).map_err(|error| Undone::from_error(&error))?;
+            self.conn = conn;
+        }
+        self.roll_back();
+        execute(&self.conn, "BEGIN IMMEDIATE")?;
+        execute(&self.conn, "INSERT OR REPLACE INTO meta (key, value) VALUES ('probe', zeroblob(16384))")?;
+        execute(&self.conn, "DELETE FROM meta WHERE key = 'probe'")?;
+        execute(&self.conn, "COMMIT")?;
+        self.files.look_after_commit(&self.conn).map_or(Ok(()), |fault| Err(Undone::files(fault, "")))
     }
 
     /// Takes what is queued; with company, waits a small part of the last commit's time for more.
@@ -209,15 +285,47 @@ impl Writer {
 
     /// Undoes the transaction, tells every caller, and leaves the daemon able to try again.
     fn fail(&mut self, batch: &mut Vec<Job>, undone: &Undone) {
+        self.undone(undone);
+        // What the callers hear is what was found out about it.
+        let fault = self.trouble.now().filter(|fault| fault.blocks_all()).unwrap_or(undone.fault);
+        for job in batch.drain(..) {
+            job.change.answer(Some(fault));
+        }
+    }
+
+    fn undone(&mut self, undone: &Undone) {
+        self.roll_back();
+        if !undone.lasts {
+            tracing::error!(error = undone.detail, "A transaction was not committed; its callers were told.");
+            return;
+        }
+        let fault = match (self.files.look(&self.conn), self.path.parent()) {
+            (Some(fault), _) => fault,
+            (None, Some(folder)) if undone.fault == Fault::DiskError => disk::behind_error(folder),
+            (None, _) => undone.fault,
+        };
+        let new = self.trouble.now() != Some(fault);
+        self.trouble.set(Some(fault), &undone.detail);
+        if new && fault == Fault::Moved && self.files.is_unlinked() {
+            self.save();
+        }
+    }
+
+    fn roll_back(&self) {
         if !self.conn.is_autocommit()
             && let Err(error) = execute(&self.conn, "ROLLBACK")
         {
             tracing::error!(%error, "The database could not be rolled back.");
         }
-        tracing::error!(error = undone.detail, "A transaction was not committed; its callers were told.");
-        self.trouble.set(undone.why, undone.for_good);
-        for job in batch.drain(..) {
-            job.change.answer(Some(undone.why));
+    }
+
+    /// The files have no name any more, and end with this process: what is in them is written to a new one.
+    fn save(&self) {
+        let now = rfc3339(crate::clock::Clock::System.now_ms()).replace([':', '-'], "");
+        let copy = self.path.with_file_name(format!("aman-saved-{now}.db"));
+        match self.conn.execute("VACUUM INTO ?1", [copy.to_string_lossy()]) {
+            Ok(_) => tracing::error!(copy = %copy.display(), "The database was removed; everything in it was saved."),
+            Err(error) => tracing::error!(%error, copy = %copy.display(), "The database was removed and not saved."),
         }
     }
 }
@@ -249,21 +357,36 @@ fn run_isolated(job: &mut Job, tx: &mut Tx<'_>) -> Result<(), Undone> {
 
 /// Why a transaction did not commit.
 struct Undone {
-    why: &'static str,
-    for_good: bool,
+    fault: Fault,
     detail: String,
+    /// False when the next transaction may well succeed.
+    lasts: bool,
 }
 
 impl Undone {
+    /// The files are not what they were.
+    fn files(fault: Fault, detail: &str) -> Undone {
+        Undone { fault, detail: detail.to_owned(), lasts: true }
+    }
+
     fn by(error: Option<&rusqlite::Error>) -> Undone {
-        let (why, for_good) = match error.and_then(rusqlite::Error::sqlite_error_code) {
-            Some(ErrorCode::DiskFull) => ("the disk is full", false),
-            Some(ErrorCode::ReadOnly) => ("the disk is read-only", false),
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => ("the database is damaged", true),
-            Some(ErrorCode::SystemIoFailure) => ("the disk answered with an error", false),
-            _ => ("the database refused the write", false),
+        let fault = match error.and_then(rusqlite::Error::sqlite_error_code) {
+            Some(ErrorCode::DiskFull) => Fault::DiskFull,
+            Some(ErrorCode::ReadOnly) => Fault::ReadOnly,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Fault::Damaged,
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => Fault::DiskError,
+            _ => Fault::Refused,
         };
-        Undone { why, for_good, detail: error.map_or_else(|| "a change failed".to_owned(), ToString::to_string) }
+        let busy = || error.and_then(rusqlite::Error::sqlite_error_code) == Some(ErrorCode::DatabaseBusy);
+        let lasts = fault != Fault::Refused || busy();
+        Undone { fault, detail: error.map_or_else(|| "a change failed".to_owned(), ToString::to_string), lasts }
+    }
+
+    fn from_error(error: &Error) -> Undone {
+        match error {
+            Error::Internal { source, .. } => Undone::by(source.downcast_ref()),
+            _ => Undone::files(Fault::Refused, &error.to_string()),
+        }
     }
 }
 

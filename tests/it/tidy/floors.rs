@@ -21,6 +21,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "event",
             "expr",
             "id",
+            "lock",
             "redact",
             "registry",
             "sandbox",

@@ -278,10 +278,19 @@ impl Inner {
             return Err(Stopping);
         }
         self.trouble(what);
-        let wait = Duration::from_millis(retry_after_ms.clamp(BUSY_MS.0, BUSY_MS.1));
+        let store = self.bus.store();
+        // A disk that takes nothing says itself when it is over.
+        let wait = match store.takes_new() {
+            Err(_) => Duration::from_millis(BUSY_MS.0),
+            Ok(()) => Duration::from_millis(retry_after_ms.clamp(BUSY_MS.0, BUSY_MS.1)),
+        };
+        let room = async {
+            tokio::time::sleep(wait).await;
+            store.until_clear().await;
+        };
         tokio::select! {
             () = self.stop.cancelled() => Err(Stopping),
-            () = tokio::time::sleep(wait) => Ok(()),
+            () = room => Ok(()),
         }
     }
 
@@ -306,8 +315,11 @@ impl Inner {
     }
 
     fn trouble(&self, what: &str) {
-        tracing::warn!(source = self.name, what, "A file source met a problem.");
-        self.health().last_error = Some(what.to_owned());
+        let mut health = self.health();
+        if health.last_error.as_deref() != Some(what) {
+            tracing::warn!(source = self.name, what, "A file source met a problem.");
+        }
+        health.last_error = Some(what.to_owned());
     }
 
     fn count_files(&self, added: i64) {

@@ -1,0 +1,62 @@
+//! What is told of a disk that took nothing, once it takes something again.
+
+use serde_json::json;
+
+use super::publish::Bus;
+use super::{Origin, Publish, StateWrite};
+use crate::clock::rfc3339;
+use crate::event::{NewEvent, Trust};
+use crate::store::fault::Fault;
+use crate::store::{Tx, audit};
+
+const NAME: &str = "aman/storage";
+
+/// Waits for faults of the store; after each one an event `aman.storage.recovered` and a row of the audit log tell of it.
+pub(super) async fn tell_of_faults(bus: Bus) {
+    let mut faults = bus.store().faults();
+    let mut begun: Option<(Fault, i64)> = None;
+    loop {
+        let now = *faults.borrow_and_update();
+        match (now, begun) {
+            (Some(fault), None) => begun = Some((fault, bus.clock().now_ms())),
+            (None, Some((fault, since_ms))) => {
+                // When it comes back at once, both are told as one.
+                if tell(&bus, fault, since_ms).await {
+                    begun = None;
+                }
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        tokio::select! {
+            () = bus.inner.stop.cancelled() => return,
+            changed = faults.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn tell(bus: &Bus, fault: Fault, since_ms: i64) -> bool {
+    let now_ms = bus.clock().now_ms();
+    let data = json!({
+        "code": fault.code(),
+        "why": fault.what(),
+        "since": rfc3339(since_ms),
+        "until": rfc3339(now_ms),
+    });
+    let record = audit::Record {
+        at_ms: now_ms,
+        principal: NAME.to_owned(),
+        claimed_operator: None,
+        action: "storage.recovered".to_owned(),
+        target: fault.code().to_owned(),
+        outcome: audit::Outcome::Done,
+        status: 0,
+        trace: None,
+        detail: data.clone(),
+        before_digest: None,
+        after_digest: None,
+    };
+    let event = NewEvent::new(NAME, "aman.storage.recovered", &data);
+    let origin = Origin { principal: NAME.to_owned(), trust: Trust::Owner, internal: true };
+    let state: StateWrite = Box::new(move |tx: &mut Tx<'_>| audit::append(tx, &record).map(drop));
+    bus.publish(Publish { state: Some(state), ..Publish::one(event, origin) }).await.is_ok()
+}

@@ -1,0 +1,144 @@
+//! Full and read-only disks.
+
+use serde_json::json;
+
+use super::{Disk, degraded, healthy, nothing_lost, refused, runs, told, try_push, write_waiting_skill};
+use crate::harness::{Daemon, Stream, TOKEN};
+
+const BIG: usize = 100_000;
+
+/// Goal: a disk that gets full refuses new events and says so once; reads and streams go on; what ends meanwhile is
+/// settled once, afterwards; it recovers by itself and tells of it; nothing that was acknowledged is lost.
+#[test]
+fn a_full_disk_recovers_by_itself() {
+    let Some(disk) = Disk::tmpfs(48) else { return };
+    disk.configure("[bus]\nkeep_free_mib = 0\n");
+    write_waiting_skill(&disk.home);
+    let mut daemon = Daemon::start_in(&disk.home);
+    let work = daemon.push("work.do", json!({}));
+    daemon.wait("the script to begin", || (runs(&disk.home) == 1).then_some(()));
+    let mut live = Stream::open(&daemon, "/events/stream?types=big.one,aman.**", &[("x-aman-token", TOKEN)]);
+    disk.fill(1 << 20);
+    let mut stored = vec![work.clone()];
+    let full = loop {
+        let answer = try_push(&daemon, "big.one", &json!("x".repeat(BIG)));
+        match answer.status {
+            202 => stored.push(answer.json["id"].as_str().expect("an id").to_owned()),
+            _ => break answer,
+        }
+        assert!(stored.len() < 1000, "a disk of 48 MiB takes no 100 MB");
+    };
+    refused(&full, "disk_full", "Free some space");
+    disk.fill(0);
+    for _ in 0..50 {
+        refused(&try_push(&daemon, "big.one", &json!("x".repeat(BIG))), "disk_full", "Free some space");
+    }
+    degraded(&daemon, "disk_full");
+    nothing_lost(&daemon, &stored);
+    for _ in 1..stored.len() {
+        assert_eq!(live.next().expect("what was stored was streamed").event, "big.one");
+    }
+    std::fs::write(disk.home.join("runs/go"), "").expect("an empty file needs no room");
+    daemon.wait("the script to end", || daemon.log().contains("Nothing new can be stored").then_some(()));
+    assert_eq!(told(&daemon), 1, "{}", daemon.log());
+
+    disk.empty();
+    healthy(&daemon);
+    daemon.wait("what ended meanwhile to be settled", || {
+        (daemon.dump(&work)["deliveries"][0]["status"] == "done").then_some(())
+    });
+    assert_eq!((runs(&disk.home), daemon.recent("work.done").len()), (1, 1));
+    let told_of = live.next().expect("an event tells of the end");
+    assert_eq!(
+        (told_of.event.as_str(), &told_of.data["data"]["code"]),
+        ("aman.storage.recovered", &json!("disk_full"))
+    );
+    let audit = daemon.get("/audit-log?action=storage.recovered").json;
+    assert_eq!(audit["items"].as_array().map(Vec::len), Some(1), "{audit}");
+    stored.push(daemon.push("big.one", json!("again")));
+    daemon.kill();
+    daemon.again();
+    nothing_lost(&daemon, &stored);
+    assert_eq!(daemon.recent("big.one").len() + 1, stored.len(), "what was refused is not there");
+}
+
+/// Goal: before the disk is full, new work is refused while what is under way is still settled.
+#[test]
+fn little_space_is_kept_for_work_under_way() {
+    let Some(disk) = Disk::tmpfs(64) else { return };
+    disk.configure("[bus]\nkeep_free_mib = 16\n");
+    write_waiting_skill(&disk.home);
+    let daemon = Daemon::start_in(&disk.home);
+    let work = daemon.push("work.do", json!({}));
+    daemon.wait("the script to begin", || (runs(&disk.home) == 1).then_some(()));
+    disk.fill(24 << 20);
+    daemon.push("a.b", json!(1));
+    let detail = daemon.get("/health").json["checks"]["store"]["detail"].to_string();
+    assert!(detail.contains("below 16 MiB nothing new is taken"), "{detail}");
+    disk.fill(12 << 20);
+    let low = daemon.wait("a refusal", || Some(try_push(&daemon, "a.b", &json!(2))).filter(|got| got.status != 202));
+    refused(&low, "disk_full", "Free some space");
+    degraded(&daemon, "disk_full");
+    std::fs::write(disk.home.join("runs/go"), "").expect("there is room");
+    daemon.wait("the work under way to be settled", || {
+        (daemon.dump(&work)["deliveries"][0]["status"] == "done").then_some(())
+    });
+    assert_eq!(daemon.recent("work.done").len(), 1);
+    disk.empty();
+    healthy(&daemon);
+    daemon.push("a.b", json!(3));
+    daemon.wait("the event that tells of it", || (daemon.recent("aman.storage.recovered").len() == 1).then_some(()));
+    assert_eq!(told(&daemon), 1, "{}", daemon.log());
+}
+
+/// Goal: a file system that becomes read-only under the daemon: refused, said once, reads go on; after it was mounted
+/// anew everything is there and what was cut off is done.
+#[test]
+fn a_disk_that_becomes_read_only() {
+    let Some(disk) = Disk::ext4(64) else { return };
+    disk.configure("[bus]\nkeep_free_mib = 0\n");
+    write_waiting_skill(&disk.home);
+    // What the test itself wrote is to survive as well.
+    nix::unistd::sync();
+    let mut daemon = Daemon::start_in(&disk.home);
+    let work = daemon.push("work.do", json!({}));
+    let mut stored = vec![work.clone(), daemon.push("a.b", json!(1))];
+    daemon.wait("the script to begin", || (runs(&disk.home) == 1).then_some(()));
+    disk.remount("abort");
+    for _ in 0..20 {
+        let answer = try_push(&daemon, "a.b", &json!(2));
+        refused(&answer, "disk_read_only", "mount it writable");
+    }
+    degraded(&daemon, "disk_read_only");
+    assert_eq!(daemon.recent("a.b").len(), 1, "reads go on");
+    assert_eq!(told(&daemon), 1, "{}", daemon.log());
+    daemon.kill();
+    disk.unmount();
+    disk.mount_image();
+    std::fs::write(disk.home.join("runs/go"), "").expect("it is writable again");
+    daemon.again();
+    nothing_lost(&daemon, &stored);
+    daemon.wait("what was cut off to be done", || {
+        (daemon.dump(&work)["deliveries"][0]["status"] == "done").then_some(())
+    });
+    assert_eq!(daemon.recent("work.done").len(), 1);
+    stored.push(daemon.push("a.b", json!(3)));
+    nothing_lost(&daemon, &stored);
+}
+
+/// Goal: a start on a read-only disk is refused with the place and what to do, and changes nothing; on the same disk
+/// mounted writable it starts with everything.
+#[test]
+fn a_start_on_a_read_only_disk() {
+    let Some(disk) = Disk::ext4(64) else { return };
+    disk.configure("[bus]\nkeep_free_mib = 0\n");
+    let mut daemon = Daemon::start_in(&disk.home);
+    let stored = [daemon.push("a.b", json!(1))];
+    daemon.kill();
+    disk.remount("ro");
+    let log = Daemon::try_start_in(&disk.home, &[]).err().expect("it cannot start");
+    assert!(log.contains("aman.lock cannot be used") && log.contains("Make its folder writable"), "{log}");
+    disk.remount("rw");
+    daemon.again();
+    nothing_lost(&daemon, &stored);
+}
