@@ -11,6 +11,7 @@ mod config;
 mod crash;
 mod cron;
 mod dlq;
+mod doctor;
 mod faults;
 mod files;
 mod harness;

@@ -35,6 +35,7 @@ use self::failure::{Failure, unexpected};
 use self::out::Out;
 use crate::config::Paths;
 
+pub use self::doctor::table as doctor_table;
 pub use self::jq::{JqArgs, run as run_jq};
 
 /// Most items that one page of a list may have.
@@ -119,7 +120,7 @@ pub enum Command {
     /// Settings: show, change, check
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Check this machine and the daemon, and say what to do
+    /// Check this machine, the daemon and its security, and say what to do
     Doctor(doctor::DoctorArgs),
     /// Read the daemon's log files
     Logs(logs::LogsArgs),

@@ -22,6 +22,8 @@ pub mod tokens;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::TrySendError;
@@ -171,6 +173,8 @@ pub struct Stats {
 impl Store {
     /// Opens or makes the database at `path`, applies what migrations are missing and starts the writer thread.
     pub fn open(path: &Path, durability: Durability) -> Result<Store, Error> {
+        // SQLite gives its other files the rights of this one. What is wrong with the place is told by the line after.
+        let _made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let mut conn = Connection::open(path).map_err(Error::internal("opening the database"))?;
         configure(&conn, durability)?;
         migrate::apply(&mut conn)?;

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Check;
+use super::catalogue::Id;
 use crate::cli::Context;
 use crate::cli::client::{Call, Client};
 use crate::cli::failure::Failure;
@@ -25,9 +26,9 @@ pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
     };
     if !health["status"].is_string() {
         let message = format!("{} answers, and is no aman daemon", client.base());
-        return vec![Check::fail("daemon", message, "Another program has this port; give the right --url.")];
+        return vec![Check::fail(Id::Daemon, message, "Another program has this port; give the right --url.")];
     }
-    let mut checks = vec![Check::ok("daemon", format!("answers at {}", client.base())), ready(&health)];
+    let mut checks = vec![Check::ok(Id::Daemon, format!("answers at {}", client.base())), ready(&health)];
     match client.call(Call::get("/runtime/status")).await.and_then(|reply| reply.json()) {
         Ok(status) => {
             checks.push(same_version(&status));
@@ -35,7 +36,7 @@ pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
         }
         Err(failure) => {
             let advice = "`aman serve` makes the token file; is AMAN_HTTP_TOKEN set to another daemon's token?";
-            checks.push(Check::fail("access", failure.message(), advice));
+            checks.push(Check::fail(Id::Access, failure.message(), advice));
             return checks;
         }
     }
@@ -49,11 +50,11 @@ fn absent(failure: &Failure, context: &Context, paths: &Paths) -> Check {
     let advice = "Start it with `aman serve`.";
     if context.global.url.is_none() && paths.address_file.exists() {
         let message = format!("{} It left {} behind.", failure.message(), paths.address_file.display());
-        return Check::fail("daemon", message, advice);
+        return Check::fail(Id::Daemon, message, advice);
     }
     match failure {
-        Failure::NoDaemon { .. } if context.global.url.is_none() => Check::warn("daemon", "No daemon runs", advice),
-        other => Check::fail("daemon", other.message(), advice),
+        Failure::NoDaemon { .. } if context.global.url.is_none() => Check::warn(Id::Daemon, "No daemon runs", advice),
+        other => Check::fail(Id::Daemon, other.message(), advice),
     }
 }
 
@@ -66,36 +67,36 @@ fn ready(health: &Value) -> Check {
     let shown = shown.join(", ");
     let advice = "`aman status` and the daemon's log say more.";
     if failed.is_empty() && phase == "ready" {
-        Check::ok("ready", "ready, every check of its own is fine")
+        Check::ok(Id::Ready, "ready, every check of its own is fine")
     } else if failed.iter().all(|(name, _)| *name == "phase") {
-        Check::warn("ready", format!("It is in phase {phase}"), "Wait a moment, then try again.")
+        Check::warn(Id::Ready, format!("It is in phase {phase}"), "Wait a moment, then try again.")
     } else if health["status"] == "ok" {
-        Check::warn("ready", format!("It serves, with something amiss: {shown}"), advice)
+        Check::warn(Id::Ready, format!("It serves, with something amiss: {shown}"), advice)
     } else {
-        Check::fail("ready", format!("It is in phase {phase}; failed: {shown}"), advice)
+        Check::fail(Id::Ready, format!("It is in phase {phase}; failed: {shown}"), advice)
     }
 }
 
 fn same_version(status: &Value) -> Check {
     let (ours, theirs) = (env!("CARGO_PKG_VERSION"), text(&status["version"]));
     if theirs == ours {
-        return Check::ok("same_version", format!("the daemon is version {theirs}, too"));
+        return Check::ok(Id::SameVersion, format!("the daemon is version {theirs}, too"));
     }
     let message = format!("The daemon is version {theirs}, this program {ours}");
-    Check::warn("same_version", message, "Restart the daemon with the new program.")
+    Check::warn(Id::SameVersion, message, "Restart the daemon with the new program.")
 }
 
 fn access(status: &Value) -> Check {
     if status["safe_mode"] == true {
         let advice = "Correct the configuration file, then restart.";
-        return Check::fail("access", "It runs in safe mode: the configuration file is broken", advice);
+        return Check::fail(Id::Access, "It runs in safe mode: the configuration file is broken", advice);
     }
     match text(&status["auth"]).as_str() {
         "none" => {
             let advice = "Remove http.auth = \"none\"; now every program of every user here may use it.";
-            Check::warn("access", "The daemon asks nobody for a token", advice)
+            Check::warn(Id::Access, "The daemon asks nobody for a token", advice)
         }
-        _ => Check::ok("access", "the token is accepted"),
+        _ => Check::ok(Id::Access, "the token is accepted"),
     }
 }
 
@@ -107,9 +108,9 @@ async fn newest_event(client: &Client) -> Option<Check> {
     Some(if ahead_ms > AHEAD_MS_MAX {
         let message = format!("The newest event is {} minutes ahead of the machine's clock", ahead_ms / 60_000);
         let advice = "Its producer's clock is wrong, or this machine's was set back.";
-        Check::warn("event_time", message, advice)
+        Check::warn(Id::EventTime, message, advice)
     } else {
-        Check::ok("event_time", "the newest event is not ahead of the clock")
+        Check::ok(Id::EventTime, "the newest event is not ahead of the clock")
     })
 }
 
@@ -117,10 +118,10 @@ async fn dead_letters(client: &Client) -> Option<Check> {
     let reply = client.call(Call::get("/dlq/depth")).await.ok()?;
     let depth = reply.json().ok()?["depth"].as_u64()?;
     Some(if depth == 0 {
-        Check::ok("dead_letters", "none")
+        Check::ok(Id::DeadLetters, "none")
     } else {
         let advice = "`aman dlq groups` shows them, `aman dlq retry` tries again.";
-        Check::warn("dead_letters", format!("{} wait for a decision", count(depth, "dead letter")), advice)
+        Check::warn(Id::DeadLetters, format!("{} wait for a decision", count(depth, "dead letter")), advice)
     })
 }
 
@@ -150,12 +151,12 @@ mod tests {
         assert_eq!(
             found,
             [
-                ("daemon", ok),
-                ("ready", ok),
-                ("same_version", ok),
-                ("access", ok),
-                ("event_time", ok),
-                ("dead_letters", Verdict::Warn)
+                (Id::Daemon, ok),
+                (Id::Ready, ok),
+                (Id::SameVersion, ok),
+                (Id::Access, ok),
+                (Id::EventTime, ok),
+                (Id::DeadLetters, Verdict::Warn)
             ]
         );
     }

@@ -9,7 +9,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 
-use super::Check;
+use super::catalogue::Id;
+use super::{Check, files};
 use crate::cli::out::size;
 use crate::clock::{Clock, Millis, rfc3339};
 use crate::config::{self, Flags, Paths};
@@ -34,13 +35,14 @@ const NOW_MS_MAX: Millis = 4_102_444_800_000;
 /// All of them, in the order in which a person would look.
 pub fn checks(paths: &Paths, home: Option<PathBuf>) -> Vec<Check> {
     vec![
-        Check::ok("version", format!("aman {}", env!("CARGO_PKG_VERSION"))),
+        Check::ok(Id::Version, format!("aman {}", env!("CARGO_PKG_VERSION"))),
         clock(Clock::System.now_ms()),
         data_folder(&paths.data),
         disk_space(&paths.data),
         config_file(&paths.config_file, home),
         token_file(&paths.token_file),
         database(&paths.db_file),
+        files::database_integrity(&paths.db_file),
         open_files(),
         inotify(Path::new("/proc/sys/fs/inotify")),
     ]
@@ -49,10 +51,10 @@ pub fn checks(paths: &Paths, home: Option<PathBuf>) -> Vec<Check> {
 fn clock(now_ms: Millis) -> Check {
     let shown = rfc3339(now_ms);
     if (NOW_MS_MIN..NOW_MS_MAX).contains(&now_ms) {
-        return Check::ok("clock", shown);
+        return Check::ok(Id::Clock, shown);
     }
     let advice = "Set the clock, as with `timedatectl set-ntp true`; expiry, retries and schedules go by it.";
-    Check::fail("clock", format!("The machine's clock shows {shown}"), advice)
+    Check::fail(Id::Clock, format!("The machine's clock shows {shown}"), advice)
 }
 
 fn data_folder(data: &Path) -> Check {
@@ -61,20 +63,20 @@ fn data_folder(data: &Path) -> Check {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let above = existing(data);
             if access(&above, AccessFlags::W_OK | AccessFlags::X_OK).is_ok() {
-                return Check::ok("data_folder", format!("{shown} is not there yet; the first start makes it"));
+                return Check::ok(Id::DataFolder, format!("{shown} is not there yet; the first start makes it"));
             }
             let advice = format!("Make {shown} writable for this user, or choose another with --home.");
-            Check::fail("data_folder", format!("{shown} is not there and cannot be made"), advice)
+            Check::fail(Id::DataFolder, format!("{shown} is not there and cannot be made"), advice)
         }
-        Err(error) => Check::fail("data_folder", format!("{shown}: {error}"), "Let this user read it."),
+        Err(error) => Check::fail(Id::DataFolder, format!("{shown}: {error}"), "Let this user read it."),
         Ok(found) if !found.is_dir() => {
-            Check::fail("data_folder", format!("{shown} is no folder"), "Move it away, or choose another with --home.")
+            Check::fail(Id::DataFolder, format!("{shown} is no folder"), "Move it away, or choose another with --home.")
         }
         Ok(_) if access(data, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK).is_err() => {
             let advice = format!("Give it to the user who runs aman: chown -R $USER {shown}");
-            Check::fail("data_folder", format!("{shown} cannot be written"), advice)
+            Check::fail(Id::DataFolder, format!("{shown} cannot be written"), advice)
         }
-        Ok(_) => Check::ok("data_folder", format!("{shown} is there and writable")),
+        Ok(_) => Check::ok(Id::DataFolder, format!("{shown} is there and writable")),
     }
 }
 
@@ -90,20 +92,20 @@ fn disk_space(data: &Path) -> Check {
         Ok(found) => found,
         Err(error) => {
             let message = format!("The free space of {} is unknown: {error}", folder.display());
-            return Check::warn("disk_space", message, "Check it by hand with df.");
+            return Check::warn(Id::DiskSpace, message, "Check it by hand with df.");
         }
     };
     let free = found.blocks_available().saturating_mul(found.fragment_size());
     let message = format!("{} free", size(free));
     let advice = "Make room on the disk of the data folder; a full disk stops the daemon.";
     if free < DISK_BYTES_FAIL {
-        Check::fail("disk_space", message, advice)
+        Check::fail(Id::DiskSpace, message, advice)
     } else if free < DISK_BYTES_WARN {
-        Check::warn("disk_space", message, advice)
+        Check::warn(Id::DiskSpace, message, advice)
     } else if found.files() > 0 && found.files_available() < 1000 {
-        Check::warn("disk_space", format!("only {} inodes free", found.files_available()), advice)
+        Check::warn(Id::DiskSpace, format!("only {} inodes free", found.files_available()), advice)
     } else {
-        Check::ok("disk_space", message)
+        Check::ok(Id::DiskSpace, message)
     }
 }
 
@@ -112,24 +114,24 @@ fn config_file(file: &Path, home: Option<PathBuf>) -> Check {
     let text = match fs::read_to_string(file) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Check::ok("config", format!("no {shown}; everything has its default"));
+            return Check::ok(Id::Config, format!("no {shown}; everything has its default"));
         }
-        Err(error) => return Check::fail("config", format!("{shown}: {error}"), "Let this user read it."),
+        Err(error) => return Check::fail(Id::Config, format!("{shown}: {error}"), "Let this user read it."),
     };
     let advice = "Correct it; until then the daemon runs with the last good one, or does not start.";
     if let Err(error) = text.parse::<toml::Table>() {
         // The message alone: the lines it would quote may hold a secret.
         let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
         let at = line.map_or_else(String::new, |line| format!(" line {line}"));
-        return Check::fail("config", format!("{shown}{at}: {}", error.message()), advice);
+        return Check::fail(Id::Config, format!("{shown}{at}: {}", error.message()), advice);
     }
     match config::load(&Flags { home, ..Flags::default() }) {
-        Ok(config) if config.warnings.is_empty() => Check::ok("config", format!("{shown} is read and right")),
-        Ok(config) => Check::warn("config", config.warnings.join(" "), format!("Look at {shown}.")),
+        Ok(config) if config.warnings.is_empty() => Check::ok(Id::Config, format!("{shown} is read and right")),
+        Ok(config) => Check::warn(Id::Config, config.warnings.join(" "), format!("Look at {shown}.")),
         Err(Error::Internal { context, source }) => {
-            Check::fail("config", format!("{context} failed: {source}"), advice)
+            Check::fail(Id::Config, format!("{context} failed: {source}"), advice)
         }
-        Err(error) => Check::fail("config", error.to_string(), advice),
+        Err(error) => Check::fail(Id::Config, error.to_string(), advice),
     }
 }
 
@@ -137,32 +139,32 @@ fn token_file(file: &Path) -> Check {
     let shown = file.display();
     match fs::metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Check::ok("token_file", format!("{shown} is not there yet; the first start makes it"))
+            Check::ok(Id::TokenFile, format!("{shown} is not there yet; the first start makes it"))
         }
-        Err(error) => Check::fail("token_file", format!("{shown}: {error}"), "Let this user read its folder."),
+        Err(error) => Check::fail(Id::TokenFile, format!("{shown}: {error}"), "Let this user read its folder."),
         Ok(found) if found.permissions().mode() & 0o077 != 0 => {
             let mode = found.permissions().mode() & 0o777;
             let message = format!("{shown} has mode {mode:04o}: other users can use the daemon");
             Check::fail(
-                "token_file",
+                Id::TokenFile,
                 message,
                 format!("chmod 600 {shown}; then delete it and restart for a new token."),
             )
         }
         Ok(found) if found.len() == 0 => {
-            Check::fail("token_file", format!("{shown} is empty"), "Delete it; the next start makes a new token.")
+            Check::fail(Id::TokenFile, format!("{shown} is empty"), "Delete it; the next start makes a new token.")
         }
         Ok(_) if access(file, AccessFlags::R_OK).is_err() => {
             let advice = "Run as the user who runs the daemon, or set AMAN_HTTP_TOKEN.";
-            Check::warn("token_file", format!("{shown} cannot be read by this user"), advice)
+            Check::warn(Id::TokenFile, format!("{shown} cannot be read by this user"), advice)
         }
-        Ok(_) => Check::ok("token_file", format!("{shown} is readable by its owner only")),
+        Ok(_) => Check::ok(Id::TokenFile, format!("{shown} is readable by its owner only")),
     }
 }
 
 fn database(file: &Path) -> Check {
     let Ok(found) = fs::metadata(file) else {
-        return Check::ok("database", format!("{} is not there yet; the first start makes it", file.display()));
+        return Check::ok(Id::Database, format!("{} is not there yet; the first start makes it", file.display()));
     };
     let mut log = file.as_os_str().to_owned();
     log.push("-wal");
@@ -172,24 +174,26 @@ fn database(file: &Path) -> Check {
         let readable = file.parent().and_then(|folder| fs::metadata(folder).ok());
         if readable.is_none_or(|folder| folder.permissions().mode() & 0o011 != 0) {
             let advice = format!("chmod 600 {}*", file.display());
-            return Check::warn("database", format!("{message}; other users can read it"), advice);
+            return Check::warn(Id::Database, format!("{message}; other users can read it"), advice);
         }
     }
     if log_bytes > WAL_BYTES_WARN {
         let advice = "Restart the daemon; if it grows again, some program holds the database open.";
-        return Check::warn("database", message, advice);
+        return Check::warn(Id::Database, message, advice);
     }
-    Check::ok("database", message)
+    Check::ok(Id::Database, message)
 }
 
 fn open_files() -> Check {
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) if soft < FILES_WARN => {
             let advice = format!("Raise it with `ulimit -n {}` before the start.", hard.min(65_536));
-            Check::warn("open_files", format!("A process may open only {soft} files"), advice)
+            Check::warn(Id::OpenFiles, format!("A process may open only {soft} files"), advice)
         }
-        Ok((soft, _)) => Check::ok("open_files", format!("a process may open {soft} files")),
-        Err(error) => Check::warn("open_files", format!("The limit is unknown: {error}"), "Check it with `ulimit -n`."),
+        Ok((soft, _)) => Check::ok(Id::OpenFiles, format!("a process may open {soft} files")),
+        Err(error) => {
+            Check::warn(Id::OpenFiles, format!("The limit is unknown: {error}"), "Check it with `ulimit -n`.")
+        }
     }
 }
 
@@ -197,47 +201,66 @@ fn inotify(folder: &Path) -> Check {
     let read = |name: &str| fs::read_to_string(folder.join(name)).ok().and_then(|text| text.trim().parse::<u64>().ok());
     let (Some(watches), Some(instances)) = (read("max_user_watches"), read("max_user_instances")) else {
         let advice = "Watching folders needs inotify; other sources work without.";
-        return Check::warn("inotify", "The limits of inotify are unknown", advice);
+        return Check::warn(Id::Inotify, "The limits of inotify are unknown", advice);
     };
     let message = format!("{watches} watched folders, {instances} instances allowed for each user");
     if watches < WATCHES_WARN || instances < INSTANCES_WARN {
         let advice = "Raise them: sysctl fs.inotify.max_user_watches=524288 fs.inotify.max_user_instances=512";
-        return Check::warn("inotify", message, advice);
+        return Check::warn(Id::Inotify, message, advice);
     }
-    Check::ok("inotify", message)
+    Check::ok(Id::Inotify, message)
 }
 
-/// What the machine offers to keep scripts in bounds, found by trying it.
+const SANDBOX_ADVICE: &str = "Scripts of skills run with less protection; run only skills you trust. A kernel with \
+                              Landlock and user namespaces gives all of it.";
+
+/// What the machine offers to keep scripts in bounds, as one check.
 pub async fn sandbox() -> Check {
+    let parts = match probe().await {
+        Ok(parts) => parts,
+        Err(check) => return check,
+    };
+    let message = parts.iter().map(|(part, by)| format!("{part}: {by}")).collect::<Vec<_>>().join(", ");
+    if parts.iter().any(|(_, by)| is_weak(by)) {
+        return Check::warn(Id::Sandbox, message, SANDBOX_ADVICE);
+    }
+    Check::ok(Id::Sandbox, message)
+}
+
+/// The same, each part for itself.
+pub async fn sandbox_parts() -> Vec<Check> {
+    let ids = [Id::SandboxFilesystem, Id::SandboxNetwork, Id::SandboxProcesses];
+    let parts = match probe().await {
+        Ok(parts) => parts,
+        Err(check) => return ids.map(|id| Check::skip(id, check.message.clone())).into(),
+    };
+    let check = |(id, (_, by)): (Id, &(&str, String))| match is_weak(by) {
+        true => Check::warn(id, format!("enforced: {by}"), SANDBOX_ADVICE),
+        false => Check::ok(id, by.clone()),
+    };
+    ids.into_iter().zip(&parts).map(check).collect()
+}
+
+fn is_weak(by: &str) -> bool {
+    matches!(by, "none" | "unknown") || by.starts_with("partial")
+}
+
+/// What enforces each part, found by trying it; or a check that says why it could not be tried.
+async fn probe() -> Result<Vec<(&'static str, String)>, Check> {
     // A folder of its own: the lock in the daemon's would make its next start wait for this probe.
     let run_dir = Path::new("/tmp").join(format!("aman-doctor-{:016x}", fastrand::u64(..)));
     if let Err(error) = fs::create_dir(&run_dir) {
         let message = format!("Not tried: {} cannot be made: {error}", run_dir.display());
-        return Check::warn("sandbox", message, "Make /tmp writable.");
+        return Err(Check::warn(Id::Sandbox, message, "Make /tmp writable."));
     }
-    let check = probe(&run_dir).await;
+    let sandbox = Sandbox::new(&run_dir);
+    let found = sandbox.probe().await.map(|enforced| serde_json::to_value(enforced).unwrap_or_default());
     // What stays behind is one empty folder in /tmp.
     drop(fs::remove_dir_all(&run_dir));
-    check
-}
-
-async fn probe(run_dir: &Path) -> Check {
-    let advice = "Scripts of skills run with less protection; run only skills you trust. A kernel with Landlock and user \
-                  namespaces gives all of it.";
-    let sandbox = Sandbox::new(run_dir);
-    let enforced = match sandbox.probe().await {
-        Ok(enforced) => serde_json::to_value(enforced).unwrap_or_default(),
-        Err(error) => return Check::fail("sandbox", format!("No script can run: {error}"), advice),
-    };
-    let parts = ["filesystem", "network", "processes"];
-    let parts: Vec<(&str, String)> =
-        parts.iter().map(|part| (*part, enforced[*part].as_str().unwrap_or("unknown").to_owned())).collect();
-    let message = parts.iter().map(|(part, by)| format!("{part}: {by}")).collect::<Vec<_>>().join(", ");
-    let weak = |by: &str| matches!(by, "none" | "partial" | "unknown") || by.starts_with("partial");
-    if parts.iter().any(|(_, by)| weak(by)) {
-        return Check::warn("sandbox", message, advice);
-    }
-    Check::ok("sandbox", message)
+    let enforced =
+        found.map_err(|error| Check::fail(Id::Sandbox, format!("No script can run: {error}"), SANDBOX_ADVICE))?;
+    let by = |part: &'static str| (part, enforced[part].as_str().unwrap_or("unknown").to_owned());
+    Ok(["filesystem", "network", "processes"].map(by).into())
 }
 
 #[cfg(test)]

@@ -1,0 +1,210 @@
+//! Who could get in, or read along: by files and settings with or without a daemon, by its answers when one runs.
+
+use std::fs;
+use std::path::PathBuf;
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::geteuid;
+use serde_json::Value;
+use toml::Table;
+
+use super::catalogue::Id;
+use super::files::{self, Places};
+use super::machine;
+use super::settings::{self, is_wide};
+use super::{Check, Verdict};
+use crate::cli::Context;
+use crate::cli::client::{Call, Client};
+use crate::cli::out::text;
+use crate::clock::{Clock, Millis, parse_rfc3339};
+use crate::config::{self, Flags, Paths, SETTINGS};
+
+/// A token that is good for longer is worth a thought: 100 days.
+const LONG_MS: Millis = 100 * 86_400_000;
+const NO_DAEMON: &str = "only a running daemon that accepts the token can tell";
+
+/// All of them.
+pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
+    let flags = Flags { home: context.global.home.clone(), ..Flags::default() };
+    let loaded = config::load(&flags).ok();
+    let read = fs::read_to_string(&paths.config_file);
+    let file = match &read {
+        Ok(text) => text.parse::<Table>().ok(),
+        // Without a file every setting has its default; a file that is closed to us may hold anything.
+        Err(error) => (error.kind() == std::io::ErrorKind::NotFound).then(Table::new),
+    };
+    let secrets = file.as_ref().map(settings::plain_secrets).unwrap_or_default();
+    let places = Places {
+        paths,
+        logs: loaded.as_ref().and_then(|c| c.log.files.clone()).map_or_else(|| paths.state.clone(), |files| files.dir),
+        tls_key: loaded.as_ref().and_then(|config| config.http.tls.clone()).map(|(_, key)| key),
+        skill_paths: loaded.as_ref().map(|config| config.skill_paths.clone()).unwrap_or_default(),
+        holds_secrets: !secrets.is_empty(),
+    };
+    let mut checks = files::checks(&places);
+    checks.push(plain_secrets(file.is_some(), &secrets));
+    let client = context.client().ok();
+    let running = in_force(client.as_ref()).await;
+    checks.extend(match (&running, &loaded, &file) {
+        (Some(running), ..) => settings::checks(&|key| value_of(running, key)),
+        (None, Some(loaded), _) => {
+            let value = |key: &str| loaded.effective.iter().find(|setting| setting.key == key).map(|s| s.value.clone());
+            settings::checks(&|key| value(key).unwrap_or_default())
+        }
+        (None, None, Some(file)) => settings::checks(&|key| value_in(file, key)),
+        (None, None, None) => unreadable(&settings::checks(&|_| Value::Null)),
+    });
+    checks.extend(match &file {
+        Some(file) => settings::tables(file),
+        None => unreadable(&settings::tables(&Table::new())),
+    });
+    checks.extend(told(client.as_ref().filter(|_| running.is_some()), paths).await);
+    checks.extend(machine::sandbox_parts().await);
+    checks.extend(process());
+    checks
+}
+
+fn plain_secrets(readable: bool, secrets: &[String]) -> Check {
+    let id = Id::PlainSecrets;
+    if !readable {
+        return Check::skip(id, "the configuration cannot be read");
+    }
+    if secrets.is_empty() {
+        return Check::ok(id, "none");
+    }
+    let advice = "Write env:NAME or file:PATH in their place; copies and backups of the file then hold no secret.";
+    Check::warn(id, format!("Secrets stand in the file: {}", secrets.join(", ")), advice)
+}
+
+/// The same checks, as not looked at.
+fn unreadable(checks: &[Check]) -> Vec<Check> {
+    checks.iter().map(|check| Check::skip(check.id, "the configuration cannot be read")).collect()
+}
+
+/// The settings in force of the daemon that runs.
+async fn in_force(client: Option<&Client>) -> Option<Vec<Value>> {
+    let shown = client?.call(Call::get("/runtime/config")).await.ok()?.json().ok()?;
+    shown["items"].as_array().cloned()
+}
+
+fn value_of(items: &[Value], key: &str) -> Value {
+    let item = items.iter().find(|item| item["key"] == key);
+    item.map(|item| item.get("running").unwrap_or(&item["value"]).clone()).unwrap_or_default()
+}
+
+/// The value in a file that is wrong elsewhere, or the default.
+fn value_in(file: &Table, key: &str) -> Value {
+    let default = || SETTINGS.iter().find(|setting| setting.key == key)?.default.parse::<toml::Value>().ok();
+    let mut parts = key.split('.');
+    let found = parts.next().and_then(|section| file.get(section));
+    let found = parts.try_fold(found, |value, name| Some(value?.get(name))).flatten();
+    let value = found.cloned().or_else(default);
+    value.and_then(|value| serde_json::to_value(value).ok()).unwrap_or_default()
+}
+
+/// What only the daemon can tell.
+async fn told(client: Option<&Client>, paths: &Paths) -> Vec<Check> {
+    let list = async |path: &str| match client {
+        Some(client) => client.call(Call::get(path)).await.ok()?.json().ok(),
+        None => None,
+    };
+    let (skills, tokens) = (list("/skills?limit=1000").await, list("/auth/token?limit=1000").await);
+    let chain = list("/audit-log/verify").await;
+    let mut checks =
+        vec![skills.map_or_else(|| Check::skip(Id::SkillPermissions, NO_DAEMON), |all| rights(&all, paths))];
+    match tokens {
+        Some(tokens) => checks.extend(minted(&tokens)),
+        None => checks.extend([Id::TokensAdmin, Id::TokensLong].map(|id| Check::skip(id, NO_DAEMON))),
+    }
+    checks.push(match chain {
+        None => Check::skip(Id::AuditChain, NO_DAEMON),
+        Some(chain) if chain["ok"] == true => {
+            Check::ok(Id::AuditChain, format!("{} records, whole", text(&chain["checked"])))
+        }
+        Some(chain) => {
+            let message = format!("Record {} of the audit log is not what was written", text(&chain["first_bad"]));
+            let advice = "Somebody changed the database. Compare it with a backup, and change the tokens.";
+            Check::fail(Id::AuditChain, message, advice)
+        }
+    });
+    checks
+}
+
+fn rights(skills: &Value, paths: &Paths) -> Check {
+    let home = paths.home_dir.as_ref().map(|home| home.display().to_string()).unwrap_or_default();
+    let wide = |path: &str| is_wide(path) || path == home || paths.data.starts_with(path);
+    let has = |list: &Value| list.as_array().into_iter().flatten().filter_map(Value::as_str).any(wide);
+    let all: Vec<&Value> =
+        skills["items"].as_array().into_iter().flatten().filter(|s| s["standing"] == "active").collect();
+    let too_wide = |skill: &&&Value| {
+        let rights = &skill["permissions"];
+        has(&rights["write"]) || (rights["net"] == "any" && has(&rights["read"]))
+    };
+    let named: Vec<String> = all.iter().filter(too_wide).map(|skill| text(&skill["name"])).collect();
+    if named.is_empty() {
+        return Check::ok(Id::SkillPermissions, format!("{} active skills", all.len()));
+    }
+    let advice = "Narrow aman.permissions in their SKILL.md to the folders that they need, or disable them.";
+    Check::warn(
+        Id::SkillPermissions,
+        format!("These may write, or read and send, very much: {}", named.join(", ")),
+        advice,
+    )
+}
+
+fn minted(tokens: &Value) -> [Check; 2] {
+    let good: Vec<&Value> =
+        tokens["items"].as_array().into_iter().flatten().filter(|t| t["status"] == "good").collect();
+    let now_ms = Clock::System.now_ms();
+    let is_admin = |token: &&&Value| text(&token["scope"]).split(' ').any(|scope| scope == "admin");
+    let is_long = |token: &&&Value| {
+        parse_rfc3339(token["expires_at"].as_str().unwrap_or_default()).is_none_or(|ends| ends > now_ms + LONG_MS)
+    };
+    let check = |id: Id, wrong: Vec<String>, what: &str, advice: &str| match wrong.is_empty() {
+        true => Check::ok(id, format!("{} minted tokens", good.len())),
+        false => Check::warn(id, format!("{what}: {}", wrong.join(", ")), advice),
+    };
+    let named = |token: &&Value| text(&token["sub"]);
+    [
+        check(
+            Id::TokensAdmin,
+            good.iter().filter(is_admin).map(named).collect(),
+            "These tokens may do everything",
+            "Mint ones with the scopes that are needed, then `aman token revoke` these.",
+        ),
+        check(
+            Id::TokensLong,
+            good.iter().filter(is_long).map(named).collect(),
+            "These tokens are good for more than 100 days",
+            "Mint shorter ones with --ttl, then `aman token revoke` these.",
+        ),
+    ]
+}
+
+/// What the kernel lets other programs do with this user's.
+fn process() -> Vec<Check> {
+    let root = if geteuid().is_root() {
+        let advice = "Run it as a user of its own; a skill or a hole in aman is otherwise a hole in the machine.";
+        Check::warn(Id::Root, "This is root, and so would be a daemon started like this", advice)
+    } else {
+        Check::ok(Id::Root, format!("user {}", geteuid()))
+    };
+    let dumps = match getrlimit(Resource::RLIMIT_CORE) {
+        Ok((0, _)) => Check::ok(Id::CoreDumps, "off"),
+        Ok(_) => {
+            let advice = "Start it with `ulimit -c 0`; the unit of `aman service install` has it.";
+            Check::warn(Id::CoreDumps, "A program started here writes its memory to the disk when it crashes", advice)
+        }
+        Err(error) => Check::skip(Id::CoreDumps, error.to_string()),
+    };
+    let scope = fs::read_to_string(PathBuf::from("/proc/sys/kernel/yama/ptrace_scope"));
+    let ptrace = match scope.as_deref().map(str::trim) {
+        Ok("0") => {
+            let advice = "sysctl kernel.yama.ptrace_scope=1";
+            Check::warn(Id::Ptrace, "Every program of this user can read the memory of every other", advice)
+        }
+        Ok(scope) => Check::ok(Id::Ptrace, format!("restricted (scope {scope})")),
+        Err(_) => Check::new(Id::Ptrace, Verdict::Skip, "this kernel has no Yama", None),
+    };
+    vec![root, dumps, ptrace]
+}
