@@ -41,6 +41,9 @@ impl Clock {
     }
 }
 
+/// The end of the year 9999, the last that RFC 3339 can write.
+const RFC3339_MAX: Millis = 253_402_300_799_999;
+
 /// `2026-11-22T01:13:00.000Z`: RFC 3339, UTC, milliseconds.
 pub fn rfc3339(at_ms: Millis) -> String {
     let mut out = Vec::with_capacity(24);
@@ -53,7 +56,7 @@ pub fn rfc3339(at_ms: Millis) -> String {
 /// Source of the date arithmetic: the proleptic Gregorian calendar counted in 400-year eras from 1 March 0000.
 pub fn write_rfc3339(out: &mut Vec<u8>, at_ms: Millis) {
     const DAY_MS: i64 = 86_400_000;
-    let at_ms = at_ms.clamp(-62_167_219_200_000, 253_402_300_799_999);
+    let at_ms = at_ms.clamp(-62_167_219_200_000, RFC3339_MAX);
     let (days, in_day) = (at_ms.div_euclid(DAY_MS), at_ms.rem_euclid(DAY_MS));
     let from_march = days + 719_468;
     let (era, of_era) = (from_march.div_euclid(146_097), from_march.rem_euclid(146_097));
@@ -81,7 +84,17 @@ pub fn write_rfc3339(out: &mut Vec<u8>, at_ms: Millis) {
 
 /// Reads an RFC 3339 time with an offset; `None` when it is none, or has no offset.
 pub fn parse_rfc3339(text: &str) -> Option<Millis> {
-    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond).or_else(|| last_day(text))
+}
+
+/// As [`parse_rfc3339`] for the last day of 9999, which many write for "never": jiff's times end the day before, so that
+/// each has a local time everywhere.
+fn last_day(text: &str) -> Option<Millis> {
+    let read = jiff::fmt::temporal::Pieces::parse(text).ok()?;
+    let local = read.date().to_datetime(read.time()?);
+    let since = local.duration_since(jiff::civil::date(1970, 1, 1).to_datetime(jiff::civil::Time::midnight()));
+    let at_ms = i64::try_from(since.as_millis()).ok()? - i64::from(read.to_numeric_offset()?.seconds()) * 1000;
+    (at_ms <= RFC3339_MAX).then_some(at_ms)
 }
 
 #[cfg(test)]
@@ -97,12 +110,17 @@ mod tests {
             "2026-11-22T01:13:00.000Z",
             "0000-01-01T00:00:00.000Z",
             "9999-12-30T21:59:59.999Z",
+            "9999-12-31T00:00:00.000Z",
+            "9999-12-31T23:59:59.999Z",
             "1900-03-01T00:00:00.001Z",
         ] {
             let at = parse_rfc3339(text).expect(text);
             assert_eq!(rfc3339(at), text);
         }
         assert_eq!(parse_rfc3339("2026-11-22T03:13:00+02:00"), parse_rfc3339("2026-11-22T01:13:00Z"));
+        assert_eq!(parse_rfc3339("9999-12-31T23:59:59-00:30"), None);
+        assert_eq!(parse_rfc3339("9999-12-31T23:59:59+02:00"), parse_rfc3339("9999-12-31T21:59:59Z"));
+        assert_eq!(parse_rfc3339("9999-12-31T12:00:00"), None);
         assert_eq!(parse_rfc3339("2026-11-22T01:13:00"), None);
         assert_eq!(parse_rfc3339("yesterday"), None);
     }

@@ -94,14 +94,17 @@ impl Error {
         move |source| Error::Internal { context, source: source.into() }
     }
 
-    /// Puts `prefix` before every field name, as in `/3` + `type` → `/3/type`.
+    /// Puts `prefix` before every field name, as in `/3` + `type` → `/3/type`; `body`, which is the whole, becomes `/3`.
     pub fn at(self, prefix: &str) -> Error {
         match self {
             Error::Invalid { code, fields } => Error::Invalid {
                 code,
                 fields: fields
                     .into_iter()
-                    .map(|f| FieldError { field: format!("{prefix}/{}", f.field.trim_start_matches('/')), ..f })
+                    .map(|f| match f.field.as_str() {
+                        "body" => FieldError { field: prefix.to_owned(), ..f },
+                        name => FieldError { field: format!("{prefix}/{}", name.trim_start_matches('/')), ..f },
+                    })
                     .collect(),
             },
             other => other,

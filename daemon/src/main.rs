@@ -57,18 +57,25 @@ async fn run(config: Config) -> Result<(), Error> {
     let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
     // A terminal that closes, and its quit key, end the daemon as cleanly.
     let (mut hangup, mut quit) = (catch(SignalKind::hangup())?, catch(SignalKind::quit())?);
+    // Their default would kill it; tools that mean other programs send them, as after the rotation of logs.
+    let (mut user1, mut user2) = (catch(SignalKind::user_defined1())?, catch(SignalKind::user_defined2())?);
     let daemon = aman::start::start(config).await?;
     let mut out = std::io::stdout().lock();
     // Whoever started it may have closed the other end; the daemon runs all the same.
     let _told = writeln!(out, "aman ready {}", daemon.url()).and_then(|()| out.flush());
     drop(out);
     let _told = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hangup.recv() => {}
-        _ = quit.recv() => {}
-        () = daemon.shutdown_asked() => {}
+    loop {
+        let ignored = tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => break,
+            _ = quit.recv() => break,
+            () = daemon.shutdown_asked() => break,
+            _ = user1.recv() => "SIGUSR1",
+            _ = user2.recv() => "SIGUSR2",
+        };
+        tracing::info!(signal = ignored, "The signal means nothing here and was ignored.");
     }
     let _told = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.stop().await;

@@ -477,6 +477,11 @@ impl Stream {
         self.lines.get_ref().set_read_timeout(Some(patience)).expect("a time limit");
     }
 
+    /// Closes the sending half of its connection.
+    pub fn shutdown_sending(&self) {
+        self.lines.get_ref().shutdown(std::net::Shutdown::Write).expect("half closed");
+    }
+
     /// The next whole line without its end; an error when the stream ends before that.
     pub fn line(&mut self) -> Result<String, std::io::Error> {
         let mut line = String::new();

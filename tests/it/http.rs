@@ -40,6 +40,12 @@ fn requests_for_nobody() {
         ("\u{1}\r\n", 400, "malformed_request"),
         (long.as_str(), 431, "headers_too_large"),
         (many.as_str(), 431, "headers_too_large"),
+        ("GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip, chunked\r\n", 501, "unsupported_coding"),
+        (
+            "GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 18446744073709551615\r\n",
+            431,
+            "headers_too_large",
+        ),
         ("GET /health HTTP/1.1\r\n", 400, "invalid_input"),
         ("GET /health HTTP/1.0\r\n", 421, "host_not_allowed"),
         ("GET /health HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n", 400, "invalid_input"),

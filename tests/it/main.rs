@@ -8,6 +8,7 @@ mod bus;
 mod cli;
 mod completions;
 mod config;
+mod connections;
 mod crash;
 mod cron;
 mod dlq;

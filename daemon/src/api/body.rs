@@ -1,6 +1,7 @@
 //! Bodies: capped JSON in, JSON out.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,8 +10,10 @@ use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use memmap2::MmapMut;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::Problem;
 use super::stream::Stream;
@@ -20,6 +23,69 @@ use crate::id::TraceId;
 
 /// How long a client may take to send its body.
 const BODY_WAIT: Duration = Duration::from_secs(20);
+
+/// So much of each body takes no room: small requests get in whatever others send.
+const ROOM_FREE_BYTES: usize = 16 << 10;
+/// Bytes that the bodies of callers with credentials may have together, from their first byte to their answer.
+const ROOM_BYTES_MAX: usize = 64 << 20;
+/// The same for everybody else, as whoever calls a webhook.
+const ROOM_BYTES_MAX_PUBLIC: usize = 16 << 20;
+/// Room is taken in steps of this size.
+const ROOM_STEP_BYTES: usize = 64 << 10;
+/// Bodies that may become this large are in pages of their own.
+const PAGES_FROM_BYTES: usize = 64 << 10;
+const ROOM_RETRY_MS: u64 = 2000;
+
+/// The memory that bodies may take, shared by all connections. Strangers have their own, so that they cannot take that
+/// of callers with credentials.
+pub struct Rooms {
+    known: Arc<Semaphore>,
+    public: Arc<Semaphore>,
+}
+
+impl Default for Rooms {
+    fn default() -> Rooms {
+        Rooms {
+            known: Arc::new(Semaphore::new(ROOM_BYTES_MAX)),
+            public: Arc::new(Semaphore::new(ROOM_BYTES_MAX_PUBLIC)),
+        }
+    }
+}
+
+impl Rooms {
+    /// Room for the body of one request; none is taken yet.
+    pub fn of(&self, is_known: bool) -> Room {
+        Room { rooms: Arc::clone(if is_known { &self.known } else { &self.public }), taken: None }
+    }
+}
+
+/// What one body takes of [`Rooms`]; given back when it is dropped.
+pub struct Room {
+    rooms: Arc<Semaphore>,
+    taken: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// Takes room for a body that has grown to `bytes`.
+    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
+        let taken = self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let wanted = bytes.saturating_sub(ROOM_FREE_BYTES);
+        if wanted <= taken {
+            return Ok(());
+        }
+        let more = u32::try_from((wanted - taken).next_multiple_of(ROOM_STEP_BYTES)).unwrap_or(u32::MAX);
+        let Ok(permit) = Arc::clone(&self.rooms).try_acquire_many_owned(more) else {
+            let detail = "Other requests with large bodies take all the memory there is for them. Try again.";
+            let problem = Problem::new((StatusCode::SERVICE_UNAVAILABLE, "overloaded"), detail);
+            return Err(problem.retry_after_ms(ROOM_RETRY_MS));
+        };
+        match &mut self.taken {
+            Some(taken) => taken.merge(permit),
+            None => self.taken = Some(permit),
+        }
+        Ok(())
+    }
+}
 
 /// What is sent: bytes that are there, or a stream that goes on.
 pub enum Body {
@@ -95,8 +161,14 @@ pub fn ok(value: &impl Serialize) -> Result<Reply, Problem> {
     reply(StatusCode::OK, value)
 }
 
-/// Reads a whole body of at most `bytes_max` bytes.
-pub async fn bytes(headers: &HeaderMap, mut body: Incoming, bytes_max: usize) -> Result<Bytes, Problem> {
+/// Reads a whole body of at most `bytes_max` bytes. Its memory grows as the bytes come, whatever the headers promise,
+/// and only as far as there is `room`.
+pub async fn bytes(
+    headers: &HeaderMap,
+    mut body: Incoming,
+    bytes_max: usize,
+    room: &mut Room,
+) -> Result<Bytes, Problem> {
     let too_large = || {
         let detail = format!("The body may have at most {bytes_max} bytes.");
         Problem::new((StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"), detail)
@@ -108,34 +180,95 @@ pub async fn bytes(headers: &HeaderMap, mut body: Incoming, bytes_max: usize) ->
         let detail = "Send the body as it is, without Content-Encoding.";
         return Err(Problem::new((StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"), detail));
     }
+    let length = body.size_hint().exact().and_then(|n| usize::try_from(n).ok()).unwrap_or(bytes_max);
     let read = async {
         // Most bodies are one frame: no copy then.
-        let mut first = Bytes::new();
-        let mut whole: Vec<u8> = Vec::new();
+        let (mut first, mut more): (Bytes, Option<Gathered>) = (Bytes::new(), None);
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else {
                 return Err(Error::invalid("body", "could not be read: it was cut off or is broken.").into());
             };
             let Ok(data) = frame.into_data() else { continue };
-            if first.len().max(whole.len()) + data.len() > bytes_max {
+            let size = more.as_ref().map_or(first.len(), Gathered::len) + data.len();
+            if size > bytes_max {
                 return Err(too_large());
             }
-            if first.is_empty() && whole.is_empty() {
-                first = data;
-            } else {
-                if whole.is_empty() {
-                    whole.extend_from_slice(&std::mem::take(&mut first));
+            room.grow(size)?;
+            match &mut more {
+                Some(gathered) => gathered.add(&data),
+                None if first.is_empty() => first = data,
+                None => {
+                    let mut gathered = Gathered::new(length)?;
+                    gathered.add(&std::mem::take(&mut first));
+                    gathered.add(&data);
+                    more = Some(gathered);
                 }
-                whole.extend_from_slice(&data);
             }
         }
-        Ok(if whole.is_empty() { first } else { whole.into() })
+        Ok(more.map_or(first, Gathered::into_bytes))
     };
     match tokio::time::timeout(BODY_WAIT, read).await {
         Ok(result) => result,
         Err(_) => {
             let detail = format!("The body did not arrive within {} s.", BODY_WAIT.as_secs());
             Err(Problem::new((StatusCode::REQUEST_TIMEOUT, "request_timeout"), detail))
+        }
+    }
+}
+
+/// A body of several frames. A large one is in pages of its own, which exist once bytes are in them and which the system
+/// has back with the last byte that refers to them: an allocator would keep most of them, scattered, for good.
+enum Gathered {
+    Small(Vec<u8>),
+    Large(Pages),
+}
+
+struct Pages {
+    map: MmapMut,
+    filled: usize,
+}
+
+impl AsRef<[u8]> for Pages {
+    fn as_ref(&self) -> &[u8] {
+        &self.map[..self.filled]
+    }
+}
+
+impl Gathered {
+    /// For at most `bytes_max` bytes.
+    fn new(bytes_max: usize) -> Result<Gathered, Problem> {
+        if bytes_max < PAGES_FROM_BYTES {
+            return Ok(Gathered::Small(Vec::new()));
+        }
+        let map = MmapMut::map_anon(bytes_max).map_err(|_| {
+            let detail = "There is no memory for so large a body at the moment. Try again.";
+            Problem::new((StatusCode::SERVICE_UNAVAILABLE, "overloaded"), detail).retry_after_ms(ROOM_RETRY_MS)
+        })?;
+        Ok(Gathered::Large(Pages { map, filled: 0 }))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Gathered::Small(bytes) => bytes.len(),
+            Gathered::Large(pages) => pages.filled,
+        }
+    }
+
+    /// Adds bytes; the caller has seen that they are not too many.
+    fn add(&mut self, data: &[u8]) {
+        match self {
+            Gathered::Small(bytes) => bytes.extend_from_slice(data),
+            Gathered::Large(pages) => {
+                pages.map[pages.filled..pages.filled + data.len()].copy_from_slice(data);
+                pages.filled += data.len();
+            }
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Gathered::Small(bytes) => bytes.into(),
+            Gathered::Large(pages) => Bytes::from_owner(pages),
         }
     }
 }

@@ -88,6 +88,7 @@ async fn answer(
     (trace, parent_trace): (TraceId, Option<TraceId>),
     progress: &mut Progress,
 ) -> Result<Reply, Problem> {
+    check_coding(&parts.headers)?;
     let early = |problem: Problem| app.refusals.count(app, problem);
     let passed =
         app.tuned.load().places.check(&parts.method, &parts.uri, parts.version, &parts.headers).map_err(early)?;
@@ -110,6 +111,7 @@ async fn answer(
         headers: parts.headers,
         body: Some(incoming),
         read: None,
+        room: app.rooms.of(principal.is_some()),
         params,
         route: mounted,
         principal,
@@ -118,6 +120,17 @@ async fn answer(
         again: Again::default(),
     };
     run(app, call).await
+}
+
+/// Refuses codings that nobody would undo: a body may be chunked, and no more (RFC 9112, section 6.1).
+fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_plain = codings.all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    if is_plain {
+        return Ok(());
+    }
+    let detail = "The only Transfer-Encoding that is understood here is 'chunked'.";
+    Err(Problem::new((StatusCode::NOT_IMPLEMENTED, "unsupported_coding"), detail))
 }
 
 /// The route of a request; none for a CORS preflight of a listed origin.

@@ -139,6 +139,7 @@ pub struct App {
     turns: again::Turns,
     routes: ArcSwap<Table>,
     counters: Counters,
+    rooms: body::Rooms,
     refusals: audit::Refusals,
     public_streams: Arc<Semaphore>,
     /// Handlers that run to their end whatever the client does.
@@ -152,6 +153,8 @@ pub struct Call {
     body: Option<Incoming>,
     /// The body, once it was read for an `Idempotency-Key`.
     read: Option<bytes::Bytes>,
+    /// The room that the body takes until the request is answered.
+    room: body::Room,
     params: routes::Params,
     route: Arc<Mounted>,
     principal: Option<Principal>,
@@ -174,7 +177,7 @@ impl Call {
             return Ok(read.clone());
         }
         match self.body.take() {
-            Some(body) => body::bytes(&self.headers, body, self.route.route.body_bytes_max).await,
+            Some(body) => body::bytes(&self.headers, body, self.route.route.body_bytes_max, &mut self.room).await,
             None => Ok(bytes::Bytes::new()),
         }
     }
@@ -220,6 +223,7 @@ impl App {
             gate,
             routes: ArcSwap::from_pointee(Table::new(routes::core())?),
             counters: Counters::default(),
+            rooms: body::Rooms::default(),
             refusals: audit::Refusals::default(),
             public_streams: Arc::new(Semaphore::new(stream::PUBLIC_STREAMS_MAX)),
             running: TaskTracker::new(),
@@ -298,6 +302,7 @@ impl Accepting {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(HEADER_WAIT)
+            .half_close(true)
             .max_header_size(HEADER_BYTES_MAX)
             .max_buf_size(BUFFER_BYTES_MAX);
         loop {
@@ -352,13 +357,19 @@ async fn serve(
     _permit: OwnedSemaphorePermit,
     (closing, abort): (CancellationToken, CancellationToken),
 ) {
-    let served = Arc::clone(&app);
+    let (served, peer) = (Arc::clone(&app), Arc::new(socket::Peer::default()));
     let connection = http.serve_connection(
-        socket::Socket::new(conn),
+        socket::Socket::new(conn, Arc::clone(&peer)),
         hyper::service::service_fn(move |request| {
             // Boxed, so that an idle connection does not hold the room of a request.
-            let answer = Box::pin(handle::handle(Arc::clone(&served), request));
-            async move { Ok::<_, std::convert::Infallible>(answer.await) }
+            let (answer, peer) = (Box::pin(handle::handle(Arc::clone(&served), request)), Arc::clone(&peer));
+            async move {
+                let mut answer = answer.await;
+                if let body::Body::Stream(stream) = answer.body_mut() {
+                    stream.attend(peer);
+                }
+                Ok::<_, std::convert::Infallible>(answer)
+            }
         }),
     );
     app.counters.connections.fetch_add(1, Ordering::Relaxed);

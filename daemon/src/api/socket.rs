@@ -1,8 +1,11 @@
 //! The socket below a connection. It ends the connection when the client takes nothing for a while, gives hyper's own
-//! refusals a body, and closes so that a client that is still sending can read its answer.
+//! refusals a body, closes so that a client that is still sending can read its answer, and tells a stream when its client
+//! sends no more.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,9 +27,34 @@ const STALL_MAX: Duration = Duration::from_secs(10);
 const LINGER_MAX: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 16 << 20;
 
+/// What the socket of a connection and the stream on it tell each other.
+///
+/// A client that closed its sending half may still read, as `nc -N` does, or be gone: only writing tells which. So the
+/// end of what it sends ends nothing by itself, and a stream writes at once when it hears of it.
+#[derive(Debug, Default)]
+pub struct Peer {
+    streaming: AtomicBool,
+    silent: AtomicBool,
+}
+
+impl Peer {
+    /// A stream begins or ends; while there is one, the socket looks whether the client still sends.
+    pub fn set_streaming(&self, streaming: bool) {
+        self.streaming.store(streaming, Ordering::Relaxed);
+    }
+
+    /// True once the client has closed its sending half.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+}
+
 /// A connection that does not wait for ever.
 pub struct Socket {
     io: TokioIo<Conn>,
+    peer: Arc<Peer>,
+    /// What came while a stream was sent: the begin of the next request. Nothing more is read until hyper took it.
+    early: Option<u8>,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
     /// What is sent in place of a refusal of hyper's own: the bytes, and how many of them are sent.
@@ -37,8 +65,26 @@ pub struct Socket {
 
 impl Socket {
     /// Wraps `conn`.
-    pub fn new(conn: Conn) -> Socket {
-        Socket { io: TokioIo::new(conn), stalled: None, refusal: None, lingering: None }
+    pub fn new(conn: Conn, peer: Arc<Peer>) -> Socket {
+        Socket { io: TokioIo::new(conn), peer, early: None, stalled: None, refusal: None, lingering: None }
+    }
+
+    /// Looks whether the client of a stream still sends. hyper reads nothing while it answers.
+    fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.early.is_some() || self.peer.is_silent() || !self.peer.streaming.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut byte = [0_u8; 1];
+        let mut buffer = ReadBuf::new(&mut byte);
+        if let Poll::Ready(read) = Pin::new(self.io.inner_mut()).poll_read(cx, &mut buffer) {
+            read?;
+            self.early = buffer.filled().first().copied();
+            if self.early.is_none() {
+                self.peer.silent.store(true, Ordering::Relaxed);
+                cx.waker().wake_by_ref();
+            }
+        }
+        Ok(())
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -92,7 +138,9 @@ fn refusal_for(head: &[u8]) -> Option<Vec<u8>> {
     let problem = if text[9..].starts_with("400") {
         Problem::new((StatusCode::BAD_REQUEST, "malformed_request"), "This is not a readable HTTP/1.1 request.")
     } else {
-        let detail = "The request line and the headers are too long; together they may have 32 KiB.";
+        // hyper tells no more than the status, whichever of its limits was met.
+        let detail = "The head of the request is too large: the request line and the headers may have 32 KiB together, \
+                      the headers may be 100, and a Content-Length must be a number of bytes that could be sent.";
         Problem::new((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"), detail)
     };
     let reply = problem.reply("", TraceId(fastrand::u128(1..).to_be_bytes()));
@@ -112,7 +160,13 @@ fn refusal_for(head: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl Read for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if buf.remaining() > 0
+            && let Some(byte) = self.early.take()
+        {
+            buf.put_slice(&[byte]);
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -123,6 +177,7 @@ impl Write for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.look(cx)?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 

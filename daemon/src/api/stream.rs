@@ -23,6 +23,7 @@ use super::auth::Principal;
 use super::body::{Body, Reply};
 use super::metrics;
 use super::problem::Problem;
+use super::socket::Peer;
 use super::{App, Call, PublicStream, query};
 use crate::bus::live::{Next, Tail, write_frame};
 use crate::error::Error;
@@ -33,6 +34,10 @@ use crate::store::events;
 /// Streams without credentials that may be open at a time.
 pub const PUBLIC_STREAMS_MAX: usize = 32;
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Heartbeats to a client that has closed its sending half, and the pause before each: the first makes a client that is
+/// gone say so, the second finds it gone.
+const PROBES: u8 = 2;
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
 const METRICS_EVERY: Duration = Duration::from_secs(2);
 const PATTERNS_MAX: usize = 64;
 /// Shared batches smaller than this are gathered into one chunk, so that a burst of small commits is one write.
@@ -90,6 +95,10 @@ pub struct Stream {
     /// Whose it is; it ends when their token does.
     holder: Option<Principal>,
     over: bool,
+    /// Its connection, once it is on one.
+    peer: Option<Arc<Peer>>,
+    /// Heartbeats that are still to follow soon; `None` while the client sends.
+    probes: Option<u8>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -100,6 +109,12 @@ async fn moved(mut head: watch::Receiver<EventSeq>) -> Woken {
 }
 
 impl Stream {
+    /// Lets it hear of its client's end.
+    pub fn attend(&mut self, peer: Arc<Peer>) {
+        peer.set_streaming(true);
+        self.peer = Some(peer);
+    }
+
     /// The next bytes to send; `None` ends the stream.
     pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let is_shut_out = self.holder.as_ref().is_some_and(|holder| !holder.is_good(self.app.clock.now_ms()));
@@ -216,6 +231,10 @@ impl Stream {
 
     /// Nothing to show: a heartbeat or metrics if they are due, else sleep until they may be.
     fn idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.probes.is_none() && self.peer.as_ref().is_some_and(|peer| peer.is_silent()) {
+            self.probes = Some(PROBES);
+            self.arm();
+        }
         loop {
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -229,7 +248,8 @@ impl Stream {
                 let frame = format!("event: aman.metrics\ndata: {}\n\n", metrics::snapshot(&self.app));
                 return self.send(frame.into());
             }
-            if now >= self.sent_at + HEARTBEAT {
+            if now >= self.sent_at + self.pause() {
+                self.probes = self.probes.map(|left| left.saturating_sub(1));
                 self.sent_at = now;
                 self.arm();
                 return self.send(Bytes::from_static(b": \n\n"));
@@ -238,14 +258,22 @@ impl Stream {
         }
     }
 
+    /// How long after the last bytes a heartbeat follows.
+    fn pause(&self) -> Duration {
+        if self.probes.is_some_and(|left| left > 0) { PROBE_PAUSE } else { HEARTBEAT }
+    }
+
     fn arm(&mut self) {
-        let heartbeat = self.sent_at + HEARTBEAT;
+        let heartbeat = self.sent_at + self.pause();
         self.timer.as_mut().reset(self.metrics_at.map_or(heartbeat, |at| at.min(heartbeat)));
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        if let Some(peer) = &self.peer {
+            peer.set_streaming(false);
+        }
         self.app.counters.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -364,6 +392,8 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         metrics_at,
         holder: holder.filter(Principal::can_end),
         over: false,
+        peer: None,
+        probes: None,
         _permit: permit,
         app,
     };

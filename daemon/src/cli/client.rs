@@ -104,10 +104,11 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The body as JSON.
+    /// The body as JSON: an object, as every answer of a daemon is.
     pub fn json(&self) -> Result<Value, Failure> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Failure::Failed(format!("The answer is not JSON ({error}). Is that an aman daemon?")))
+        serde_json::from_slice(&self.body).map(Value::Object).map_err(|error| {
+            Failure::Failed(format!("The answer is no JSON object ({error}). Is that an aman daemon?"))
+        })
     }
 
     /// True for 2xx.

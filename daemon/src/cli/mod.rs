@@ -335,6 +335,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_no_daemon_answers_is_refused() {
+        for body in ["[]", "7", "null", "{", ""] {
+            let fake = Fake::answering(&[&Fake::json(200, body)]).await;
+            let context = Context::fake(&fake.base, Printed::default(), false);
+            let failure = context.every_item(Call::get("/dlq")).await.expect_err("no daemon answers so");
+            assert!(failure.message().contains("Is that an aman daemon?"), "{body}: {failure:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn programs_get_the_answer_unchanged() {
         let body = "{ \"z\": 1,\n \"a\": 1.0e2 }";
         let fake = Fake::answering(&[&Fake::json(200, body)]).await;

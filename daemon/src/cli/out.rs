@@ -166,8 +166,9 @@ pub fn clean_lines(text: &str) -> String {
 }
 
 fn harmless(c: char) -> char {
-    let steers =
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let steers = c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || c == '\u{feff}';
     if steers { char::REPLACEMENT_CHARACTER } else { c }
 }
 
@@ -275,6 +276,7 @@ pub mod tests {
     #[test]
     fn nothing_of_an_event_steers_the_terminal() {
         assert_eq!(clean("a\u{1b}[31mb\nc\u{202e}d"), "a�[31mb c�d");
+        assert_eq!(clean("\u{61c}a\u{200f}\u{2028}\u{2029}\u{2066}\u{feff}"), "�a�����");
         assert_eq!(clean_lines("a\r\nb\rc"), "a\nb�c");
         assert_eq!(shorten("abcdef", 4), "abc…");
         assert_eq!(shorten("abcd", 4), "abcd");

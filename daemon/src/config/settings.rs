@@ -269,10 +269,15 @@ impl Layers {
         let mut sections: Vec<&str> = SETTINGS.iter().filter_map(|s| s.key.split_once('.')).map(|(s, _)| s).collect();
         sections.dedup();
         for (section, content) in file {
-            if section == "sources" || section == "sinks" || section == "cron" {
+            if section == "cron" {
                 continue;
             }
-            if LATER.contains(&section.as_str()) {
+            if section == "sources" || section == "sinks" {
+                if !content.is_table() {
+                    let reason = format!("must be sections with an id each, such as [{section}.my-id].");
+                    self.wrong.push(field(section, reason));
+                }
+            } else if LATER.contains(&section.as_str()) {
                 self.warnings.push(format!("[{section}] has no effect in this version of aman."));
             } else if !sections.contains(&section.as_str()) {
                 self.warn_unknown(section, section, &sections);
@@ -280,10 +285,18 @@ impl Layers {
                 let prefix = format!("{section}.");
                 let known: Vec<&str> = SETTINGS.iter().filter_map(|s| s.key.strip_prefix(&prefix)).collect();
                 for key in keys(table, &known).iter().filter(|key| !known.contains(&key.as_str())) {
+                    let inner = format!("{key}.");
+                    if known.iter().any(|name| name.starts_with(&inner)) {
+                        self.wrong.push(field(
+                            &format!("{section}.{key}"),
+                            format!("must be a section, such as [{section}.{key}]."),
+                        ));
+                        continue;
+                    }
                     self.warn_unknown(&format!("{section}.{key}"), key, &known);
                 }
             } else {
-                self.wrong.push(field(section, "must be a section, such as [http].".to_owned()));
+                self.wrong.push(field(section, format!("must be a section, such as [{section}].")));
             }
         }
         let effective = SETTINGS.iter().map(|setting| {

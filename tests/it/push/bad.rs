@@ -118,7 +118,7 @@ fn shapes() -> Vec<Bad> {
         format!("[{},{good},{}]", with("source", "1"), with("priority", "\"x\"")),
         &["/0/source", "/2/priority"],
     ));
-    all.push(invalid(BATCH, format!("[{good},7]"), &["/1/body"]));
+    all.push(invalid(BATCH, format!("[{good},7]"), &["/1"]));
     all.push(invalid(BATCH, format!("[{}]", with("ext", "[]")), &["/0/ext"]));
     all.push(invalid(BATCH, format!("[{}]", vec![good.as_str(); 1001].join(",")), &["body"]));
     all
