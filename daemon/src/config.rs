@@ -8,6 +8,7 @@ mod cron;
 mod keyring;
 mod paths;
 mod recipe;
+mod sections;
 mod settings;
 pub mod sinks;
 pub mod sources;
@@ -16,6 +17,7 @@ mod table;
 pub use change::{Change, change, is_reference, nearest};
 pub use paths::{ClientEnv, Paths, client_env};
 pub use recipe::{Overrides, Recipe, check, load, load_or_last_good, parse, write_private};
+pub use sections::{Applied, shown};
 pub use settings::{Effective, Origin, SETTINGS, Setting};
 pub use table::Faults;
 
@@ -131,7 +133,7 @@ pub struct LogFiles {
 }
 
 /// A `[sources.<id>]` of kind `files`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FileSource {
     /// Its id; its events' source is `files/<id>`.
     pub id: String,

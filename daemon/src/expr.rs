@@ -162,6 +162,13 @@ impl Limits {
 #[derive(Clone)]
 pub struct Expr(Arc<Inner>);
 
+/// Two are the same when they were written the same.
+impl PartialEq for Expr {
+    fn eq(&self, other: &Expr) -> bool {
+        self.0.source == other.0.source
+    }
+}
+
 struct Inner {
     source: String,
     filter: jaq_core::Filter<Data>,

@@ -18,7 +18,7 @@ use crate::cron::Cron;
 use crate::egress::Egress;
 use crate::error::Error;
 use crate::lock::{self, Locked};
-use crate::outbox::{self, Sink};
+use crate::outbox::{self, Sink, Sinks};
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::skills::{self, Skills};
@@ -103,7 +103,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
-    outbox::configured(&config.sinks, &bus, &egress, &supervisor).await?;
+    let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
     settle_config(&config, &bus).await?;
@@ -120,6 +120,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         supervisor: supervisor.clone(),
         lifecycle: Arc::clone(&lifecycle),
         sources: sources.clone(),
+        sinks,
     };
     let app = App::new(api_settings(&config, auth), parts)?;
     let server = Server::start(app, listeners(&config, listener)?);

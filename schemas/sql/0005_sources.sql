@@ -16,9 +16,10 @@ CREATE TABLE source_poll (
     polled_ms     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- A sink that the other side asked not to call any more (410 Gone).
-CREATE TABLE sink_gone (
-    id      TEXT PRIMARY KEY,
-    address TEXT NOT NULL,                     -- SHA-256; another address, and it is called again
-    gone_ms INTEGER NOT NULL
+-- What became of a sink while the daemon ran; the configuration file has the rest.
+CREATE TABLE sink_setting (
+    id         TEXT PRIMARY KEY,
+    paused     INTEGER NOT NULL DEFAULT 0,
+    gone       TEXT,                           -- SHA-256 of the address that wants no more calls (410 Gone); another is called
+    updated_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;

@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Folder, Stream, command};
+use crate::peer::Peer;
 
 /// A setting as `/runtime/config` shows it.
 fn setting(daemon: &Daemon, key: &str) -> Value {
@@ -283,4 +284,154 @@ fn the_command_line_edits_the_file() {
     fs::write(folder.path().join("other.toml"), "[bus]\nmax_pending = \"x\"\n").expect("a file");
     let (code, _, err) = cli(&["config", "check", &folder.path().join("other.toml").display().to_string()], &[]);
     assert!(code == 1 && err.contains("bus.max_pending"), "{code} {err}");
+}
+
+/// Goal: an edit that cannot be used is told, offered again, and only a good one replaces the file; what somebody else
+/// changed meanwhile is not overwritten.
+#[test]
+fn a_broken_edit_is_offered_again() {
+    let folder = Folder::new("edit");
+    let (file, editor) = (folder.path().join("aman.toml"), folder.path().join("editor.sh"));
+    fs::write(&file, "# mine\n[log]\nlevel = \"info\" # loud enough\n").expect("aman.toml");
+    let edit = |script: &str, answers: &str| {
+        fs::write(&editor, script).expect("an editor");
+        // `script` is the terminal that the question is asked on.
+        let line = format!("{} config edit", env!("CARGO_BIN_EXE_aman"));
+        let mut on_terminal = command(folder.path());
+        let program = std::mem::replace(&mut on_terminal, std::process::Command::new("script"));
+        let variables: Vec<_> =
+            program.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
+        on_terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_clear().envs(variables);
+        on_terminal.env("EDITOR", format!("sh {}", editor.display())).env("SHELL", "/bin/sh");
+        let stdio = std::process::Stdio::piped;
+        let mut child = on_terminal.stdin(stdio()).stdout(stdio()).spawn().expect("script is there");
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        std::io::Write::write_all(&mut stdin, answers.as_bytes()).expect("it reads the answers");
+        let output = child.wait_with_output().expect("it ends");
+        drop(stdin);
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let twice = "if [ -e \"$0.once\" ]; then sed -i s/aman=loud/warn/ \"$1\"; else touch \"$0.once\"; sed -i s/info/aman=loud/ \"$1\"; fi";
+    let (done, said) = edit(twice, "y\n");
+    assert!(done && said.contains("log.level") && said.contains("Edit it again?"), "{said}");
+    let text = fs::read_to_string(&file).expect("aman.toml");
+    assert!(text.starts_with("# mine\n") && text.contains("level = \"warn\" # loud enough"), "{text}");
+    let before = text;
+    let (done, said) = edit("echo [http > \"$1\"", "n\n");
+    assert!(!done && said.contains("kept in"), "{said}");
+    assert_eq!(fs::read_to_string(&file).expect("aman.toml"), before);
+    let sneaky = format!("echo '# theirs' > {}; echo '# ours' > \"$1\"", file.display());
+    let (done, said) = edit(&sneaky, "");
+    assert!(!done && said.contains("somebody else"), "{said}");
+    assert_eq!(fs::read_to_string(&file).expect("aman.toml"), "# theirs\n");
+}
+
+/// A sink for `order.*` at `peer`.
+fn sink(id: &str, peer: &Peer) -> String {
+    format!(
+        "[sinks.{id}]\nkind = \"webhook\"\ntypes = [\"order.*\"]\nsecret = \"a-secret-for-this\"\nurl = \"{}\"\n",
+        peer.url()
+    )
+}
+
+/// Goal: sources, sinks and cron jobs of the file take effect while the daemon runs: new ones start, changed ones change,
+/// others stop; what waits is sent, to the new place; what cannot be done leaves the old one running and says so.
+#[test]
+fn sources_sinks_and_jobs_change_while_it_runs() {
+    let (old, new) = (Peer::start(), Peer::start());
+    old.answer("500 Internal Server Error", &[], "");
+    let folder = Folder::new("live");
+    let inbox = folder.path().join("watched");
+    fs::create_dir(&inbox).expect("a folder");
+    let head = "[http_client]\nallow_private = true\n";
+    let watched = |more: &str| format!("[sources.papers]\nkind = \"files\"\npath = {inbox:?}\n{more}\n");
+    let hook = "[sources.door]\nkind = \"webhook\"\n";
+    let job = |id: &str, hour: u8| format!("[cron.{id}]\nexpression = \"0 {hour} 1 1 *\"\n");
+    let write = |parts: &[String]| fs::write(folder.path().join("aman.toml"), parts.concat()).expect("aman.toml");
+    write(&[head.to_owned(), watched(""), sink("out", &old), job("yearly", 1), job("gone", 2)]);
+    let daemon = Daemon::start_in(folder.path());
+    let seen = |wanted: usize| {
+        daemon.wait("the files", || (daemon.recent("file.created").len() == wanted).then_some(()));
+    };
+    daemon.push("order.paid", json!({ "n": 1 }));
+    daemon.wait("the failed call", || (!old.requests().is_empty()).then_some(()));
+    write(&[
+        head.to_owned(),
+        watched("ignore = [\"*.tmp\"]"),
+        hook.to_owned(),
+        sink("out", &new),
+        sink("more", &new).replace("order.*", "other.*"),
+        job("yearly", 3),
+        job("new", 4),
+    ]);
+    let said = |answer: &Value| ["started", "changed", "stopped"].map(|key| answer[key].clone());
+    let wanted = [
+        json!(["sinks.more", "cron.new", "sources.door"]),
+        json!(["sinks.out", "cron.yearly", "sources.papers"]),
+        json!(["cron.gone"]),
+    ];
+    let dry = daemon.post("/config/reload?dry_run=true", &json!({}));
+    assert_eq!(said(&dry.json), wanted, "{dry:?}");
+    assert_eq!(daemon.get("/event-source/door").status, 404, "a dry run starts nothing");
+    let done = daemon.post("/config/reload", &json!({}));
+    assert_eq!((done.status, said(&done.json)), (200, wanted), "{done:?}");
+    assert_eq!((&done.json["failed"], &done.json["requires_restart"]), (&json!([]), &json!([])), "{done:?}");
+    assert_eq!(daemon.post("/hooks/door", &json!({ "a": 1 })).status, 202);
+    assert_eq!((daemon.get("/cron/new").status, daemon.get("/cron/gone").status), (200, 404));
+    assert_eq!(daemon.get("/cron/yearly").json["expression"], "0 3 1 1 *");
+    daemon.wait("what waited, at the new place", || (new.requests().len() == 1).then_some(()));
+    fs::write(inbox.join("a.tmp"), "x").expect("a file");
+    fs::write(inbox.join("a.txt"), "x").expect("a file");
+    seen(1);
+    write(&[head.to_owned(), watched("patterns = [\"[\"]"), hook.to_owned()]);
+    let partly = daemon.post("/config/reload", &json!({}));
+    assert_eq!((partly.status, &partly.json["failed"][0]["field"]), (200, &json!("sources.papers")), "{partly:?}");
+    assert_eq!(daemon.get("/event-source/papers").json["config"]["ignore"], json!(["*.tmp"]), "the old one runs on");
+    fs::write(inbox.join("b.txt"), "x").expect("a file");
+    seen(2);
+    assert_eq!((daemon.get("/sink/out").status, daemon.get("/cron/yearly").status), (404, 404));
+    let calls = new.requests().len();
+    daemon.push("order.paid", json!({ "n": 2 }));
+    daemon.settle();
+    assert_eq!((new.requests().len(), old.requests().len()), (calls, 1));
+    write(&[head.to_owned(), "[sources]\n".to_owned()]);
+    let last = daemon.post("/config/reload", &json!({}));
+    assert_eq!(last.json["stopped"], json!(["sources.door", "sources.papers"]), "{last:?}");
+    assert_eq!((daemon.get("/sources").items(), daemon.post("/hooks/door", &json!({})).status), (Vec::new(), 404));
+}
+
+/// Goal: a polled address that was told of is not told of again because its settings changed, and a secret whose file was
+/// replaced is used after a reload though the configuration reads the same.
+#[test]
+fn what_a_source_knows_stays_and_secrets_are_read_anew() {
+    let (peer, target) = (Peer::start(), Peer::start());
+    peer.answer("200 OK", &[("content-type", "text/plain")], "the same");
+    let folder = Folder::new("kept");
+    let key = folder.path().join("key");
+    fs::write(&key, "first-secret-1").expect("a secret");
+    let write = |every: &str| {
+        let text = format!(
+            "[http_client]\nallow_private = true\n[sources.page]\nkind = \"http_poll\"\nurl = \"{}/page\"\nevery = \"{every}\"\n\
+             [sources.door]\nkind = \"webhook\"\nverify = {{ scheme = \"gitlab\", secret = \"file:{}\" }}\n{}",
+            peer.url(),
+            key.display(),
+            sink("out", &target),
+        );
+        fs::write(folder.path().join("aman.toml"), text).expect("aman.toml");
+    };
+    write("1s");
+    let daemon = Daemon::start_in(folder.path());
+    daemon.wait("the page", || (daemon.recent("http.changed").len() == 1).then_some(()));
+    write("2s");
+    let answer = daemon.post("/config/reload", &json!({}));
+    assert_eq!(answer.json["changed"], json!(["sources.page"]), "{answer:?}");
+    let asked = peer.requests().len();
+    daemon.wait("more questions", || (peer.requests().len() >= asked + 2).then_some(()));
+    assert_eq!(daemon.recent("http.changed").len(), 1);
+    let knock = |token: &str| daemon.send("POST", "/hooks/door", &[("x-gitlab-token", token)], Some(&json!({}))).status;
+    assert_eq!((knock("first-secret-1"), knock("second-secret")), (202, 401));
+    fs::write(&key, "second-secret").expect("a secret");
+    let answer = daemon.post("/config/reload", &json!({}));
+    assert_eq!(answer.json["changed"], json!(["sources.door"]), "{answer:?}");
+    assert_eq!((knock("first-secret-1"), knock("second-secret")), (401, 202));
 }

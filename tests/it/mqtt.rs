@@ -197,3 +197,48 @@ fn encrypted_connections_trust_whom_they_are_told_to() {
     }
     assert!(daemon.recent("mqtt.message").iter().all(|event| event["source"] == "mqtt/good"));
 }
+
+/// Goal: other topics are listened to without a restart, and no message of the others is lost or told twice meanwhile; a
+/// topic that is not listened to any more is not told of, though the broker remembers it.
+#[test]
+fn topics_change_while_messages_come() {
+    let broker = Broker::start();
+    let folder = Folder::new("home");
+    let write = |topics: &str| {
+        let port = &broker.port;
+        let text =
+            format!("[sources.home]\nkind = \"mqtt\"\nbroker = \"mqtt://127.0.0.1:{port}\"\ntopics = [{topics}]\n");
+        std::fs::write(folder.path().join("aman.toml"), text).expect("aman.toml");
+    };
+    write("\"home/#\"");
+    let daemon = Daemon::start_in(folder.path());
+    let subjects =
+        || -> Vec<Value> { daemon.recent("mqtt.message").iter().rev().map(|event| event["subject"].clone()).collect() };
+    daemon.wait("the first message", || {
+        broker.publish("home/first", "1");
+        (!subjects().is_empty()).then_some(())
+    });
+    for round in 0..3 {
+        (0..5).for_each(|n| broker.publish(&format!("home/{round}/{n}"), "1"));
+        write(["\"home/#\", \"garden/#\"", "\"home/#\""][round % 2]);
+        let answer = daemon.post("/config/reload", &json!({}));
+        assert_eq!(answer.json["changed"], json!(["sources.home"]), "{answer:?}");
+    }
+    let counted = || subjects().into_iter().filter(|subject| subject != "home/first").collect::<Vec<_>>();
+    let wanted: Vec<Value> = (0..3).flat_map(|round| (0..5).map(move |n| json!(format!("home/{round}/{n}")))).collect();
+    daemon.wait("all messages", || (counted().len() >= wanted.len()).then_some(()));
+    daemon.wait("the new topic", || {
+        broker.publish("garden/gate", "1");
+        subjects().contains(&json!("garden/gate")).then_some(())
+    });
+    write("\"home/#\"");
+    assert_eq!(daemon.post("/config/reload", &json!({})).status, 200);
+    let before = subjects().iter().filter(|subject| **subject == "garden/gate").count();
+    broker.publish("garden/gate", "2");
+    broker.publish("home/last", "1");
+    daemon.wait("the last message", || subjects().contains(&json!("home/last")).then_some(()));
+    assert_eq!(subjects().iter().filter(|subject| **subject == "garden/gate").count(), before);
+    let home =
+        |subject: &Value| subject.as_str().is_some_and(|text| text.starts_with("home/")) && subject != "home/last";
+    assert_eq!(counted().into_iter().filter(home).collect::<Vec<_>>(), wanted);
+}

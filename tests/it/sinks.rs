@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::hmac;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Folder};
+use crate::harness::{Daemon, Folder, command};
 use crate::peer::Peer;
 
 const STANDARD: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -158,4 +158,95 @@ fn a_sink_and_a_hook_meet_over_https() {
         (came(1) == 1 && came(2) == 1).then_some(())
     };
     sender.wait("both events", both);
+}
+
+/// Goal: a sink is shown without its secrets; switched off, what is for it waits, also over a kill; switched on, it is sent.
+#[test]
+fn a_paused_sink_keeps_what_is_for_it() {
+    let peer = Peer::start();
+    let home = Folder::new("home");
+    let text = toml(&peer, true).replace("/in\"", "/in?key=canary-of-the-url\"");
+    std::fs::write(home.path().join("aman.toml"), text).expect("aman.toml");
+    let mut daemon = Daemon::start_in(home.path());
+    let sink = |daemon: &Daemon| daemon.get("/sink/out").json;
+    let listed = daemon.get("/sinks");
+    let shown = String::from_utf8_lossy(&listed.body).into_owned();
+    assert_eq!(listed.items()[0]["id"], "out");
+    assert!(!shown.contains("canary") && !shown.contains(STANDARD) && !shown.contains("plain-secret"), "{shown}");
+    assert_eq!((&sink(&daemon)["state"], &sink(&daemon)["health"]), (&json!("idle"), &json!("ok")));
+    assert_eq!(daemon.post("/sink/out/resume", &json!({})).code(), "invalid_state");
+    assert_eq!(daemon.post("/sink/out/pause", &json!({})).json["paused"], true);
+    assert_eq!(daemon.post("/sink/out/pause", &json!({})).code(), "invalid_state");
+    let first = daemon.push("order.paid", json!({ "n": 1 }));
+    daemon.settle();
+    daemon.kill();
+    daemon.again();
+    daemon.push("order.paid", json!({ "n": 2 }));
+    daemon.settle();
+    let paused = sink(&daemon);
+    assert_eq!((&paused["state"], &paused["queue"]["waiting"]), (&json!("paused"), &json!(2)), "{paused}");
+    assert!(paused["queue"]["oldest_at"].is_string() && peer.requests().is_empty(), "{paused}");
+    let (code, out, _) = daemon.cli(&["sink", "list"]);
+    assert!(code == 0 && out.contains("paused") && out.contains("out"), "{out}");
+    assert_eq!(daemon.cli(&["sink", "resume", "out"]).0, 0);
+    daemon.wait("both calls", || (peer.requests().len() == 2).then_some(()));
+    let sent: Value = serde_json::from_str(body(&peer.requests()[0])).expect("JSON");
+    assert_eq!(sent["id"], json!(first));
+    daemon.wait("the count", || (sink(&daemon)["sent"] == 2).then_some(()));
+    let audit = daemon.get("/audit-log").items();
+    let actions: Vec<&str> = audit.iter().filter_map(|record| record["action"].as_str()).collect();
+    assert_eq!(actions.iter().filter(|action| action.starts_with("sink.")).count(), 4, "refusals too: {actions:?}");
+    for (method, path) in [("GET", "/sink/no"), ("POST", "/sink/no/pause"), ("POST", "/sink/no/test")] {
+        assert_eq!(daemon.call(method, path, None).code(), "not_found", "{path}");
+    }
+}
+
+/// Goal: a trial shows what would be sent, sends it signed, and says how that ended; nothing of it is stored.
+#[test]
+fn a_sink_can_be_tried() {
+    let peer = Peer::start();
+    let daemon = Daemon::configured(&toml(&peer, true));
+    let dry = daemon.post("/sink/out/test?dry_run=true", &json!({ "data": { "n": 7 } }));
+    assert_eq!((dry.status, &dry.json["event"]["data"]["n"]), (200, &json!(7)), "{dry:?}");
+    assert!(peer.requests().is_empty() && daemon.get("/audit-log").items().is_empty());
+    let tried = daemon.post("/sink/out/test", &json!({ "data": { "n": 7 } }));
+    assert_eq!((tried.status, &tried.json["outcome"]), (200, &json!("sent")), "{tried:?}");
+    let request = peer.requests().remove(0);
+    assert_eq!(header(&request, "webhook-id"), tried.json["event"]["id"].as_str().unwrap_or_default());
+    assert!(header(&request, "webhook-signature").starts_with("v1,") && body(&request).contains("aman.sink.test"));
+    assert_eq!(daemon.recent("aman.sink.test").len(), 0);
+    peer.answer("500 Internal Server Error", &[], "");
+    let failed = daemon.post("/sink/out/test", &json!({}));
+    assert_eq!((failed.status, &failed.json["outcome"]), (200, &json!("not_sent")), "{failed:?}");
+    assert!(failed.json["detail"].as_str().is_some_and(|why| why.contains("500")), "{failed:?}");
+    let (code, _, err) = daemon.cli(&["sink", "test", "out"]);
+    assert!(code == 1 && err.contains("500"), "{code} {err}");
+    assert_eq!(daemon.post("/sink/out/test", &json!({ "date": 1 })).status, 400);
+    let recorded = daemon.get("/audit-log?action=sink.test").items();
+    assert_eq!(recorded[1]["detail"]["outcome"], "not_sent", "{recorded:?}");
+    assert_eq!(
+        command(daemon.home()).args(["sink", "test", "out", "--data", "{"]).status().expect("it runs").code(),
+        Some(2)
+    );
+}
+
+/// Goal: a sink that is off after 410 says so, and is called again once it is resumed.
+#[test]
+fn a_sink_that_is_gone_can_be_resumed() {
+    let peer = Peer::start();
+    peer.answer("410 Gone", &[], "");
+    peer.answer("204 No Content", &[], "");
+    let mut daemon = Daemon::configured(&toml(&peer, true));
+    daemon.push("order.paid", json!({ "n": 1 }));
+    let state = |daemon: &Daemon| daemon.get("/sink/out").json;
+    daemon.wait("the end", || (state(&daemon)["state"] == "gone").then_some(()));
+    daemon.wait("the event", || daemon.recent("aman.sink.disabled").pop());
+    assert_eq!((&state(&daemon)["health"], &state(&daemon)["enabled"]), (&json!("failing"), &json!(false)));
+    daemon.kill();
+    daemon.again();
+    assert_eq!(state(&daemon)["state"], "gone");
+    assert_eq!(daemon.post("/sink/out/resume", &json!({})).json["enabled"], true);
+    daemon.push("order.paid", json!({ "n": 2 }));
+    daemon.wait("the next call", || (peer.requests().len() == 2).then_some(()));
+    daemon.wait("the count", || (state(&daemon)["sent"] == 1).then_some(()));
 }

@@ -14,7 +14,7 @@ use super::query::Query;
 use super::rates::Limits;
 use super::{App, Call, Settings};
 use crate::bus::{self, Origin, Publish};
-use crate::config::{self, Change, Config, Effective, Overrides, PublicStream};
+use crate::config::{self, Applied, Change, Config, Effective, Overrides, PublicStream};
 use crate::error::{Error, FieldError};
 use crate::event::{NewEvent, Trust};
 use crate::redact;
@@ -299,14 +299,15 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         .filter(|(_, now)| config::change(&now.key) == Change::Live)
         .map(|(_, now)| now.key.clone())
         .collect();
-    let overridden: Vec<&String> = wanted.keys().collect();
+    let planned = [app.sinks.plan(&new.sinks), app.cron.plan(&new.cron).await, app.sources.plan(&new.sources)];
     let mut answer = json!({
         "version": version,
         "applied": applied,
         "requires_restart": app.configured.waiting(&new),
-        "overridden": overridden,
+        "overridden": wanted.keys().collect::<Vec<_>>(),
         "warnings": new.warnings,
     });
+    tell_sections(&mut answer, &applied, &planned);
     if dry_run {
         answer["dry_run"] = true.into();
         return body::ok(&answer);
@@ -317,9 +318,25 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
     app.bus.set_types(types);
     faults.iter().for_each(|fault| tracing::warn!("{fault}"));
     new.keep_as_last_good()?;
+    // What takes events is there before what brings them in.
+    let sections =
+        [app.sinks.apply(&new.sinks).await, app.cron.apply(&new.cron).await, app.sources.apply(&new.sources).await];
+    tell_sections(&mut answer, &applied, &sections);
     apply(&app, new)?;
     app.lifecycle.leave_safe_mode();
     body::ok(&answer)
+}
+
+/// Puts into the answer what becomes of sinks, jobs and sources.
+fn tell_sections(answer: &mut Value, settings: &[String], sections: &[Applied]) {
+    let of = |ids: fn(&Applied) -> Vec<String>| sections.iter().flat_map(ids).collect::<Vec<String>>();
+    let failed = sections.iter().flat_map(|one| &one.failed);
+    answer["started"] = json!(of(Applied::started_keys));
+    answer["stopped"] = json!(of(Applied::stopped_keys));
+    answer["changed"] = json!(of(Applied::changed_keys));
+    answer["failed"] = failed.map(|one| json!({ "field": one.field, "reason": one.reason })).collect();
+    let all = sections.iter().flat_map(Applied::keys);
+    answer["applied"] = settings.iter().cloned().chain(all).collect::<Vec<_>>().into();
 }
 
 fn refused(error: Error) -> Problem {

@@ -24,6 +24,7 @@ pub mod rates;
 pub mod routes;
 mod runtime;
 mod secrets;
+mod sinks;
 mod skills;
 mod socket;
 mod sources;
@@ -51,6 +52,7 @@ use crate::config::{Config, PublicStream};
 use crate::cron::Cron;
 use crate::error::Error;
 use crate::id::TraceId;
+use crate::outbox::Sinks;
 use crate::skills::Skills;
 use crate::sources::Sources;
 use crate::store::{Store, tokens as tokens_stored};
@@ -105,6 +107,8 @@ pub struct Parts {
     pub lifecycle: Arc<Lifecycle>,
     /// What brings events in.
     pub sources: Sources,
+    /// Where events go.
+    pub sinks: Sinks,
 }
 
 /// Counts since the start that no other module keeps.
@@ -131,6 +135,7 @@ pub struct App {
     supervisor: Supervisor,
     lifecycle: Arc<Lifecycle>,
     sources: Sources,
+    sinks: Sinks,
     settings: Settings,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -198,7 +203,7 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks } = parts;
         let mut settings = settings;
         let clock = bus.clock().clone();
         let cookie = format!("aman_session_{:08x}", bus.store().ids().node);
@@ -215,6 +220,7 @@ impl App {
             supervisor,
             lifecycle,
             sources,
+            sinks,
             rates: Rates::new(settings.limits),
             turns: again::Turns::default(),
             tuned: ArcSwap::from_pointee(config::Tuned::at_start(&settings)),

@@ -77,6 +77,7 @@ fn tag(path: &str) -> &str {
         "inject-event" | "hooks" => "events",
         "skill" | "skills" | "llm-skills" => "skills",
         "event-source" | "event-sources" | "source" | "sources" | "im-channel" => "sources",
+        "sink" | "sinks" => "sinks",
         "config" | "agent" => "runtime",
         first => first,
     }

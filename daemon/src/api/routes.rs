@@ -15,8 +15,8 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, audit, config, cron, dlq, events, health, login, metrics, openapi, runtime, skills, sources, stream,
-    tokens, why,
+    App, Call, audit, config, cron, dlq, events, health, login, metrics, openapi, runtime, sinks, skills, sources,
+    stream, tokens, why,
 };
 use crate::error::Error;
 
@@ -178,6 +178,11 @@ fn work() -> Vec<Route> {
         route!(POST "/source/{id}/resume" Admin sources::resume).audited("source.resume"),
         route!(PUT "/source/{id}/config" Admin sources::configure).audited("source.config"),
         route!(POST "/hooks/{id}" Public sources::hook),
+        route!(GET "/sinks" Admin sinks::list),
+        route!(GET "/sink/{id}" Admin sinks::show),
+        route!(POST "/sink/{id}/pause" Admin sinks::pause).audited("sink.pause"),
+        route!(POST "/sink/{id}/resume" Admin sinks::resume).audited("sink.resume"),
+        route!(POST "/sink/{id}/test" Admin sinks::test).audited("sink.test"),
         route!(POST "/im-channel/{platform}/{instance}/reload" Admin sources::reload_channel).audited("channel.reload"),
         route!(GET "/skills" Admin skills::list),
         route!(GET "/llm-skills" Admin skills::for_models),

@@ -276,6 +276,10 @@ async fn told(context: &mut Context, file: &Path) -> Result<(), Failure> {
     if !waiting.is_empty() {
         context.out.line(&format!("In force after a restart: {waiting}."))?;
     }
+    for failed in reloaded["failed"].as_array().into_iter().flatten() {
+        let (key, why) = (text(&failed["field"]), text(&failed["reason"]));
+        context.out.complain(&format!("{key} could not be put in force, and runs on as it was: {why}"));
+    }
     if !overridden.is_empty() {
         context.out.line(&format!("Overridden by /config/set: {overridden}."))?;
     }
@@ -310,33 +314,47 @@ async fn edit(context: &mut Context) -> Result<(), Failure> {
     let Some((program, arguments)) = words.split_first() else {
         return Err(Failure::Usage("EDITOR is no command.".to_owned()));
     };
-    let ended = Command::new(program).args(arguments).arg(&copy).status();
-    let ended = ended.map_err(|error| Failure::Failed(format!("{program} cannot be started: {error}. Set EDITOR.")));
-    let edited = ended.and_then(|status| {
-        if status.success() {
-            read(&copy)
-        } else {
-            Err(Failure::Failed(format!("{program} failed; nothing was changed.")))
-        }
-    });
-    let new = match edited {
-        Ok(new) if new != before => new,
-        other => {
-            let _gone = fs::remove_file(&copy);
-            other?;
-            return context.out.line("Nothing was changed.");
+    let new = loop {
+        let new = match written(program, arguments, &copy) {
+            Ok(new) if new != before => new,
+            other => {
+                let _gone = fs::remove_file(&copy);
+                other?;
+                return context.out.line("Nothing was changed.");
+            }
+        };
+        let error = match config::check(&flags(context), &new) {
+            Ok(good) => {
+                warn(context, &good);
+                break new;
+            }
+            Err(error) => error,
+        };
+        context.out.complain(&error.to_string());
+        if context.out.ask("It cannot be used so. Edit it again?") != Some(true) {
+            return Err(kept(&copy, "Nothing was changed"));
         }
     };
-    match config::check(&flags(context), &new) {
-        Ok(good) => warn(context, &good),
-        Err(error) => {
-            let kept = copy.display();
-            return Err(Failure::Failed(format!("{error} Nothing was changed; what you wrote is kept in {kept}.")));
-        }
+    if read(&file)? != before {
+        return Err(kept(&copy, &format!("{} was changed by somebody else meanwhile and was left so", file.display())));
     }
     write(&file, &new)?;
     let _gone = fs::remove_file(&copy);
     told(context, &file).await
+}
+
+fn kept(copy: &Path, what: &str) -> Failure {
+    Failure::Failed(format!("{what}; what you wrote is kept in {}.", copy.display()))
+}
+
+/// What the editor made of the file.
+fn written(program: &str, arguments: &[String], file: &Path) -> Result<String, Failure> {
+    let ended = Command::new(program).args(arguments).arg(file).status();
+    let ended = ended.map_err(|error| Failure::Failed(format!("{program} cannot be started: {error}. Set EDITOR.")))?;
+    if !ended.success() {
+        return Err(Failure::Failed(format!("{program} failed; nothing was changed.")));
+    }
+    read(file)
 }
 
 fn check(context: &mut Context, file: Option<PathBuf>) -> Result<(), Failure> {

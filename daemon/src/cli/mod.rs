@@ -15,6 +15,7 @@ mod fake;
 mod jq;
 mod logs;
 mod out;
+mod sink;
 mod skill;
 mod source;
 mod sse;
@@ -106,6 +107,9 @@ pub enum Command {
     /// What brings events in: look at it, switch it off and on
     #[command(subcommand)]
     Source(source::SourceCommand),
+    /// Where events go: look at it, switch it off and on, try it
+    #[command(subcommand)]
+    Sink(sink::SinkCommand),
     /// Jobs that run by a time plan
     #[command(subcommand)]
     Cron(cron::CronCommand),
@@ -287,6 +291,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Dlq(command) => dlq::run(context, command).await,
         Command::Skill(command) => skill::run(context, command).await,
         Command::Source(command) => source::run(context, command).await,
+        Command::Sink(command) => sink::run(context, command).await,
         Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
         Command::Token(command) => token::run(context, command).await,

@@ -6,7 +6,7 @@ use super::table::Reader;
 use super::{Paths, Secret};
 
 /// Where a broker is, and as whom it is spoken to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
     /// Name or address.
     pub host: String,
@@ -21,7 +21,7 @@ pub struct Broker {
 }
 
 /// Whom an encrypted connection trusts, and how it shows who it is.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Secured {
     /// PEM file with the certificates that are trusted; none = those of the machine.
     pub ca: Option<PathBuf>,

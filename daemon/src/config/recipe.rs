@@ -144,12 +144,15 @@ impl Config {
         write_private(&file, &recipe.text).map_err(Error::internal("keeping a copy of the configuration"))
     }
 
-    /// Sections beside the fixed settings, such as `sources`, that the file of `other` fills in another way.
+    /// Sections beside the fixed settings and those that take effect live, that the file of `other` fills in another way.
     pub fn other_sections_than(&self, other: &Config) -> Vec<String> {
         let tables = |config: &Config| {
             let mut table =
                 config.recipe.as_ref().and_then(|recipe| recipe.text.parse::<Table>().ok()).unwrap_or_default();
-            table.retain(|section, _| !SETTINGS.iter().any(|setting| setting.key.split('.').next() == Some(section)));
+            table.retain(|section, _| {
+                let fixed = SETTINGS.iter().any(|setting| setting.key.split('.').next() == Some(section));
+                !fixed && !super::sections::LIVE.iter().any(|live| *live == section)
+            });
             table
         };
         let (mine, others) = (tables(self), tables(other));

@@ -12,7 +12,7 @@ use crate::event::TypePattern;
 use crate::expr::Expr;
 
 /// A sink as it is configured.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sink {
     /// Its id.
     pub id: String,
@@ -22,12 +22,14 @@ pub struct Sink {
     pub when: Option<Expr>,
     /// After this time an event is not sent any more.
     pub keep: Duration,
+    /// Its table as it was read, for whoever shows it.
+    pub table: Table,
     /// The rest.
     pub kind: SinkKind,
 }
 
 /// What differs between the kinds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum SinkKind {
     /// A signed `POST`, after Standard Webhooks.
     Webhook {
@@ -77,7 +79,7 @@ pub(super) fn sink(id: &str, table: &Table, paths: &Paths, faults: &mut Faults) 
     };
     reader.finish(faults);
     let kind = kind.filter(|_| faults.wrong.len() == wrong_before)?;
-    Some(Sink { id: id.to_owned(), types, when, keep, kind })
+    Some(Sink { id: id.to_owned(), types, when, keep, table: table.clone(), kind })
 }
 
 fn webhook(reader: &mut Reader<'_>) -> Option<SinkKind> {

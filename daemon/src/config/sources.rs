@@ -19,7 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// A source as it is configured.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Source {
     /// Its id: lower-case letters, digits, `-` and `_`.
     pub id: String,
@@ -32,7 +32,7 @@ pub struct Source {
 }
 
 /// What differs between the kinds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
     /// A folder.
     Files(FileSource),
@@ -71,7 +71,7 @@ impl SourceKind {
 }
 
 /// How what came in becomes events.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mapping {
     /// Type of events that name none.
     pub kind: Option<String>,
@@ -102,7 +102,7 @@ pub enum Scheme {
 const SCHEMES: [&str; 6] = ["standard", "github", "gitlab", "slack", "stripe", "hmac"];
 
 /// How a hook knows its sender.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Verify {
     /// See [`Scheme`].
     pub scheme: Scheme,
@@ -123,7 +123,7 @@ pub struct Verify {
 }
 
 /// `kind = "webhook"`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Webhook {
     /// None: a token is needed.
     pub verify: Option<Verify>,
@@ -132,7 +132,7 @@ pub struct Webhook {
 }
 
 /// `kind = "command"`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Command {
     /// The command and its arguments; no shell reads them.
     pub argv: Vec<String>,
@@ -157,7 +157,7 @@ pub struct Command {
 }
 
 /// `kind = "http_poll"`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct HttpPoll {
     /// What is asked.
     pub url: Url,
@@ -170,7 +170,7 @@ pub struct HttpPoll {
 }
 
 /// `kind = "mqtt"`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mqtt {
     /// See [`Broker`].
     pub broker: Broker,

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
 use crate::clock::{Millis, rfc3339};
+use crate::config::Applied;
 use crate::error::Error;
 use crate::id::sha256_hex;
 use crate::schedule::Job;
@@ -113,6 +114,24 @@ impl Cron {
         let (inner, stop) = (Arc::clone(&cron.inner), supervisor.stop_token());
         supervisor.spawn("cron", OnExit::Restart, move || Arc::clone(&inner).run(stop.clone()));
         Ok(cron)
+    }
+
+    /// What putting the jobs of the configuration file in force would change.
+    pub async fn plan(&self, configured: &[(String, Job)]) -> Applied {
+        self.inner.state.lock().await.plan(configured)
+    }
+
+    /// Puts the jobs of the configuration file in force as it is by now. The ledger stays, and what a job has going on
+    /// goes on.
+    pub async fn apply(&self, configured: &[(String, Job)]) -> Applied {
+        let mut state = self.inner.state.lock().await;
+        let mut applied = state.plan(configured);
+        if let Err(error) = self.inner.take_configured(&mut state, configured).await {
+            let all = [&applied.started, &applied.changed, &applied.stopped].map(Clone::clone).concat();
+            all.iter().for_each(|id| applied.fail(id, &error));
+        }
+        self.inner.hint.notify_one();
+        applied
     }
 
     /// Does everything that is due now, and answers when it is done; for tests that move the clock.

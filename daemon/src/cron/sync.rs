@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{Held, Inner, State, source_of};
 use crate::bus::Rule;
 use crate::clock::Millis;
+use crate::config::Applied;
 use crate::error::Error;
 use crate::event::TypePattern;
 use crate::expr::Expr;
@@ -143,6 +144,15 @@ impl Inner {
 }
 
 impl State {
+    /// What putting the jobs of the configuration file in force would change.
+    pub(super) fn plan(&self, configured: &[(String, Job)]) -> Applied {
+        let held = self.jobs.values().filter(|held| held.row.origin == Origin::Config);
+        let before = held.map(|held| (held.row.id.as_str(), &held.row.definition));
+        let wanted: Vec<(&str, String)> =
+            configured.iter().map(|(id, job)| (id.as_str(), job.to_value().to_string())).collect();
+        Applied::plan("cron", before, wanted.iter().map(|(id, definition)| (*id, definition)))
+    }
+
     /// Puts a job in the place of the one of the same id; what that one has going on goes on.
     pub(super) fn replace(&mut self, row: JobRow, job: Job) {
         let mut held = Held::new(row, job);

@@ -17,7 +17,7 @@ use crate::config::Secret;
 use crate::egress::{Ask, Egress, EgressError, Heard, Method, Url, status_text};
 use crate::event::{NewEvent, Trust};
 use crate::id::sha256_hex;
-use crate::store::sources as rows;
+use crate::store::sinks as rows;
 
 /// The other side does not want to be called any more.
 const GONE: u16 = 410;

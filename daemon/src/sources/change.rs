@@ -2,9 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::view;
 use crate::config::sources::{self, Source};
-use crate::config::{Faults, Paths};
+use crate::config::{self, Faults, Paths};
 use crate::error::{Error, FieldError};
 
 /// Settings that only the file can have: they name an executable, a path, a secret, or a place outside that no guard
@@ -35,7 +34,7 @@ const FILE_ONLY: [&str; 20] = [
 /// What of `wanted` differs from the file. Settings that only the file can have are refused, unless they are what is
 /// shown anyway.
 pub fn changes(file: &Source, wanted: Map<String, Value>) -> Result<Map<String, Value>, Error> {
-    let shown = view::settings(&file.table);
+    let shown = config::shown(&file.table);
     let changes: Map<String, Value> = wanted.into_iter().filter(|(key, value)| shown.get(key) != Some(value)).collect();
     if let Some(key) = changes.keys().find(|key| FILE_ONLY.contains(&key.as_str())) {
         let reason = format!(

@@ -19,10 +19,11 @@ pub mod webhook;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 
 use crate::bus::{Bus, StateWrite};
-use crate::config::{self, Paths};
+use crate::config::{self, Applied, Paths};
 use crate::egress::Egress;
 use crate::error::Error;
 use crate::sandbox::Sandbox;
@@ -55,7 +56,7 @@ pub struct Sources {
 
 struct Inner {
     with: Surroundings,
-    entries: BTreeMap<String, Entry>,
+    entries: ArcSwap<BTreeMap<String, Arc<Entry>>>,
     /// Held by whoever pauses, resumes or changes.
     changing: tokio::sync::Mutex<()>,
 }
@@ -95,31 +96,52 @@ impl Sources {
     pub async fn start(defined: &[config::sources::Source], with: Surroundings) -> Result<Sources, Error> {
         let mut entries = BTreeMap::new();
         for file in defined {
-            let id = file.id.clone();
-            let changed = with.bus.store().read_now(|conn| rows::changed(conn, &id))?;
-            let changes = changed.changes.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-            let (source, changes) = match change::merged(file, &changes, &with.paths) {
-                Ok(source) => (source, changes),
-                Err(error) => {
-                    let why = error.to_string();
-                    tracing::warn!(id, why, "Changed settings of a source do not fit its file any more; they are off.");
-                    (file.clone(), Map::new())
-                }
-            };
-            let running = Running::start(&source, &with, changed.paused).await?;
-            let now = Now { source, changes, paused: changed.paused, running };
-            entries.insert(id, Entry { file: file.clone(), now: Mutex::new(now) });
+            entries.insert(file.id.clone(), Arc::new(entry(file, &with, None).await?));
         }
+        let entries = ArcSwap::from_pointee(entries);
         Ok(Sources { inner: Arc::new(Inner { with, entries, changing: tokio::sync::Mutex::default() }) })
     }
 
-    fn entry(&self, id: &str) -> Result<&Entry, Error> {
-        self.inner.entries.get(id).ok_or_else(|| Error::not_found("source", id))
+    /// What putting `defined` in force would change.
+    pub fn plan(&self, defined: &[config::sources::Source]) -> Applied {
+        let entries = self.inner.entries.load();
+        let before = entries.values().map(|entry| (entry.file.id.as_str(), &entry.file));
+        Applied::plan("sources", before, defined.iter().map(|source| (source.id.as_str(), source)))
+    }
+
+    /// Puts what the file says by now in force. What a source knows, such as how far it has read, stays with its id; one
+    /// that cannot be changed goes on as it was.
+    pub async fn apply(&self, defined: &[config::sources::Source]) -> Applied {
+        let _alone = self.inner.changing.lock().await;
+        let mut applied = self.plan(defined);
+        let mut entries = BTreeMap::clone(&self.inner.entries.load());
+        for id in &applied.stopped {
+            if let Some(before) = entries.remove(id) {
+                let running = before.now().running.clone();
+                running.stop().await;
+            }
+        }
+        self.inner.entries.store(Arc::new(entries.clone()));
+        for file in defined {
+            if !applied.touches(&file.id) {
+                continue;
+            }
+            match entry(file, &self.inner.with, entries.get(&file.id)).await {
+                Ok(entry) => drop(entries.insert(file.id.clone(), Arc::new(entry))),
+                Err(error) => applied.fail(&file.id, &error),
+            }
+            self.inner.entries.store(Arc::new(entries.clone()));
+        }
+        applied
+    }
+
+    fn entry(&self, id: &str) -> Result<Arc<Entry>, Error> {
+        self.inner.entries.load().get(id).cloned().ok_or_else(|| Error::not_found("source", id))
     }
 
     /// Every source as JSON, by id.
     pub fn list(&self) -> Vec<Value> {
-        self.inner.entries.values().map(|entry| view::source(&entry.now())).collect()
+        self.inner.entries.load().values().map(|entry| view::source(&entry.now())).collect()
     }
 
     /// One source as JSON.
@@ -129,12 +151,13 @@ impl Sources {
 
     /// How every source stands in a few words, by the name of its task.
     pub fn status(&self) -> Vec<(String, Value)> {
-        self.inner.entries.values().map(|entry| view::status(&entry.now())).collect()
+        self.inner.entries.load().values().map(|entry| view::status(&entry.now())).collect()
     }
 
     /// The hook `id`.
     pub fn hook(&self, id: &str) -> Result<Door, Error> {
-        let now = self.inner.entries.get(id).map(Entry::now);
+        let entries = self.inner.entries.load();
+        let now = entries.get(id).map(|entry| entry.now());
         let found = now.as_ref().and_then(|now| Some((now.running.hook()?, now.paused)));
         match found {
             Some((_, true)) => Ok(Door::Paused),
@@ -146,8 +169,8 @@ impl Sources {
     /// Switches a source off or on again, durably; `record` commits with that. Fails with `invalid_state` when it is so
     /// already.
     pub async fn set_paused(&self, id: &str, paused: bool, record: StateWrite) -> Result<Value, Error> {
-        let entry = self.entry(id)?;
         let _alone = self.inner.changing.lock().await;
+        let entry = self.entry(id)?;
         if entry.now().paused == paused {
             let reason = format!("The source '{id}' is {} already.", if paused { "paused" } else { "running" });
             return Err(Error::conflict("invalid_state", reason));
@@ -162,8 +185,8 @@ impl Sources {
     /// Replaces what is changed of a source's settings, and applies it; settings that are not named go back to those of
     /// the file. `record` commits with it. `Invalid` names wrong settings, `Forbidden` those that only the file can have.
     pub async fn configure(&self, id: &str, wanted: Map<String, Value>, record: StateWrite) -> Result<Value, Error> {
-        let entry = self.entry(id)?;
         let _alone = self.inner.changing.lock().await;
+        let entry = self.entry(id)?;
         let changes = change::changes(&entry.file, wanted)?;
         let source = change::merged(&entry.file, &changes, &self.inner.with.paths)?;
         Running::check(&source)?;
@@ -197,9 +220,52 @@ impl Sources {
 
     /// Ends every source; what is being stored is finished.
     pub async fn stop(&self) {
-        for entry in self.inner.entries.values() {
+        for entry in self.inner.entries.load_full().values() {
             let running = entry.now().running.clone();
             running.stop().await;
         }
     }
+}
+
+/// A source at work with the file's settings and what was changed of them, in the place of `before`. When it cannot start,
+/// `before` runs on.
+async fn entry(
+    file: &config::sources::Source,
+    with: &Surroundings,
+    before: Option<&Arc<Entry>>,
+) -> Result<Entry, Error> {
+    let id = file.id.clone();
+    let changed = with.bus.store().read_now(|conn| rows::changed(conn, &id))?;
+    let changes = changed.changes.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let (source, changes) = match change::merged(file, &changes, &with.paths) {
+        Ok(source) => (source, changes),
+        Err(error) => {
+            let why = error.to_string();
+            tracing::warn!(id, why, "Changed settings of a source do not fit its file any more; they are off.");
+            (file.clone(), Map::new())
+        }
+    };
+    Running::check(&source)?;
+    if let Some(before) = before {
+        let running = before.now().running.clone();
+        running.stop().await;
+    }
+    let running = Running::start(&source, with, changed.paused).await;
+    let why = match (&running, before) {
+        (Ok(Running::Failed(_)), Some(_)) | (Err(_), Some(_)) => {
+            running.as_ref().map_or_else(|error| error.chain().join(": "), |failed| failed.health().detail)
+        }
+        _ => {
+            let now = Now { source, changes, paused: changed.paused, running: running? };
+            return Ok(Entry { file: file.clone(), now: Mutex::new(now) });
+        }
+    };
+    if let Some(before) = before {
+        let (source, paused) = {
+            let now = before.now();
+            (now.source.clone(), now.paused)
+        };
+        before.now().running = Running::start(&source, with, paused).await?;
+    }
+    Err(Error::conflict("invalid_state", why))
 }

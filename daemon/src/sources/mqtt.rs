@@ -82,6 +82,10 @@ impl MqttSource {
 
     /// Stores a message; false when the source is to stop first.
     async fn take(&self, message: &Publish, stop: &CancellationToken) -> Result<bool, Error> {
+        // The broker remembers topics of earlier settings.
+        if !self.config.topics.iter().any(|filter| is_for(&topic(message), filter)) {
+            return Ok(true);
+        }
         match self.events(message).await {
             Ok(events) if events.is_empty() => Ok(true),
             Ok(events) => self.feed.publish_patiently(events, || None, stop).await,
@@ -116,6 +120,18 @@ impl MqttSource {
     }
 }
 
+/// True when a message on `topic` is for the subscription `filter`, which may be shared with other clients.
+fn is_for(topic: &str, filter: &str) -> bool {
+    let shared = filter.strip_prefix("$share/").and_then(|rest| rest.split_once('/'));
+    let filter = shared.map_or(filter, |(_, inner)| inner);
+    // The library's comparison leaves out the broker's own topics, whose first segment no wildcard means.
+    match (topic.strip_prefix('$'), filter.strip_prefix('$')) {
+        (Some(topic), Some(filter)) => rumqttc::matches(topic, filter),
+        (None, None) => rumqttc::matches(topic, filter),
+        _ => false,
+    }
+}
+
 /// UTF-8 by the protocol.
 fn topic(message: &Publish) -> String {
     String::from_utf8_lossy(&message.topic).into_owned()
@@ -126,4 +142,24 @@ async fn leave(client: AsyncClient, mut events: EventLoop) {
     let _gone = client.try_disconnect();
     let last = async { while events.poll().await.is_ok() {} };
     let _late = tokio::time::timeout(Duration::from_secs(1), last).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_matched_with_filters() {
+        for (topic, filter, wanted) in [
+            ("home/lamp", "home/#", true),
+            ("home", "home/#", true),
+            ("home/a/b", "home/+", false),
+            ("other", "home/#", false),
+            ("home/lamp", "$share/group/home/+", true),
+            ("$SYS/load", "#", false),
+            ("$SYS/load", "$SYS/#", true),
+        ] {
+            assert_eq!(is_for(topic, filter), wanted, "{topic} {filter}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ pub mod files;
 mod migrate;
 pub mod outbox;
 pub mod overrides;
+pub mod sinks;
 pub mod skills;
 pub mod sources;
 pub mod tokens;

@@ -1,5 +1,4 @@
-//! What the database knows of sources besides their events: pauses, changed settings, what a poll saw last; and which
-//! sinks do not want to be called any more.
+//! What the database knows of sources besides their events: pauses, changed settings, what a poll saw last.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -90,23 +89,6 @@ pub fn set_polled(tx: &Tx<'_>, id: &str, polled: &Polled, now_ms: Millis) -> Res
             "INSERT OR REPLACE INTO source_poll (id, address, etag, last_modified, digest, polled_ms) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             params![id, polled.address, polled.etag, polled.last_modified, polled.digest, now_ms],
-        )
-        .map(drop)
-        .map_err(unwritten)
-}
-
-/// True when the address with this SHA-256 said that the sink `id` is not to call it any more.
-pub fn is_gone(conn: &Connection, id: &str, address: &str) -> Result<bool, Error> {
-    conn.query_row("SELECT count(*) FROM sink_gone WHERE id = ?1 AND address = ?2", [id, address], |row| row.get(0))
-        .map_err(unread)
-}
-
-/// Notes that the address with this SHA-256 does not want to be called any more.
-pub fn set_gone(tx: &Tx<'_>, id: &str, address: &str, now_ms: Millis) -> Result<(), Error> {
-    tx.conn
-        .execute(
-            "INSERT OR REPLACE INTO sink_gone (id, address, gone_ms) VALUES (?1, ?2, ?3)",
-            params![id, address, now_ms],
         )
         .map(drop)
         .map_err(unwritten)

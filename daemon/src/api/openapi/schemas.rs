@@ -22,7 +22,13 @@ const OBJECTS: &[(&str, &str)] = &[
     ("ConfigSet", "changes:{any} expected_version?:int"),
     ("ConfigChange", "key before:any value:any effect"),
     ("ConfigChanged", "version:int items:[ConfigChange] applied:[text] requires_restart:[text] dry_run?:bool"),
-    ("ConfigReloaded", "version:int applied:[text] requires_restart:[text] overridden:[text] warnings:[text]"),
+    (
+        "ConfigReloaded",
+        "version:int applied:[text] started:[text] stopped:[text] changed:[text] failed:[any] requires_restart:[text] \
+         overridden:[text] warnings:[text] dry_run?:bool",
+    ),
+    ("SinkTest", "data?:any"),
+    ("SinkTested", "id to event:any outcome? detail?:text~ dry_run?:bool"),
     (
         "Event",
         "specversion id source type time amansequence traceid correlationid? causationid? trust subject? \
@@ -87,7 +93,7 @@ const OBJECTS: &[(&str, &str)] = &[
 pub(super) fn all() -> Map<String, Value> {
     let mut all: Map<String, Value> =
         OBJECTS.iter().map(|(name, fields)| ((*name).to_owned(), object(fields))).collect();
-    for request in ["ConfigSet", "Digest", "Fingerprint", "MintToken", "Reason"] {
+    for request in ["ConfigSet", "Digest", "Fingerprint", "MintToken", "Reason", "SinkTest"] {
         // What a request names and nobody knows is refused.
         all[request]["additionalProperties"] = false.into();
     }

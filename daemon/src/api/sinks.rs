@@ -1,0 +1,56 @@
+//! Sinks: shown, paused, resumed, tried.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::body::{self, Reply};
+use super::problem::Problem;
+use super::query::Query;
+use super::{App, Call};
+
+/// `GET /sinks`, by id.
+pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &["limit"])?.limit()?;
+    body::ok(&json!({ "items": app.sinks.list().await?, "next_cursor": null }))
+}
+
+/// `GET /sink/{id}`
+pub(super) async fn show(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    body::ok(&app.sinks.show(call.param("id")).await?)
+}
+
+/// `POST /sink/{id}/pause`
+pub(super) async fn pause(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    switch(app, call, true).await
+}
+
+/// `POST /sink/{id}/resume`
+pub(super) async fn resume(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    switch(app, call, false).await
+}
+
+async fn switch(app: Arc<App>, mut call: Call, paused: bool) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    call.fields().await?.done()?;
+    let (draft, id) = (call.draft.clone(), call.param("id").to_owned());
+    let record = Box::new(move |tx: &mut crate::store::Tx<'_>| draft.record(tx, &id, json!({ "paused": paused })));
+    body::ok(&app.sinks.set_paused(call.param("id"), paused, record).await?)
+}
+
+/// `POST /sink/{id}/test`: 200 with how it ended, however that was.
+pub(super) async fn test(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
+    if dry_run {
+        call.draft.skip();
+    }
+    let mut fields = call.fields().await?;
+    let data = fields.value("data");
+    fields.done()?;
+    let (draft, id) = (call.draft.clone(), call.param("id").to_owned());
+    let answer = app.sinks.test(call.param("id"), data, dry_run, move |tx, answer| {
+        draft.record(tx, &id, json!({ "outcome": answer["outcome"], "detail": answer["detail"] }))
+    });
+    body::ok(&answer.await?)
+}

@@ -1,0 +1,76 @@
+//! Sinks as programs see them.
+
+use serde_json::{Value, json};
+
+use super::sinks::Entry;
+use crate::clock::rfc3339;
+use crate::config::shown;
+use crate::config::sinks::{Sink as Configured, SinkKind};
+use crate::store::sinks::Queue;
+
+/// A sink with its settings.
+pub(super) fn sink(entry: &Entry, queue: &Queue) -> Value {
+    let (configured, health) = (&entry.configured, entry.lane.health().clone());
+    let state = match () {
+        () if entry.is_gone() => "gone",
+        () if entry.is_paused() => "paused",
+        () if queue.sending > 0 => "sending",
+        () if queue.waiting > 0 => "waiting",
+        () => "idle",
+    };
+    let word = match state {
+        "paused" => "paused",
+        "gone" => "failing",
+        _ if health.failing => "failing",
+        _ => "ok",
+    };
+    let detail = match state {
+        "gone" => "The other side answered 410 Gone. Give it another url, or resume it.".to_owned(),
+        _ if health.failing => health.last_error.clone().unwrap_or_default(),
+        _ => String::new(),
+    };
+    json!({
+        "id": configured.id,
+        "kind": kind(configured),
+        "consumer": super::sinks::name(&configured.id),
+        "to": place(configured),
+        "types": configured.types.iter().map(|pattern| pattern.as_str()).collect::<Vec<_>>(),
+        "enabled": !entry.is_paused() && !entry.is_gone(),
+        "paused": entry.is_paused(),
+        "state": state,
+        "health": word,
+        "detail": detail,
+        "sent": health.sent,
+        "retries": health.retries,
+        "failed": health.failed,
+        "unknown": health.unknown,
+        "last_sent_at": health.last_sent_ms.map(rfc3339),
+        "last_error": health.last_error,
+        "last_error_at": health.last_error_ms.map(rfc3339),
+        "queue": {
+            "waiting": queue.waiting,
+            "sending": queue.sending,
+            "oldest_at": queue.oldest_ms.map(rfc3339),
+            "next_at": queue.next_ms.map(rfc3339),
+        },
+        "config": shown(&configured.table),
+    })
+}
+
+fn kind(configured: &Configured) -> &'static str {
+    match configured.kind {
+        SinkKind::Webhook { .. } => "webhook",
+        SinkKind::Mqtt { .. } => "mqtt",
+    }
+}
+
+/// Where it sends, without what may be a key.
+pub(super) fn place(configured: &Configured) -> String {
+    match &configured.kind {
+        SinkKind::Webhook { url, .. } => format!("{url:?}"),
+        SinkKind::Mqtt { broker, topic } => {
+            let scheme = if broker.tls.is_some() { "mqtts" } else { "mqtt" };
+            format!("{scheme}://{}:{} {topic}", broker.host, broker.port)
+        }
+    }
+}

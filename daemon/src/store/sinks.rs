@@ -1,0 +1,108 @@
+//! What the database knows of sinks besides what they are to send: pauses, and which do not want to be called any more.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::Tx;
+use crate::clock::Millis;
+use crate::error::Error;
+
+/// What became of a sink while the daemon ran.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// True when it was switched off.
+    pub paused: bool,
+    /// SHA-256 of the address that asked not to be called any more, hex.
+    pub gone: Option<String>,
+}
+
+/// What of a sink waits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// Intents that are to be sent.
+    pub waiting: i64,
+    /// Intents that are being sent.
+    pub sending: i64,
+    /// When the oldest of them was made.
+    pub oldest_ms: Option<Millis>,
+    /// When the next is tried.
+    pub next_ms: Option<Millis>,
+}
+
+fn unwritten(error: rusqlite::Error) -> Error {
+    Error::internal("writing the state of a sink")(error)
+}
+
+fn unread(error: rusqlite::Error) -> Error {
+    Error::internal("reading the state of a sink")(error)
+}
+
+/// What is kept of the sink `id`.
+pub fn kept(conn: &Connection, id: &str) -> Result<Kept, Error> {
+    conn.prepare_cached("SELECT paused, gone FROM sink_setting WHERE id = ?1")
+        .and_then(|mut statement| {
+            statement.query_row([id], |row| Ok(Kept { paused: row.get(0)?, gone: row.get(1)? })).optional()
+        })
+        .map(Option::unwrap_or_default)
+        .map_err(unread)
+}
+
+/// Switches a sink off, or on again; then it is called again also if it asked not to be.
+pub fn set_paused(tx: &Tx<'_>, id: &str, paused: bool, now_ms: Millis) -> Result<(), Error> {
+    tx.conn
+        .execute(
+            "INSERT INTO sink_setting (id, paused, updated_ms) VALUES (?1, ?2, ?3) \
+             ON CONFLICT (id) DO UPDATE SET paused = ?2, gone = iif(?2, gone, NULL), updated_ms = ?3",
+            params![id, paused, now_ms],
+        )
+        .map(drop)
+        .map_err(unwritten)
+}
+
+/// Notes that the address with this SHA-256 does not want to be called any more.
+pub fn set_gone(tx: &Tx<'_>, id: &str, address: &str, now_ms: Millis) -> Result<(), Error> {
+    tx.conn
+        .execute(
+            "INSERT INTO sink_setting (id, gone, updated_ms) VALUES (?1, ?2, ?3) \
+             ON CONFLICT (id) DO UPDATE SET gone = ?2, updated_ms = ?3",
+            params![id, address, now_ms],
+        )
+        .map(drop)
+        .map_err(unwritten)
+}
+
+/// Lets up to `rows_max` intents that wait for another attempt be tried now; how many there were.
+pub fn hurry(tx: &Tx<'_>, sink: &str, now_ms: Millis, rows_max: u32) -> Result<usize, Error> {
+    tx.conn
+        .execute(
+            "UPDATE outbox SET next_ms = ?2 WHERE id IN (SELECT id FROM outbox \
+             WHERE sink = ?1 AND status < 2 AND status = 0 AND next_ms > ?2 ORDER BY next_ms LIMIT ?3)",
+            params![sink, now_ms, rows_max],
+        )
+        .map_err(unwritten)
+}
+
+/// What waits for the sink that intents name `sink`; by the index of open intents.
+pub fn queue(conn: &Connection, sink: &str) -> Result<Queue, Error> {
+    let counts: Vec<(i64, i64, i64, Millis)> = conn
+        .prepare_cached(
+            "SELECT status, count(*), min(id), min(next_ms) FROM outbox WHERE sink = ?1 AND status < 2 GROUP BY status",
+        )
+        .map_err(unread)?
+        .query_map([sink], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .and_then(Iterator::collect)
+        .map_err(unread)?;
+    let mut queue = Queue::default();
+    for (status, count, _, next_ms) in &counts {
+        match status {
+            0 => (queue.waiting, queue.next_ms) = (*count, Some(*next_ms)),
+            _ => queue.sending = *count,
+        }
+    }
+    if let Some(oldest) = counts.iter().map(|(_, _, id, _)| *id).min() {
+        queue.oldest_ms = conn
+            .query_row("SELECT created_ms FROM outbox WHERE id = ?1", [oldest], |row| row.get(0))
+            .optional()
+            .map_err(unread)?;
+    }
+    Ok(queue)
+}
