@@ -23,3 +23,6 @@ CREATE TABLE sink_setting (
     gone       TEXT,                           -- SHA-256 of the address that wants no more calls (410 Gone); another is called
     updated_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- What was given up, or of which nobody knows: rare, and looked for by whoever tries it again.
+CREATE INDEX outbox_failed ON outbox (sink, id) WHERE status > 2;

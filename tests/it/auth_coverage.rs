@@ -13,6 +13,7 @@ fn filled(route: &Route) -> String {
         .replace("{trace_id}", trace)
         .replace("{id}", "nothing-has-this-id")
         .replace("{name}", "nobody")
+        .replace("{key}", "nothing")
         .replace("{platform}", "irc")
         .replace("{instance}", "x")
 }

@@ -230,14 +230,14 @@ fn a_sink_can_be_tried() {
     );
 }
 
-/// Goal: a sink that is off after 410 says so, and is called again once it is resumed.
+/// Goal: a sink that is off after 410 says so, and is called again once it is resumed; what failed can be sent again.
 #[test]
 fn a_sink_that_is_gone_can_be_resumed() {
     let peer = Peer::start();
     peer.answer("410 Gone", &[], "");
     peer.answer("204 No Content", &[], "");
     let mut daemon = Daemon::configured(&toml(&peer, true));
-    daemon.push("order.paid", json!({ "n": 1 }));
+    let id = daemon.push("order.paid", json!({ "n": 1 }));
     let state = |daemon: &Daemon| daemon.get("/sink/out").json;
     daemon.wait("the end", || (state(&daemon)["state"] == "gone").then_some(()));
     daemon.wait("the event", || daemon.recent("aman.sink.disabled").pop());
@@ -245,8 +245,21 @@ fn a_sink_that_is_gone_can_be_resumed() {
     daemon.kill();
     daemon.again();
     assert_eq!(state(&daemon)["state"], "gone");
+    let failed = daemon.get("/sink/out/failures?limit=1").items().remove(0);
+    assert_eq!((&failed["outcome"], &failed["event"]["id"]), (&json!("failed"), &json!(id)), "{failed}");
+    assert!(failed["error"].as_str().is_some_and(|why| why.contains("410")), "{failed}");
+    let key = failed["id"].as_str().expect("a key").to_owned();
+    let again = format!("/sink/out/failure/{key}/retry");
+    assert_eq!(daemon.post(&again, &json!({})).code(), "invalid_state");
     assert_eq!(daemon.post("/sink/out/resume", &json!({})).json["enabled"], true);
+    let (code, out, err) = daemon.cli(&["sink", "failures", "out"]);
+    assert!(code == 0 && out.contains(&key) && out.contains("order.paid"), "{out}{err}");
+    assert_eq!(daemon.cli(&["sink", "retry", "out", "--all"]).0, 0);
+    daemon.wait("the call", || (state(&daemon)["sent"] == 1).then_some(()));
+    assert_eq!(header(&peer.requests()[1], "webhook-id"), key);
+    assert_eq!(daemon.get("/sink/out/failures").items(), Vec::<Value>::new());
+    assert_eq!(daemon.post(&again, &json!({})).code(), "not_found");
     daemon.push("order.paid", json!({ "n": 2 }));
-    daemon.wait("the next call", || (peer.requests().len() == 2).then_some(()));
-    daemon.wait("the count", || (state(&daemon)["sent"] == 1).then_some(()));
+    daemon.wait("the next call", || (peer.requests().len() == 3).then_some(()));
+    daemon.wait("the count", || (state(&daemon)["sent"] == 2).then_some(()));
 }

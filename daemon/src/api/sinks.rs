@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::body::{self, Reply};
 use super::problem::Problem;
-use super::query::Query;
+use super::query::{self, Query};
 use super::{App, Call};
 
 /// `GET /sinks`, by id.
@@ -53,4 +53,28 @@ pub(super) async fn test(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
         draft.record(tx, &id, json!({ "outcome": answer["outcome"], "detail": answer["detail"] }))
     });
     body::ok(&answer.await?)
+}
+
+/// `GET /sink/{id}/failures`, newest first.
+pub(super) async fn failures(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let asked = Query::read(&call, &["limit", "cursor"])?;
+    let limit = asked.limit()?;
+    let before = asked.cursor::<1>("sink-failures")?.map(|[row]| row);
+    let mut found = app.sinks.failed(call.param("id"), before, limit + 1).await?;
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().filter(|_| more).map(|(row, _)| query::cursor("sink-failures", &[*row]));
+    let items: Vec<serde_json::Value> = found.into_iter().map(|(_, item)| item).collect();
+    body::ok(&json!({ "items": items, "next_cursor": next }))
+}
+
+/// `POST /sink/{id}/failure/{key}/retry`
+pub(super) async fn retry(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    call.fields().await?.done()?;
+    let (draft, id, key) = (call.draft.clone(), call.param("id").to_owned(), call.param("key").to_owned());
+    let target = id.clone();
+    let detail = json!({ "intent": key });
+    let record = Box::new(move |tx: &mut crate::store::Tx<'_>| draft.record(tx, &target, detail));
+    body::ok(&app.sinks.retry(&id, &key, record).await?)
 }

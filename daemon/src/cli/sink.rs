@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{clean_lines, text, text_or_dash, time};
-use super::{Context, PAGE_MAX};
+use super::{Context, PAGE_MAX, Paging};
 
 /// What can be done with sinks.
 #[derive(Subcommand, Debug)]
@@ -19,6 +19,10 @@ pub enum SinkCommand {
     Pause(PauseArgs),
     /// Switch one on again, also after its other side answered 410 Gone
     Resume(ResumeArgs),
+    /// List what could not be sent for good, newest first
+    Failures(FailuresArgs),
+    /// Send again what failed
+    Retry(RetryArgs),
     /// Send one event that is made for it, and see how that ends
     Test(TestArgs),
 }
@@ -58,6 +62,35 @@ pub struct ResumeArgs {
     id: String,
 }
 
+/// Lists failures.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  aman sink failures orders\n  aman sink failures orders --all --json")]
+pub struct FailuresArgs {
+    /// Its id, from `sink list`
+    id: String,
+    #[command(flatten)]
+    paging: Paging,
+}
+
+/// Retries failures.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman sink retry orders 0193…-0
+  aman sink retry orders --all
+
+It is sent under the same key, so a receiver that has it already can tell.")]
+pub struct RetryArgs {
+    /// Its id, from `sink list`
+    id: String,
+    /// Which, from `sink failures`
+    #[arg(required_unless_present = "all")]
+    key: Option<String>,
+    /// All of them
+    #[arg(long, conflicts_with = "key")]
+    all: bool,
+}
+
 /// Tries a sink.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -84,6 +117,8 @@ pub async fn run(context: &mut Context, command: SinkCommand) -> Result<(), Fail
         SinkCommand::Show(args) => show(context, &args.id).await,
         SinkCommand::Pause(args) => switch(context, &args.id, "pause", "is paused").await,
         SinkCommand::Resume(args) => switch(context, &args.id, "resume", "goes on").await,
+        SinkCommand::Failures(args) => failures(context, &args).await,
+        SinkCommand::Retry(args) => retry(context, &args).await,
         SinkCommand::Test(args) => test(context, &args).await,
     }
 }
@@ -142,6 +177,41 @@ async fn switch(context: &mut Context, id: &str, action: &str, done: &str) -> Re
     let call = call.body("application/json", json!({}).to_string());
     let Some(_) = context.answer(call).await? else { return Ok(()) };
     context.out.line(&format!("The sink {id} {done}."))
+}
+
+async fn failures(context: &mut Context, args: &FailuresArgs) -> Result<(), Failure> {
+    let call = Call::get(format!("/sink/{}/failures", segment(&args.id)));
+    let Some(list) = context.list(call, args.paging.limit, args.paging.all).await? else { return Ok(()) };
+    if list.items.is_empty() {
+        return context.out.line("Nothing failed for good.");
+    }
+    let row = |failed: &Value| {
+        let texts = [&failed["id"], &failed["event"]["type"], &failed["event"]["id"], &failed["attempts"]];
+        let mut row: Vec<String> = texts.into_iter().map(text).collect();
+        row.extend([time(&failed["failed_at"]), text_or_dash(&failed["error"])]);
+        row
+    };
+    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
+    context.out.table(&["KEY", "TYPE", "EVENT", "ATTEMPTS", "FAILED", "ERROR"], &rows)?;
+    if list.more { context.out.line("There are more; --all shows them.") } else { Ok(()) }
+}
+
+async fn retry(context: &mut Context, args: &RetryArgs) -> Result<(), Failure> {
+    let place = format!("/sink/{}/failure", segment(&args.id));
+    let call =
+        |key: &str| Call::post(format!("{place}/{}/retry", segment(key))).body("application/json", "{}".to_owned());
+    if let Some(key) = &args.key {
+        let Some(_) = context.answer(call(key)).await? else { return Ok(()) };
+        return context.out.line(&format!("{key} is sent again."));
+    }
+    let failed = context.every_item(Call::get(format!("/sink/{}/failures", segment(&args.id)))).await?;
+    for one in &failed {
+        context.call(call(one["id"].as_str().unwrap_or_default())).await?;
+    }
+    if context.out.json() {
+        return context.out.line(&json!({ "retried": failed.len() }).to_string());
+    }
+    context.out.line(&format!("{} are sent again.", failed.len()))
 }
 
 async fn test(context: &mut Context, args: &TestArgs) -> Result<(), Failure> {

@@ -151,7 +151,7 @@ impl Config {
                 config.recipe.as_ref().and_then(|recipe| recipe.text.parse::<Table>().ok()).unwrap_or_default();
             table.retain(|section, _| {
                 let fixed = SETTINGS.iter().any(|setting| setting.key.split('.').next() == Some(section));
-                !fixed && !super::sections::LIVE.iter().any(|live| *live == section)
+                !fixed && !super::sections::LIVE.contains(&section)
             });
             table
         };

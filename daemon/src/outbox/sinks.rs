@@ -175,7 +175,11 @@ impl Inner {
                 Ok(_) => return,
                 Err(error) => {
                     let why = error.chain().join(": ");
-                    return tracing::warn!(id, why, "What waits for a sink is tried again when it is due, not at once.");
+                    return tracing::warn!(
+                        id,
+                        why,
+                        "What waits for a sink is tried again when it is due, not at once."
+                    );
                 }
             }
         }
@@ -293,6 +297,31 @@ impl Sinks {
         let (entry, name) = (self.entry(id)?, name(id));
         let queue = self.inner.bus.store().read(move |conn| rows::queue(conn, &name)).await?;
         Ok(view::sink(&entry, &queue))
+    }
+
+    /// What failed at a sink for good, newest first: rows as they are shown, each with its number.
+    pub async fn failed(&self, id: &str, before: Option<i64>, limit: usize) -> Result<Vec<(i64, Value)>, Error> {
+        self.entry(id)?;
+        let name = name(id);
+        let failed = self.inner.bus.store().read(move |conn| rows::failed(conn, &name, before, limit)).await?;
+        Ok(failed.iter().map(|one| (one.id, view::failed(one))).collect())
+    }
+
+    /// Sends again what failed, under the same key; `record` commits with that. It may be sent for as long as new events.
+    pub async fn retry(&self, id: &str, key: &str, record: StateWrite) -> Result<Value, Error> {
+        let (entry, bus) = (self.entry(id)?, &self.inner.bus);
+        if entry.is_gone() {
+            let reason = format!("The other side of '{id}' answered 410 Gone. Resume the sink first.");
+            return Err(Error::conflict("invalid_state", reason));
+        }
+        let keep_ms = i64::try_from(entry.configured.keep.as_millis()).unwrap_or(i64::MAX / 2);
+        let (name, intent, now_ms) = (name(id), key.to_owned(), bus.clock().now_ms());
+        let write = move |tx: &mut crate::store::Tx<'_>| {
+            rows::retry(tx, &name, &intent, now_ms, now_ms.saturating_add(keep_ms))?;
+            record(tx)
+        };
+        bus.store().write(write).await?;
+        Ok(json!({ "id": key, "sink": id, "status": "retrying" }))
     }
 
     /// Switches a sink off or on again, durably; `record` commits with that. What is for it waits meanwhile. Switched on,

@@ -6,7 +6,7 @@ use super::sinks::Entry;
 use crate::clock::rfc3339;
 use crate::config::shown;
 use crate::config::sinks::{Sink as Configured, SinkKind};
-use crate::store::sinks::Queue;
+use crate::store::sinks::{Failed, Queue};
 
 /// A sink with its settings.
 pub(super) fn sink(entry: &Entry, queue: &Queue) -> Value {
@@ -73,4 +73,18 @@ pub(super) fn place(configured: &Configured) -> String {
             format!("{scheme}://{}:{} {topic}", broker.host, broker.port)
         }
     }
+}
+
+/// Something that failed for good.
+pub(super) fn failed(one: &Failed) -> Value {
+    let event: Value = serde_json::from_str(&one.payload).unwrap_or_default();
+    json!({
+        "id": one.key,
+        "outcome": if one.unknown { "unknown" } else { "failed" },
+        "event": { "id": event["id"], "source": event["source"], "type": event["type"] },
+        "attempts": one.attempts,
+        "error": one.error,
+        "created_at": rfc3339(one.created_ms),
+        "failed_at": one.ended_ms.map(rfc3339),
+    })
 }

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Tx;
+use super::outbox::Status;
 use crate::clock::Millis;
 use crate::error::Error;
 
@@ -79,6 +80,69 @@ pub fn hurry(tx: &Tx<'_>, sink: &str, now_ms: Millis, rows_max: u32) -> Result<u
             params![sink, now_ms, rows_max],
         )
         .map_err(unwritten)
+}
+
+/// An intent that ended without the other side having it for certain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// Row number.
+    pub id: i64,
+    /// By which the other side knows it.
+    pub key: String,
+    /// True when nobody knows whether it arrived.
+    pub unknown: bool,
+    /// What it is, as JSON.
+    pub payload: String,
+    /// Attempts that were made.
+    pub attempts: u32,
+    /// Why it ended.
+    pub error: Option<String>,
+    /// When it was made.
+    pub created_ms: Millis,
+    /// When it ended.
+    pub ended_ms: Option<Millis>,
+}
+
+/// What failed at the sink that intents name `sink`, newest first, before the row `before`.
+pub fn failed(conn: &Connection, sink: &str, before: Option<i64>, rows_max: usize) -> Result<Vec<Failed>, Error> {
+    let row = |row: &rusqlite::Row<'_>| {
+        Ok(Failed {
+            id: row.get(0)?,
+            key: row.get(1)?,
+            unknown: row.get::<_, i64>(2)? == Status::Unknown.code(),
+            payload: row.get(3)?,
+            attempts: row.get(4)?,
+            error: row.get(5)?,
+            created_ms: row.get(6)?,
+            ended_ms: row.get(7)?,
+        })
+    };
+    let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
+    conn.prepare_cached(
+        "SELECT id, key, status, payload, attempt, error, created_ms, ended_ms FROM outbox \
+         WHERE sink = ?1 AND status > 2 AND id < ?2 ORDER BY id DESC LIMIT ?3",
+    )
+    .map_err(unread)?
+    .query_map(params![sink, before.unwrap_or(i64::MAX), rows_max], row)
+    .and_then(Iterator::collect)
+    .map_err(unread)
+}
+
+/// Has what failed be sent again, under the same key, until `expires_ms`. `NotFound` when nothing failed under this key.
+pub fn retry(tx: &mut Tx<'_>, sink: &str, key: &str, now_ms: Millis, expires_ms: Millis) -> Result<(), Error> {
+    let changed = tx
+        .conn
+        .execute(
+            "UPDATE outbox SET status = 0, next_ms = ?3, expires_ms = ?4, ended_ms = NULL, error = NULL \
+             WHERE key = ?2 AND sink = ?1 AND status > 2",
+            params![sink, key, now_ms, expires_ms],
+        )
+        .map_err(unwritten)?;
+    if changed == 0 {
+        return Err(Error::not_found("failed sending", key));
+    }
+    tx.committed.intents = true;
+    Ok(())
 }
 
 /// What waits for the sink that intents name `sink`; by the index of open intents.
