@@ -16,6 +16,7 @@ pub mod expr;
 pub mod id;
 pub mod lock;
 pub mod outbox;
+pub mod package;
 pub mod redact;
 pub mod registry;
 pub mod sandbox;

@@ -23,6 +23,7 @@ mod logs;
 mod model;
 mod mqtt;
 mod openapi;
+mod package;
 mod peer;
 mod push;
 mod redaction;

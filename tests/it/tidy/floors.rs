@@ -17,6 +17,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "clock",
             "config",
             "egress",
+            "package",
             "error",
             "event",
             "expr",
