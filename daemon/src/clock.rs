@@ -44,6 +44,11 @@ impl Clock {
 /// The end of the year 9999, the last that RFC 3339 can write.
 const RFC3339_MAX: Millis = 253_402_300_799_999;
 
+/// False before 2026-01-01, when this program was not there, and after 2099: the machine's clock is wrong.
+pub fn is_plausible(now_ms: Millis) -> bool {
+    (1_767_225_600_000..4_102_444_800_000).contains(&now_ms)
+}
+
 /// `2026-11-22T01:13:00.000Z`: RFC 3339, UTC, milliseconds.
 pub fn rfc3339(at_ms: Millis) -> String {
     let mut out = Vec::with_capacity(24);

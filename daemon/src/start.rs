@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use crate::api::auth::{Auth, Places};
@@ -12,7 +13,7 @@ use crate::api::listen::{self, Listener};
 use crate::api::rates::Limits;
 use crate::api::{self, App, Lifecycle, Parts, Phase, Server};
 use crate::bus::{self, Bus, Consumer, ConsumerSpec};
-use crate::clock::Clock;
+use crate::clock::{Clock, is_plausible, rfc3339};
 use crate::config::{self, Config, Paths};
 use crate::cron::Cron;
 use crate::egress::Egress;
@@ -29,6 +30,8 @@ use crate::telemetry;
 
 /// How long a killed predecessor's scripts may take to end.
 const STRAYS_WAIT: Duration = Duration::from_secs(10);
+/// Files that are not for connections: the database, scripts, watched folders.
+const FILES_SPARE: u64 = 512;
 /// How long tasks and connections may take to end once the work is drained.
 const END_GRACE: Duration = Duration::from_secs(5);
 
@@ -68,9 +71,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let Extras { clock, consumers, sinks } = extras;
     config.paths.make()?;
     let lock = lock::lock(&config.paths).await?;
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
+    warn_of(&config, &clock);
     let lifecycle = Arc::new(Lifecycle::default());
     let (config, store) = open_store(config)?;
     telemetry::open_files(&config);
@@ -181,6 +182,17 @@ impl Daemon {
     }
 }
 
+/// What is odd, and no reason not to start.
+fn warn_of(config: &Config, clock: &Clock) {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if !is_plausible(clock.now_ms()) {
+        let (now, what_to_do) = (rfc3339(clock.now_ms()), "Set it, as with `timedatectl set-ntp true`.");
+        tracing::warn!(now, what_to_do, "The machine's clock is wrong, and with it schedules, expiry and event times.");
+    }
+}
+
 fn auth(config: &Config) -> Result<Auth, Error> {
     if !config.http.auth {
         tracing::warn!("http.auth is \"none\": every program of every user of this machine is let in as the owner.");
@@ -256,6 +268,23 @@ fn skill_settings(config: &Config) -> skills::Settings {
     }
 }
 
+/// As many connections as this process may have with files to spare for everything else; raises its limit if it may.
+fn affordable(wanted: usize) -> usize {
+    let limit = || getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    let (soft, hard) = limit();
+    let needed = u64::try_from(wanted).unwrap_or(u64::MAX).saturating_add(FILES_SPARE);
+    if soft < needed {
+        // What it may not raise it lives with.
+        let _raised = setrlimit(Resource::RLIMIT_NOFILE, needed.min(hard), hard);
+    }
+    let (soft, _) = limit();
+    let possible = usize::try_from(soft - FILES_SPARE.min(soft / 2)).unwrap_or(usize::MAX);
+    if possible < wanted {
+        tracing::warn!(wanted, possible, "Fewer connections than http.max_connections: raise `ulimit -n` for more.");
+    }
+    wanted.min(possible)
+}
+
 fn api_settings(config: &Config, auth: Auth) -> api::Settings {
     let lower = |texts: &[String]| texts.iter().map(|text| text.to_lowercase()).collect();
     api::Settings {
@@ -269,7 +298,7 @@ fn api_settings(config: &Config, auth: Auth) -> api::Settings {
         public_stream: config.http.public_stream,
         strict_confirm: config.http.strict_confirm,
         debug_endpoints: config.debug_endpoints,
-        connections_max: config.http.max_connections,
+        connections_max: affordable(config.http.max_connections),
         config: config.clone(),
     }
 }

@@ -3,8 +3,12 @@
 //! Disks of their own are mounted in a mount namespace of the test's thread, which its daemons inherit: when both have
 //! ended nothing stays mounted, however they ended.
 
+mod clock;
+mod damage;
+mod descriptors;
 mod disk;
 mod files;
+mod folders;
 
 use std::fs;
 use std::io::Write;

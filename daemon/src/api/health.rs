@@ -1,6 +1,7 @@
 //! Health, for those who watch over the daemon. Public: details name no hosts, paths or keys.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
@@ -8,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::body::{self, Reply};
 use super::problem::Problem;
 use super::{App, Call};
+use crate::clock::is_plausible;
 use crate::store::Stats;
 
 fn check(ok: bool, detail: &str) -> Value {
@@ -52,11 +54,18 @@ pub(super) async fn ready(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
     checks.insert("store".to_owned(), storage(&store));
     let tasks = if failed == 0 { "all run".to_owned() } else { format!("{failed} failed; see /runtime/status") };
     checks.insert("tasks".to_owned(), check(failed == 0, &tasks));
+    let now_ms = app.clock.now_ms();
+    let detail = if is_plausible(now_ms) { "plausible" } else { "the machine's clock is wrong: set it" };
+    checks.insert("clock".to_owned(), check(is_plausible(now_ms), detail));
+    let starved = app.counters.starved.load(Ordering::Relaxed);
+    let detail = if starved { "no more can be accepted: too many files are open" } else { "accepted" };
+    checks.insert("connections".to_owned(), check(!starved, detail));
     let config = !app.configured.is_broken();
     let detail = if config { "good" } else { "safe mode: the file is broken, the last good one is in force" };
     checks.insert("config".to_owned(), check(config, detail));
     // A failed task is shown, and does not make the daemon useless. One that stores nothing new still shows and streams.
     let word = match (phase, store.fault) {
+        (true, None) if starved => "degraded",
         (true, None) => "ok",
         (true, Some(_)) => "degraded",
         (false, _) => "unavailable",

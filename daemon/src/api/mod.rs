@@ -33,7 +33,7 @@ mod tokens;
 mod why;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -122,6 +122,8 @@ pub(in crate::api) struct Counters {
     refused: AtomicU64,
     /// Handlers that panicked.
     panics: AtomicU64,
+    /// Connections wait that cannot be accepted.
+    starved: AtomicBool,
 }
 
 /// Handles of everything that handlers call.
@@ -322,10 +324,18 @@ impl Accepting {
                 accepted = accepted => accepted,
             };
             match (permit, accepted) {
-                (Ok(permit), Ok(accepted)) => self.serve(&http, accepted, permit),
-                // Out of file descriptors, mostly: wait for some to come back rather than spin.
+                (Ok(permit), Ok(accepted)) => {
+                    if self.app.counters.starved.swap(false, Ordering::Relaxed) {
+                        tracing::info!("Connections are accepted again.");
+                    }
+                    self.serve(&http, accepted, permit);
+                }
+                // Out of file descriptors, mostly: wait for some to come back rather than spin, and say it once.
                 (_, Err(error)) => {
-                    tracing::warn!(%error, "A connection could not be accepted.");
+                    if !self.app.counters.starved.swap(true, Ordering::Relaxed) {
+                        let what_to_do = "Close programs that hold connections, or raise the limit (`ulimit -n`).";
+                        tracing::error!(%error, what_to_do, "Connections cannot be accepted; those that wait do so.");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 (Err(_), _) => return,

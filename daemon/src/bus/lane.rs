@@ -339,7 +339,12 @@ impl Runner {
     }
 
     fn sleep_for(&self) -> Option<Duration> {
-        let wait = (self.due_ms? - self.bus.clock().now_ms()).max(0);
+        let (due_ms, now_ms) = (self.due_ms?, self.bus.clock().now_ms());
+        if due_ms > self.never_ms(&self.entry.load(), now_ms) {
+            // The clock was set back: what it is due by now is read anew.
+            return Some(Duration::ZERO);
+        }
+        let wait = (due_ms - now_ms).max(0);
         Some(Duration::from_millis(wait.unsigned_abs()).min(LOOK_AGAIN_MAX))
     }
 }

@@ -1,6 +1,6 @@
 //! What is told of a disk that took nothing, once it takes something again.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::publish::Bus;
 use super::{Origin, Publish, StateWrite};
@@ -11,8 +11,13 @@ use crate::store::{Tx, audit};
 
 const NAME: &str = "aman/storage";
 
-/// Waits for faults of the store; after each one an event `aman.storage.recovered` and a row of the audit log tell of it.
+/// Waits for faults of the store; after each one an event `aman.storage.recovered` and a row of the
+/// audit log tell of it. What the start found lost is told as `aman.storage.lost`.
 pub(super) async fn tell_of_faults(bus: Bus) {
+    let lost = bus.store().lost().map(|lost| json!({ "transactions": lost.transactions, "kept": lost.kept }));
+    if let Some(lost) = lost {
+        tell(&bus, ("lost", "aman.db-wal"), lost).await;
+    }
     let mut faults = bus.store().faults();
     let mut begun: Option<(Fault, i64)> = None;
     loop {
@@ -21,7 +26,13 @@ pub(super) async fn tell_of_faults(bus: Bus) {
             (Some(fault), None) => begun = Some((fault, bus.clock().now_ms())),
             (None, Some((fault, since_ms))) => {
                 // When it comes back at once, both are told as one.
-                if tell(&bus, fault, since_ms).await {
+                let data = json!({
+                    "code": fault.code(),
+                    "why": fault.what(),
+                    "since": rfc3339(since_ms),
+                    "until": rfc3339(bus.clock().now_ms()),
+                });
+                if tell(&bus, ("recovered", fault.code()), data).await {
                     begun = None;
                 }
             }
@@ -34,20 +45,13 @@ pub(super) async fn tell_of_faults(bus: Bus) {
     }
 }
 
-async fn tell(bus: &Bus, fault: Fault, since_ms: i64) -> bool {
-    let now_ms = bus.clock().now_ms();
-    let data = json!({
-        "code": fault.code(),
-        "why": fault.what(),
-        "since": rfc3339(since_ms),
-        "until": rfc3339(now_ms),
-    });
+async fn tell(bus: &Bus, (what, target): (&str, &str), data: Value) -> bool {
     let record = audit::Record {
-        at_ms: now_ms,
+        at_ms: bus.clock().now_ms(),
         principal: NAME.to_owned(),
         claimed_operator: None,
-        action: "storage.recovered".to_owned(),
-        target: fault.code().to_owned(),
+        action: format!("storage.{what}"),
+        target: target.to_owned(),
         outcome: audit::Outcome::Done,
         status: 0,
         trace: None,
@@ -55,7 +59,7 @@ async fn tell(bus: &Bus, fault: Fault, since_ms: i64) -> bool {
         before_digest: None,
         after_digest: None,
     };
-    let event = NewEvent::new(NAME, "aman.storage.recovered", &data);
+    let event = NewEvent::new(NAME, format!("aman.storage.{what}"), &data);
     let origin = Origin { principal: NAME.to_owned(), trust: Trust::Owner, internal: true };
     let state: StateWrite = Box::new(move |tx: &mut Tx<'_>| audit::append(tx, &record).map(drop));
     bus.publish(Publish { state: Some(state), ..Publish::one(event, origin) }).await.is_ok()

@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use super::fault::Fault;
 
 /// What a write-ahead log begins with, but for its last bit. Source: SQLite's file format, "The Write-Ahead Log".
-const WAL_MAGIC: u32 = 0x377f_0682;
+pub(super) const WAL_MAGIC: u32 = 0x377f_0682;
 /// Below this an error of the disk is taken for a full one: SQLite tells some of them as errors of their own.
 const NOTHING_LEFT_BYTES: u64 = 256 << 10;
 /// A disk that was full is written again when at least this much is free.

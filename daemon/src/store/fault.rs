@@ -1,5 +1,6 @@
 //! Why nothing, or nothing new, can be stored: told to callers, watched by those who wait for its end.
 
+use rusqlite::ErrorCode;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -30,6 +31,17 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// What an error of SQLite comes of; `Refused` when of nothing in particular.
+    pub(super) fn of(error: Option<&rusqlite::Error>) -> Fault {
+        match error.and_then(rusqlite::Error::sqlite_error_code) {
+            Some(ErrorCode::DiskFull) => Fault::DiskFull,
+            Some(ErrorCode::ReadOnly) => Fault::ReadOnly,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Fault::Damaged,
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => Fault::DiskError,
+            _ => Fault::Refused,
+        }
+    }
+
     /// The problem's code, as in `schemas/errors.md`.
     pub fn code(self) -> &'static str {
         match self {

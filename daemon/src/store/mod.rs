@@ -20,6 +20,7 @@ pub mod sinks;
 pub mod skills;
 pub mod sources;
 pub mod tokens;
+pub mod wal;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -40,6 +41,7 @@ use crate::event::{Event, Priority};
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
 use disk::{Files, Identity};
 use fault::{Ending, Fault, Trouble};
+use wal::Lost;
 use writer::Job;
 
 /// Operations that may wait for the writer; one more is refused as `overloaded`.
@@ -150,6 +152,7 @@ struct Inner {
     trouble: Arc<Trouble>,
     identity: Identity,
     keep_free: Arc<AtomicU64>,
+    lost: Option<Lost>,
 }
 
 /// What the store tells of itself.
@@ -173,7 +176,14 @@ pub struct Stats {
 
 impl Store {
     /// Opens or makes the database at `path`, applies what migrations are missing and starts the writer thread.
+    ///
+    /// Refuses a damaged database with what to do, and changes nothing then.
     pub fn open(path: &Path, durability: Durability) -> Result<Store, Error> {
+        let lost = wal::examine(path)?;
+        Store::open_examined(path, durability, lost).map_err(|error| unopened(path, error))
+    }
+
+    fn open_examined(path: &Path, durability: Durability, lost: Option<Lost>) -> Result<Store, Error> {
         // SQLite gives its other files the rights of this one. What is wrong with the place is told by the line after.
         let _made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let mut conn = Connection::open(path).map_err(Error::internal("opening the database"))?;
@@ -224,8 +234,14 @@ impl Store {
                 trouble,
                 identity,
                 keep_free,
+                lost,
             }),
         })
+    }
+
+    /// What the start could not read of a damaged log.
+    pub fn lost(&self) -> Option<&Lost> {
+        self.inner.lost.as_ref()
     }
 
     /// Leaves this many bytes of the disk free for work that is under way: below, [`Store::takes_new`] refuses.
@@ -437,6 +453,7 @@ impl Inner {
         {
             // Writing on could make it worse.
             self.trouble.set(Some(Fault::Damaged), &error.to_string());
+            return Err(Fault::Damaged.error());
         }
         if let Ok(mut free) = self.readers.lock()
             && free.len() < READERS
@@ -453,6 +470,20 @@ impl Inner {
         let conn = open_reader(&self.path)?;
         ours().map(|()| conn)
     }
+}
+
+/// Why the database could not be opened, with what to do about it.
+fn unopened(path: &Path, error: Error) -> Error {
+    let Error::Internal { source, .. } = &error else { return error };
+    let Some(cause) = source.downcast_ref::<rusqlite::Error>() else { return error };
+    let fault = match (Fault::of(Some(cause)), path.parent()) {
+        (Fault::Refused, _) => return error,
+        (Fault::DiskError, Some(folder)) => disk::behind_error(folder),
+        (fault, _) => fault,
+    };
+    let (what, advice) = (fault.what(), fault.advice());
+    let reason = format!("{} cannot be used: {what} ({cause}). Nothing was changed. {advice}", path.display());
+    Error::conflict(fault.code(), reason)
 }
 
 fn ignore_rows(error: rusqlite::Error) -> rusqlite::Result<()> {

@@ -370,13 +370,7 @@ impl Undone {
     }
 
     fn by(error: Option<&rusqlite::Error>) -> Undone {
-        let fault = match error.and_then(rusqlite::Error::sqlite_error_code) {
-            Some(ErrorCode::DiskFull) => Fault::DiskFull,
-            Some(ErrorCode::ReadOnly) => Fault::ReadOnly,
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Fault::Damaged,
-            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => Fault::DiskError,
-            _ => Fault::Refused,
-        };
+        let fault = Fault::of(error);
         let busy = || error.and_then(rusqlite::Error::sqlite_error_code) == Some(ErrorCode::DatabaseBusy);
         let lasts = fault != Fault::Refused || busy();
         Undone { fault, detail: error.map_or_else(|| "a change failed".to_owned(), ToString::to_string), lasts }

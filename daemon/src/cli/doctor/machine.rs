@@ -12,7 +12,7 @@ use nix::unistd::{AccessFlags, access};
 use super::catalogue::Id;
 use super::{Check, files};
 use crate::cli::out::size;
-use crate::clock::{Clock, Millis, rfc3339};
+use crate::clock::{Clock, Millis, is_plausible, rfc3339};
 use crate::config::{self, Flags, Paths};
 use crate::error::Error;
 use crate::sandbox::Sandbox;
@@ -27,10 +27,6 @@ const WATCHES_WARN: u64 = 8192;
 const INSTANCES_WARN: u64 = 64;
 /// A write-ahead log of this size means that no checkpoint gets through.
 const WAL_BYTES_WARN: u64 = 512 << 20;
-/// The program is newer than this: 2026-01-01T00:00:00Z.
-const NOW_MS_MIN: Millis = 1_767_225_600_000;
-/// A machine that shows a later time has a broken clock: 2100-01-01T00:00:00Z.
-const NOW_MS_MAX: Millis = 4_102_444_800_000;
 
 /// All of them, in the order in which a person would look.
 pub fn checks(paths: &Paths, home: Option<PathBuf>) -> Vec<Check> {
@@ -50,7 +46,7 @@ pub fn checks(paths: &Paths, home: Option<PathBuf>) -> Vec<Check> {
 
 fn clock(now_ms: Millis) -> Check {
     let shown = rfc3339(now_ms);
-    if (NOW_MS_MIN..NOW_MS_MAX).contains(&now_ms) {
+    if is_plausible(now_ms) {
         return Check::ok(Id::Clock, shown);
     }
     let advice = "Set the clock, as with `timedatectl set-ntp true`; expiry, retries and schedules go by it.";
