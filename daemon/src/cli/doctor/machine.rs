@@ -93,7 +93,7 @@ fn disk_space(data: &Path) -> Check {
     };
     let free = found.blocks_available().saturating_mul(found.fragment_size());
     let message = format!("{} free", size(free));
-    let advice = "Make room on the disk of the data folder; a full disk stops the daemon.";
+    let advice = "Make room on the disk of the data folder; below `bus.keep_free_mib` nothing new is taken.";
     if free < DISK_BYTES_FAIL {
         Check::fail(Id::DiskSpace, message, advice)
     } else if free < DISK_BYTES_WARN {
