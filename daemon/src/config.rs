@@ -29,6 +29,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use crate::error::{Error, FieldError};
+use crate::plain;
 use settings::Layers;
 
 /// A value that never shows itself.
@@ -423,13 +424,19 @@ pub fn signing_key(config: &Config) -> Result<Vec<u8>, Error> {
     Ok(digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap_or(0)).collect())
 }
 
+/// Longest file with a secret, in bytes.
+const SECRET_BYTES_MAX: u64 = 64 << 10;
+
 /// The text of a file that holds a secret; makes it, with 32 random bytes as hex, when it is not there.
 fn kept_secret(file: &std::path::Path) -> Result<String, Error> {
-    use std::io::Write;
+    use std::io::{ErrorKind, Write};
     use std::os::unix::fs::OpenOptionsExt;
-    let found = match std::fs::read_to_string(file) {
+    let found = match plain::read(file, SECRET_BYTES_MAX) {
         Ok(text) => Some(text.trim().to_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            return Err(Error::invalid(file.display().to_string(), format!("cannot be read: {error}.")));
+        }
         Err(error) => return Err(Error::internal("reading a file with a secret")(error)),
     };
     let text = found.clone().unwrap_or_else(|| crate::id::hex(&crate::id::random_bytes::<32>()));

@@ -17,6 +17,7 @@ pub mod id;
 pub mod lock;
 pub mod outbox;
 pub mod package;
+pub mod plain;
 pub mod redact;
 pub mod registry;
 pub mod sandbox;

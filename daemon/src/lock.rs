@@ -2,14 +2,13 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
-
 use crate::config::Paths;
 use crate::error::Error;
+use crate::plain;
 
 /// How long the lock of a killed predecessor may linger: a process that it was starting holds it until its own program
 /// runs.
@@ -50,13 +49,10 @@ pub async fn lock(paths: &Paths) -> Result<Locked, Error> {
     }
 }
 
-/// Not a file that is waited for, such as a pipe.
 fn open(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
-    let file = options.open(path).map_err(|error| unusable(path, &error))?;
-    let regular = file.metadata().is_ok_and(|found| found.is_file());
-    if regular { Ok(file) } else { Err(unusable(path, &std::io::Error::other("it is no file"))) }
+    options.create(true).truncate(false).read(true).write(true);
+    plain::open(&mut options, path).map_err(|error| unusable(path, &error))
 }
 
 fn unusable(path: &Path, error: &std::io::Error) -> Error {

@@ -10,8 +10,11 @@
 //! ```
 //!
 //! The daemon's end of the socket is the leash: it closes when the daemon dies in whatever way, and the guard then kills
-//! everything. A feature this machine lacks is left out and [`Enforced`] says so.
+//! everything. Grants become handles (`grants`), a root of its own (`mounts`), Landlock rules (`landlocked`) and refused
+//! system calls (`filter`). A feature this machine lacks is left out and [`Enforced`] says so.
 
+mod filter;
+mod grants;
 mod guard;
 mod inner;
 mod landlocked;
@@ -32,7 +35,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
-pub use wire::{Enforced, Filesystem, Limits, Network, NetworkGuard, ProcessGuard};
+pub use grants::make_folder;
+pub use wire::{Enforced, Filesystem, Limits, Network, NetworkGuard, Private, ProcessGuard};
 use wire::{Failure, Job, Note};
 
 /// Where a command without a slash in its name is looked for, and a fitting `PATH` for its environment.
@@ -65,9 +69,12 @@ pub struct Spec {
     pub env: Vec<(String, String)>,
     /// What the command reads from its standard input, then end of file.
     pub stdin: Bytes,
-    /// Files and folders (with all below) it may read and execute, besides the system's own. Missing ones are skipped.
+    /// A folder that was made for it to work in, wherever that lies.
+    pub own: Option<PathBuf>,
+    /// Files and folders (with all below) it may read and execute, besides the system's own. Missing ones are skipped; a
+    /// link anywhere on the way, or what reaches something [`Private`], is refused.
     pub read: Vec<PathBuf>,
-    /// Files and folders (with all below) it may also write. Missing ones are skipped.
+    /// Files and folders (with all below) it may also write. The same holds for them.
     pub write: Vec<PathBuf>,
     /// What network it gets.
     pub net: Network,
@@ -132,6 +139,14 @@ pub enum SandboxError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A permission that is not given, whoever asks for it.
+    #[error("permission '{grant}' is refused: {reason}")]
+    Refused {
+        /// `read:PATH` or `write:PATH`.
+        grant: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The sandbox itself could not be set up; the command did not run.
     #[error("sandbox set-up failed, {step}: {reason}")]
     Setup {
@@ -154,6 +169,7 @@ impl From<Failure> for SandboxError {
             Failure::NotFound { command } => SandboxError::CommandNotFound { command },
             Failure::Command { command, reason } => SandboxError::CommandFailed { command, reason },
             Failure::Dir { reason } => SandboxError::Invalid { field: "dir", reason },
+            Failure::Grant { grant, reason } => SandboxError::Refused { grant, reason },
             Failure::Setup { step, reason } => SandboxError::Setup { step, reason },
         }
     }
@@ -165,13 +181,14 @@ pub struct Sandbox {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Shared {
     /// What is executed as `__sandbox`.
     program: PathBuf,
     /// `scripts.lock` below the run folder.
     lock: PathBuf,
     namespaces: bool,
+    private: Private,
     probed: OnceCell<Enforced>,
 }
 
@@ -188,21 +205,21 @@ impl Sandbox {
                 program: program.to_owned(),
                 lock: run_dir.join(LOCK_FILE),
                 namespaces: true,
+                private: Private::default(),
                 probed: OnceCell::new(),
             }),
         }
     }
 
-    /// The same sandbox on a machine without namespaces: process groups, Landlock and limits remain.
+    /// The same sandbox on a machine without namespaces: process groups, Landlock, filter and limits remain.
     pub fn without_namespaces(&self) -> Sandbox {
-        Sandbox {
-            shared: Arc::new(Shared {
-                program: self.shared.program.clone(),
-                lock: self.shared.lock.clone(),
-                namespaces: false,
-                probed: OnceCell::new(),
-            }),
-        }
+        let shared = Shared { namespaces: false, probed: OnceCell::new(), ..Shared::clone(&self.shared) };
+        Sandbox { shared: Arc::new(shared) }
+    }
+
+    /// The same sandbox, which refuses every grant that reaches what is `private`.
+    pub fn with_private(&self, private: Private) -> Sandbox {
+        Sandbox { shared: Arc::new(Shared { private, ..Shared::clone(&self.shared) }) }
     }
 
     /// What this machine can enforce for a command with default limits and no network, found once by trying it.
@@ -215,6 +232,7 @@ impl Sandbox {
                     dir: PathBuf::from("/"),
                     env: Vec::new(),
                     stdin: Bytes::new(),
+                    own: None,
                     read: Vec::new(),
                     write: Vec::new(),
                     net: Network::None,
@@ -337,8 +355,10 @@ impl Sandbox {
             argv: spec.argv,
             dir: spec.dir,
             env: spec.env,
+            own: spec.own,
             read: spec.read,
             write: spec.write,
+            private: self.shared.private.clone(),
             net: spec.net,
             limits: spec.limits,
             lock: self.shared.lock.clone(),
@@ -393,6 +413,9 @@ fn check(spec: &Spec) -> Result<(), SandboxError> {
     }
     if spec.env.iter().any(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')) {
         return invalid("env", "names must be free of '=' and not empty, and nothing may contain a NUL character");
+    }
+    if spec.own.iter().any(|path| !path.is_absolute()) {
+        return invalid("own", "must be an absolute path");
     }
     if spec.read.iter().any(|path| !path.is_absolute()) {
         return invalid("read", "must be absolute paths");

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::lock::{self, Locked};
 use crate::outbox::{self, Sink, Sinks};
 use crate::registry::Registry;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Private, Sandbox};
 use crate::skills::{self, Skills};
 use crate::sources::{Sources, Surroundings};
 use crate::store::{Durability, Store, audit};
@@ -91,12 +91,13 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     lifecycle.enter(Phase::Recovery);
     let now_ms = clock.now_ms();
     store.write(move |tx| audit::close_begun(tx, now_ms)).await?;
-    if !Sandbox::wait_for_strays(&config.paths.runtime, STRAYS_WAIT).await.unwrap_or(false) {
+    let ended = Sandbox::wait_for_strays(&config.paths.runtime, STRAYS_WAIT).await;
+    if !ended.map_err(|error| Error::invalid("scripts.lock", format!("cannot be locked: {error}.")))? {
         tracing::warn!("Scripts of an earlier run are still there; they may act beside those of this run.");
     }
     lifecycle.enter(Phase::Consumers);
     let supervisor = Supervisor::new();
-    let sandbox = Sandbox::new(&config.paths.runtime);
+    let sandbox = Sandbox::new(&config.paths.runtime).with_private(private(&config));
     let (skills, report) = Skills::start(skill_settings(&config), &bus, sandbox.clone()).await?;
     for failed in &report.failed {
         tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
@@ -264,7 +265,7 @@ fn skill_settings(config: &Config) -> skills::Settings {
         work: paths.runtime.join("work"),
         binary: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("aman")),
         places: skills::Places { home: paths.home_dir.clone(), data: paths.data.clone() },
-        secrets: vec![paths.token_file.clone(), paths.signing_key_file.clone(), paths.db_file.clone()],
+        private: private(config),
     }
 }
 
@@ -283,6 +284,33 @@ fn affordable(wanted: usize) -> usize {
         tracing::warn!(wanted, possible, "Fewer connections than http.max_connections: raise `ulimit -n` for more.");
     }
     wanted.min(possible)
+}
+
+/// What no script may read or write, whatever its permissions say.
+fn private(config: &Config) -> Private {
+    let paths = &config.paths;
+    let beside_db = |suffix: &str| {
+        let mut name = paths.db_file.clone().into_os_string();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let mut hidden = vec![
+        paths.token_file.clone(),
+        paths.signing_key_file.clone(),
+        paths.db_file.clone(),
+        beside_db("-wal"),
+        beside_db("-shm"),
+        paths.lock_file.clone(),
+        paths.config_file.clone(),
+        paths.state.clone(),
+        paths.runtime.clone(),
+    ];
+    hidden.extend(config.http.tls.iter().map(|(_, key)| key.clone()));
+    hidden.extend(config.http.socket.clone());
+    // Whoever writes there decides what runs next, and with which permissions.
+    let mut unwritable = vec![paths.data.join("bundled"), paths.data.join("skills"), paths.data.join("schemas")];
+    unwritable.extend(config.skill_paths.iter().cloned());
+    Private { hidden, unwritable }
 }
 
 fn api_settings(config: &Config, auth: Auth) -> api::Settings {

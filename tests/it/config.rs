@@ -1,10 +1,14 @@
 //! The configuration: layers, changes while the daemon runs, safe mode, schemas of event types, `aman config`.
 
 use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Folder, Stream, command};
+use crate::harness::{Daemon, Folder, PATIENCE, Stream, command};
 use crate::peer::Peer;
 
 /// A setting as `/runtime/config` shows it.
@@ -434,4 +438,47 @@ fn what_a_source_knows_stays_and_secrets_are_read_anew() {
     let answer = daemon.post("/config/reload", &json!({}));
     assert_eq!(answer.json["changed"], json!(["sources.door"]), "{answer:?}");
     assert_eq!((knock("first-secret-1"), knock("second-secret")), (401, 202));
+}
+
+/// Goal: what is no plain file where one must be ends the start at once, with the path and what to do.
+#[test]
+fn special_files_end_the_start() {
+    let make = |path: &Path, kind: &str| match kind {
+        "pipe" => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).expect("a named pipe"),
+        "socket" => drop(std::os::unix::net::UnixListener::bind(path).expect("a socket")),
+        "folder" => fs::create_dir(path).expect("a folder"),
+        _ => std::os::unix::fs::symlink("/dev/zero", path).expect("a link to a device"),
+    };
+    for name in ["token", "signing.key", "aman.toml", "aman.lock", "run/scripts.lock"] {
+        for (kind, said) in
+            [("pipe", "a named pipe"), ("socket", "a socket"), ("folder", "a folder"), ("device", "a device")]
+        {
+            let folder = Folder::new("special");
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("it has a folder")).expect("a folder");
+            make(&path, kind);
+            let mut child = command(folder.path())
+                .env_remove("AMAN_HTTP_TOKEN")
+                .arg("serve")
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("the binary starts");
+            let deadline = Instant::now() + PATIENCE;
+            let ended = loop {
+                if let Some(status) = child.try_wait().expect("waiting works") {
+                    break Some(status);
+                }
+                if Instant::now() > deadline {
+                    child.kill().expect("it is ours");
+                    break None;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            let mut log = String::new();
+            child.stderr.take().expect("piped").read_to_string(&mut log).expect("text");
+            assert!(ended.is_some_and(|status| !status.success()), "{name} as {kind}: {ended:?} {log}");
+            assert!(log.contains(said) && log.contains(name), "{name} as {kind}: {log}");
+        }
+    }
 }

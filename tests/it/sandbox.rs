@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,10 +12,16 @@ use std::time::{Duration, Instant};
 
 use aman::sandbox::{Exit, Finished, Limits, Network, NetworkGuard, ProcessGuard, Sandbox, SandboxError, Spec};
 use bytes::Bytes;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Daemon, say, write_skill};
 
 /// Says to the copy of this test binary that plays the daemon which folder to use.
 const HELPER: &str = "AMAN_TEST_SANDBOX_HELPER";
+
+/// Says to the copy that plays a client where to look for sockets.
+const CLIENT: &str = "AMAN_TEST_SANDBOX_CLIENT";
 
 /// A folder of its own, removed at the end: `work` may be written, `granted` read, the rest is foreign.
 struct Place {
@@ -60,6 +68,7 @@ fn spec_in(root: &Path, argv: &[&str]) -> Spec {
         dir: root.join("work"),
         env: vec![("PATH".to_owned(), aman::sandbox::PATH.to_owned())],
         stdin: Bytes::new(),
+        own: None,
         read: vec![root.join("granted")],
         write: vec![root.join("work")],
         net: Network::None,
@@ -149,31 +158,203 @@ async fn network_only_when_granted() {
         let mut spec = place.spec(&["bash", "-c", "exec 3<>\"$0\"", &address]);
         let refused = run(&sandbox, spec.clone()).await;
         assert_eq!(refused.exit, Exit::Exited(1), "{refused:?}");
-        assert!(matches!(refused.enforced.network, NetworkGuard::Namespace | NetworkGuard::Partial));
+        let guard = refused.enforced.network;
+        assert!(matches!(guard, NetworkGuard::Namespace | NetworkGuard::Filter | NetworkGuard::Partial), "{guard:?}");
         spec.net = Network::Any;
         let connected = run(&sandbox, spec).await;
         assert_eq!((connected.exit, connected.enforced.network), (Exit::Exited(0), NetworkGuard::Allowed));
     }
 }
 
-/// Goal: a script cannot ask a program outside, such as a session bus, to act for it: it does not see its socket.
+/// Plays the program that talks to every socket it can think of; does nothing by itself.
+#[test]
+fn as_client() {
+    let Ok(folders) = std::env::var(CLIENT) else { return };
+    for folder in folders.split(':') {
+        let socket = Path::new(folder).join("bus");
+        say(&format!(
+            "stream in {folder}: {}",
+            if UnixStream::connect(&socket).is_ok() { "reached" } else { "refused" }
+        ));
+        // A pair needs no right to make sockets, and datagrams of one may be addressed to others.
+        let sent = UnixDatagram::pair().and_then(|(one, _)| one.send_to(b"do it", Path::new(folder).join("log")));
+        say(&format!("datagram in {folder}: {}", if sent.is_ok() { "reached" } else { "refused" }));
+        let name = SocketAddr::from_abstract_name(folder.as_bytes()).expect("a short name");
+        say(&format!(
+            "abstract {folder}: {}",
+            if UnixStream::connect_addr(&name).is_ok() { "reached" } else { "refused" }
+        ));
+    }
+}
+
+/// Goal: a script without network cannot ask a program on this machine to act for it, not even through a socket in a
+/// folder that it was granted.
 #[tokio::test]
-async fn sockets_of_others_are_hidden() {
+async fn sockets_of_others_are_out_of_reach() {
     let place = Place::new();
-    let socket = place.root.join("foreign/bus");
-    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("listen");
-    let mut spec = place.spec(&["sh", "-c", "[ -e \"$0\" ] && echo seen; ls -A /run", &socket.to_string_lossy()]);
-    spec.read.push(PathBuf::from("/run"));
-    let finished = run(&place.sandbox, spec.clone()).await;
-    if finished.enforced.limits.iter().any(|limit| limit == "/tmp hidden") && place.root.starts_with("/tmp") {
-        assert!(!text(&finished.stdout).contains("seen"), "{finished:?}");
+    let folders = ["foreign", "granted", "work"].map(|name| place.root.join(name));
+    let abstract_name = |folder: &Path| SocketAddr::from_abstract_name(folder.as_os_str().as_encoded_bytes());
+    let _listeners: Vec<_> = folders
+        .iter()
+        .map(|folder| {
+            let stream = UnixListener::bind(folder.join("bus")).expect("listen");
+            let datagram = UnixDatagram::bind(folder.join("log")).expect("listen");
+            let name = abstract_name(folder).expect("a short name");
+            (stream, datagram, UnixListener::bind_addr(&name).expect("listen"))
+        })
+        .collect();
+    let program = std::env::current_exe().expect("own path");
+    let listed = folders.iter().map(|folder| folder.to_string_lossy()).collect::<Vec<_>>().join(":");
+    for sandbox in place.sandboxes() {
+        let mut spec = place.spec(&[&program.to_string_lossy(), "--exact", "sandbox::as_client", "--nocapture"]);
+        spec.env.push((CLIENT.to_owned(), listed.clone()));
+        spec.read.push(program.clone());
+        let filtered =
+            |finished: &Finished| finished.enforced.limits.iter().any(|limit| limit == "system calls filtered");
+        let finished = run(&sandbox, spec.clone()).await;
+        let said = text(&finished.stderr);
+        assert_eq!(said.matches("refused").count() + said.matches("reached").count(), 9, "{finished:?}");
+        if filtered(&finished) {
+            assert!(!said.contains("reached"), "{finished:?}");
+        }
+        // With network, sockets in what was granted are part of it; others are there no more, or said to be open.
+        spec.net = Network::Any;
+        let finished = run(&sandbox, spec).await;
+        let said = text(&finished.stderr);
+        assert!(said.contains(&format!("stream in {}: reached", folders[1].display())), "{finished:?}");
+        let foreign = said.contains(&format!("stream in {}: reached", folders[0].display()));
+        assert!(!foreign || finished.enforced.gaps.iter().any(|gap| gap.contains("socket")), "{finished:?}");
     }
-    assert!(!finished.enforced.limits.iter().any(|limit| limit == "/run hidden"), "it was granted");
-    spec.read.pop();
+}
+
+/// Goal: what a script may only read it cannot change in any way, nor anything that it cannot see.
+#[tokio::test]
+async fn modes_and_times_elsewhere_stay() {
+    let place = Place::new();
+    let program = place.root.join("granted/open.txt");
+    let script = r#"cd "$0" || exit 9
+        for file in granted granted/open.txt foreign foreign/secret.txt . run; do
+            chmod 777 "$file"; touch -d 2000-01-01 "$file"; touch -h -d 2000-01-01 "$file"; chown 1:1 "$file"
+            setfattr -n user.mark -v x "$file"; ln "$file" work/hard; mv "$file" work/moved
+        done
+        chmod 700 work && touch -d 2000-01-01 work && echo own"#;
+    let look = |name: &str| {
+        let found = fs::metadata(place.root.join(name)).expect("it is there");
+        (found.mode(), found.uid(), found.gid(), found.mtime(), found.nlink())
+    };
+    let names = ["granted", "granted/open.txt", "foreign", "foreign/secret.txt", ".", "run"];
+    let before = names.map(look);
+    let mut spec = place.spec(&["sh", "-c", script, &place.root.to_string_lossy()]);
+    spec.dir = place.root.clone();
     let finished = run(&place.sandbox, spec).await;
-    if finished.enforced.limits.iter().any(|limit| limit == "/run hidden") {
-        assert_eq!(text(&finished.stdout), "", "{finished:?}");
+    if !finished.enforced.gaps.iter().any(|gap| gap.contains("Mode, owner and times")) {
+        assert_eq!(names.map(look), before, "{finished:?}");
+        assert_eq!(text(&finished.stdout), "own\n", "{finished:?}");
     }
+    assert_eq!(fs::read_to_string(program).expect("unchanged"), "open");
+}
+
+/// Goal: nothing that would widen its rights later is left to a script: capabilities, user namespaces, memory of others,
+/// keys, settings of the kernel.
+#[tokio::test]
+async fn no_powers_are_left() {
+    let place = Place::new();
+    for sandbox in place.sandboxes() {
+        let script = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; unshare -Ur true && echo namespace; \
+                      (echo 1 > /proc/sys/vm/drop_caches) && echo setting; cat /proc/1/environ && echo environment; \
+                      (echo 5 > /proc/$PPID/oom_score_adj) && echo score; mount -t tmpfs none /tmp && echo mount; :";
+        let finished = run(&sandbox, place.spec(&["sh", "-c", script])).await;
+        let said = text(&finished.stdout);
+        for line in said.lines() {
+            let (name, value) = line.split_once(":\t").unwrap_or((line, ""));
+            let expected = if name == "NoNewPrivs" { "1" } else { "0000000000000000" };
+            assert!(value == expected || (name == "Seccomp" && value == "2"), "{line}: {finished:?}");
+        }
+        assert!(said.contains("CapEff"), "{finished:?}");
+    }
+}
+
+/// Runs this script as a skill with these permissions; gives its delivery once it has ended.
+fn attempt(daemon: &Daemon, name: &str, permissions: &str, script: &str) -> Value {
+    let kind = format!("t.{name}");
+    let (on, permissions) = (format!("aman.on: {kind}"), format!("aman.permissions: \"{permissions}\""));
+    write_skill(daemon.home(), name, &[&on, "aman.retry: attempts=2 base=10ms", &permissions], script);
+    assert_eq!(daemon.post("/skills/reload", &json!({})).status, 200);
+    let event = daemon.push(&kind, json!({}));
+    crate::skills::ended(daemon, &event, name)
+}
+
+/// Goal: a script that makes links in a folder that it may write gets nothing by them, in no later attempt.
+#[test]
+fn links_widen_no_grant() {
+    let daemon = Daemon::start();
+    let home = daemon.home().to_owned();
+    fs::write(home.join("token"), "TOKEN-OF-THE-DAEMON").expect("token");
+    let cases = [
+        ("final", "write:$AMAN_DATA/a read:$AMAN_DATA/a/key", "ln -s ../token $AMAN_DATA/a/key", "$AMAN_DATA/a/key"),
+        (
+            "middle",
+            "write:$AMAN_DATA/b read:$AMAN_DATA/b/up/token",
+            "ln -s .. $AMAN_DATA/b/up",
+            "$AMAN_DATA/b/up/token",
+        ),
+        (
+            "swapped",
+            "write:$AMAN_DATA/c write:$AMAN_DATA/c/all",
+            "rmdir $AMAN_DATA/c/all; ln -s .. $AMAN_DATA/c/all",
+            "$AMAN_DATA/c/all/token",
+        ),
+        (
+            "made",
+            "write:$AMAN_DATA/d write:$AMAN_DATA/d/up/new",
+            "rm -r $AMAN_DATA/d/up; ln -s .. $AMAN_DATA/d/up",
+            "/",
+        ),
+    ];
+    for (name, permissions, make, look) in cases {
+        let script =
+            format!("[ $AMAN_ATTEMPT = 2 ] && {{ cat {look} >&2; echo x > {look}; exit 65; }}\n{make}\nexit 75\n");
+        let delivery = attempt(&daemon, name, permissions, &script);
+        let error = delivery["error"].to_string();
+        assert_eq!(delivery["status"], "dead", "{delivery}");
+        assert!(!error.contains("TOKEN-OF"), "{name}: {error}");
+        // Before the sandbox the daemon itself makes folders that are to be written.
+        let expected =
+            if name == "made" { ["d/up/new'", "cannot be made"] } else { ["permission '", "a symbolic link"] };
+        assert!(expected.iter().all(|part| error.contains(part)), "{name}: {error}");
+    }
+    assert_eq!(fs::read_to_string(home.join("token")).expect("token"), "TOKEN-OF-THE-DAEMON");
+    assert!(!home.join("new").exists(), "the daemon follows no link either");
+}
+
+/// Goal: no permission reaches what is the daemon's own, by whatever name; and the owner hears of it before it runs.
+#[test]
+fn the_daemons_own_is_granted_to_nobody() {
+    let daemon = Daemon::start();
+    let home = daemon.home().to_owned();
+    fs::write(home.join("token"), "TOKEN-OF-THE-DAEMON").expect("token");
+    fs::create_dir(home.join("box")).expect("folder");
+    fs::hard_link(home.join("token"), home.join("box/hard")).expect("hard link");
+    let cases = [
+        ("all", "read:$AMAN_DATA", true),
+        ("above", "write:/", true),
+        ("token", "read:$AMAN_DATA/token", true),
+        ("database", "read:$AMAN_DATA/aman.db-wal", true),
+        ("config", "write:$AMAN_DATA/aman.toml", true),
+        ("run", "read:$AMAN_DATA/run/work", true),
+        ("skills", "write:$AMAN_DATA/skills", true),
+        ("other-name", "read:$AMAN_DATA/box/hard", false),
+    ];
+    for (name, permissions, told) in cases {
+        let delivery = attempt(&daemon, name, permissions, "cat $AMAN_DATA/token $AMAN_DATA/box/hard >&2; exit 65");
+        let error = delivery["error"].to_string();
+        assert!(error.contains("permission '") && error.contains("is refused"), "{name}: {delivery}");
+        let warnings = daemon.get(&format!("/skill/{name}")).json["warnings"].to_string();
+        assert_eq!(warnings.contains("will be refused"), told, "{name}: {warnings}");
+    }
+    let delivery =
+        attempt(&daemon, "reader", "read:$AMAN_DATA/skills write:$AMAN_DATA/box2", "ls $AMAN_DATA/skills >&2");
+    assert_eq!(delivery["status"], "done", "{delivery}");
 }
 
 /// Goal: the environment is exactly what was given, and the script knows nothing of the daemon's.
@@ -395,7 +576,7 @@ async fn report_says_what_is_in_force() {
         }
         let json = serde_json::to_value(&probed).expect("json");
         let network = json["network"].as_str().expect("text").to_owned();
-        assert!(["namespace", "partial", "none"].contains(&network.as_str()), "{json}");
+        assert!(["namespace", "filter", "partial", "none"].contains(&network.as_str()), "{json}");
     }
 }
 

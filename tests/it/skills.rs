@@ -29,7 +29,7 @@ fn daemon_with(toml: &str, prepare: impl FnOnce(&Path)) -> (Daemon, Folder) {
 }
 
 /// The delivery of an event to a skill, once it has ended.
-fn ended(daemon: &Daemon, event: &str, skill: &str) -> Value {
+pub fn ended(daemon: &Daemon, event: &str, skill: &str) -> Value {
     let consumer = format!("skill/{skill}");
     daemon.wait(&format!("the end of the delivery to {consumer}"), || {
         let dump = daemon.dump(event);

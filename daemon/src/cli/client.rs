@@ -1,7 +1,6 @@
 //! The way to the daemon: finds its address and token, and speaks plain HTTP/1.1 to it.
 
 use std::fmt;
-use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +22,7 @@ use super::Global;
 use super::failure::Failure;
 use super::tls;
 use crate::config::{self, Flags, Paths};
+use crate::plain;
 
 /// How long a loopback connection may take; a daemon that is there accepts at once.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -30,6 +30,8 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
 /// Largest answer that is read into memory.
 const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Longest file with an address or a token, in bytes.
+const OWN_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Everything but RFC 3986's unreserved characters is encoded, in paths and in queries alike.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -153,7 +155,7 @@ impl Client {
         let env = config::client_env();
         // A configuration that is broken must not keep anybody from asking the daemon; `aman doctor` tells of it.
         let loaded = config::load(&Flags { home: global.home.clone(), ..Flags::default() }).ok();
-        let written = fs::read_to_string(&paths.address_file).ok();
+        let written = plain::read(&paths.address_file, OWN_FILE_BYTES_MAX).ok();
         let may_guess = env.bind.is_some() || !paths.portable;
         let guessed =
             loaded.as_ref().filter(|_| may_guess).map(|config| config.http.bind).filter(|bind| bind.port() != 0);
@@ -175,7 +177,7 @@ impl Client {
             let configured = loaded.and_then(|config| config.http.token).map(|token| token.expose().to_owned());
             // The generated token is the key to one daemon, and only a written address is surely that daemon's.
             let known = global.url.is_some() || written.is_some();
-            configured.or_else(|| fs::read_to_string(&paths.token_file).ok().filter(|_| known))
+            configured.or_else(|| plain::read(&paths.token_file, OWN_FILE_BYTES_MAX).ok().filter(|_| known))
         };
         let token = given.or_else(|| if is_loopback(&host) { own() } else { None });
         let token = token.map(|token| bearer(token.trim())).transpose()?;

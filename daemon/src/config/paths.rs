@@ -37,21 +37,21 @@ pub struct Paths {
 impl Paths {
     /// Finds the folders: `home` or `AMAN_HOME` if set, else XDG.
     pub fn find(home: Option<&Path>) -> Result<Paths, Error> {
-        let home_dir = variable("HOME").map(PathBuf::from);
+        let home_dir = variable("HOME").map(|home| real(Path::new(&home)));
         if let Some(home) = home.map(Path::to_owned).or_else(|| variable("AMAN_HOME").map(PathBuf::from)) {
             let home = std::path::absolute(&home).map_err(Error::internal("finding AMAN_HOME"))?;
-            return Ok(Paths::under(home, home_dir));
+            return Ok(Paths::under(real(&home), home_dir));
         }
         let Some(person) = home_dir.clone() else {
             return Err(Error::invalid("HOME", "is not set. Set HOME, or AMAN_HOME to a folder for aman."));
         };
         let xdg = |name: &str, default: &str| {
             let folder = variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-            folder.unwrap_or_else(|| person.join(default)).join("aman")
+            real(&folder.unwrap_or_else(|| person.join(default)).join("aman"))
         };
         let state = xdg("XDG_STATE_HOME", ".local/state");
         let runtime = match variable("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute()) {
-            Some(folder) => folder.join("aman"),
+            Some(folder) => real(&folder.join("aman")),
             None => state.join("run"),
         };
         let config_file = xdg("XDG_CONFIG_HOME", ".config").join("aman.toml");
@@ -143,6 +143,17 @@ fn variable(name: &str) -> Option<String> {
 fn known(text: String) -> Secret {
     redact::learn(&text);
     Secret::new(text)
+}
+
+/// The path without links, as far as it is there. Links on the way to the daemon's own folders are their owner's; in the
+/// folders themselves nothing follows any, so they must not begin with one.
+fn real(path: &Path) -> PathBuf {
+    for there in path.ancestors() {
+        if let (Ok(found), Ok(rest)) = (std::fs::canonicalize(there), path.strip_prefix(there)) {
+            return if rest.as_os_str().is_empty() { found } else { found.join(rest) };
+        }
+    }
+    path.to_owned()
 }
 
 /// `~` and `~/…` in the person's home folder.

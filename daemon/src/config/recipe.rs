@@ -11,6 +11,10 @@ use super::settings::Layers;
 use super::{Config, Flags, Origin, Paths, SETTINGS, build, paths};
 use crate::error::Error;
 use crate::id::sha256_hex;
+use crate::plain;
+
+/// Longest configuration file, in bytes.
+const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Values that `/config/set` put above every other layer.
 pub type Overrides = BTreeMap<String, Value>;
@@ -43,12 +47,12 @@ impl Recipe {
 
     fn read(&self) -> Result<String, Error> {
         let file = &self.paths.config_file;
-        match std::fs::read_to_string(file) {
+        match plain::read(file, FILE_BYTES_MAX) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.flags.config.is_none() => {
                 Ok(String::new())
             }
-            Err(error) => Err(Error::invalid(file.display().to_string(), format!("cannot be read: {error}"))),
+            Err(error) => Err(Error::invalid(file.display().to_string(), format!("cannot be read: {error}."))),
         }
     }
 
@@ -103,7 +107,7 @@ pub fn load_or_last_good(flags: &Flags) -> Result<Config, Error> {
         Ok(config) => return Ok(config),
         Err(error) => error,
     };
-    let Ok(text) = std::fs::read_to_string(recipe.last_good()) else { return Err(error) };
+    let Ok(text) = plain::read(&recipe.last_good(), FILE_BYTES_MAX) else { return Err(error) };
     match recipe.build(&text, &Overrides::new()) {
         Ok(config) => Ok(Config { broken: Some(error.chain().join(": ")), ..config }),
         Err(_) => Err(error),
@@ -138,7 +142,7 @@ impl Config {
     pub fn keep_as_last_good(&self) -> Result<(), Error> {
         let Some(recipe) = self.recipe.as_ref().filter(|_| self.broken.is_none()) else { return Ok(()) };
         let file = recipe.last_good();
-        if std::fs::read_to_string(&file).is_ok_and(|kept| kept == recipe.text) {
+        if plain::read(&file, FILE_BYTES_MAX).is_ok_and(|kept| kept == recipe.text) {
             return Ok(());
         }
         write_private(&file, &recipe.text).map_err(Error::internal("keeping a copy of the configuration"))

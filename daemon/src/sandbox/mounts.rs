@@ -1,98 +1,196 @@
-//! Mounts of the inner stage: its own `/proc`, and folders where other programs keep their sockets made empty.
+//! The command's own root: it holds the system's folders, the grants and a `/proc` of its own, and nothing else.
 //!
-//! Landlock does not refuse connecting to a socket that has a path, and a container engine, a session bus or a service
-//! manager behind one would undo the sandbox. So those folders show only what was granted.
+//! What is not there can be neither read nor named, and no socket in it connected to, which Landlock refuses on the
+//! newest kernels only. What is there is mounted read-only unless it may be written, so that nobody changes the mode,
+//! the owner or the times of what they may only read; Landlock knows nothing of those.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::Mode;
+use nix::unistd::{chdir, pivot_root};
 
-use super::wire::{Job, Network};
+use super::grants::{self, Access, Grants};
+use super::wire::{Failure, Job};
 
-/// Where programs put sockets.
-const SOCKET_FOLDERS: [&str; 2] = ["/run", "/tmp"];
+/// Where the root may be made before it becomes the root: any folder will do that is there and in no grant, for a grant
+/// is shown with everything that is mounted in it.
+const STAGES: [&str; 4] = ["/sys", "/mnt", "/tmp", "/srv"];
 
-/// Without this file no name is found on the network; it is often a link into `/run`.
-const RESOLVER: &str = "/etc/resolv.conf";
+/// Empty folders that programs may expect.
+const EMPTY: [&str; 3] = ["/tmp", "/run", "/var/tmp"];
 
-/// What could be done; each failure leaves the machine's own view in place.
-pub(super) struct Mounted {
-    /// `/proc` shows the command's own processes only.
-    pub proc: bool,
-    /// Of [`SOCKET_FOLDERS`], those that show only what was granted.
-    pub emptied: Vec<&'static str>,
+/// Names of a process's own streams.
+const STREAMS: [(&str, &str); 4] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+];
+
+const NOTHING: Option<&str> = None;
+
+/// With its inner mounts: without them a place cannot be shown in a namespace with fewer rights.
+const BIND: MsFlags = MsFlags::MS_BIND.union(MsFlags::MS_REC);
+
+/// What the command sees.
+pub(super) struct Root {
+    /// Whether `/proc` shows its own processes only.
+    pub own_proc: bool,
 }
 
-/// Arranges the mounts of this mount namespace.
-pub(super) fn arrange(job: &Job) -> Mounted {
-    let nothing = None::<&str>;
+/// Gives this mount namespace a root of its own, still writable; `None` where the machine does not allow that, and then
+/// everything is as before.
+pub(super) fn arrange(job: &Job, grants: &Grants) -> Result<Option<Root>, Failure> {
+    let free = |stage: &&Path| stage.is_dir() && !stage.is_symlink() && grants.around(stage).is_none();
+    let Some(stage) = STAGES.iter().map(Path::new).find(free) else { return Ok(None) };
     // First of all nothing mounted here may show outside.
-    if mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).is_err() {
-        return Mounted { proc: false, emptied: Vec::new() };
+    let private = mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    if private.and_then(|()| mount(Some("tmpfs"), stage, Some("tmpfs"), flags, Some("mode=0755,size=1m"))).is_err() {
+        return Ok(None);
     }
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let proc = mount(Some("proc"), "/proc", Some("proc"), flags, nothing).is_ok();
-    Mounted { proc, emptied: SOCKET_FOLDERS.into_iter().filter(|folder| empty(Path::new(folder), job)).collect() }
+    let made = furnish(stage, job, grants).and_then(|own_proc| {
+        chdir(stage)?;
+        pivot_root(".", ".")?;
+        Ok(Root { own_proc })
+    });
+    let Ok(root) = made else {
+        let _as_before = umount2(stage, MntFlags::MNT_DETACH);
+        return Ok(None);
+    };
+    // The old root lies over the new one now.
+    umount2(".", MntFlags::MNT_DETACH).and_then(|()| chdir("/")).map_err(Failure::setup("leave the old root"))?;
+    Ok(Some(root))
 }
 
-/// Lets a command with network read the resolver's settings, wherever they really are.
-pub(super) fn grant_resolver(job: &mut Job) {
-    if job.net == Network::Any
-        && let Ok(real) = fs::canonicalize(RESOLVER)
-    {
-        job.read.push(real);
-    }
-}
-
-/// Covers `folder` with an empty one that holds only the job's grants; `false` when it stays as it is.
-fn empty(folder: &Path, job: &Job) -> bool {
-    // To start in a folder is no grant of what lies below.
-    let start = Some(&job.dir).filter(|dir| !folder.starts_with(dir));
-    let granted = start.into_iter().chain([&job.program]).chain(&job.read).chain(&job.write);
-    let mut kept: Vec<(&PathBuf, OwnedFd)> = Vec::new();
-    for path in granted {
-        let Ok(real) = fs::canonicalize(path) else { continue };
-        if folder.starts_with(&real) {
-            return false;
+/// Makes everything read-only that may not be written, and makes sure of it. `/proc` stays as it is for whoever holds a
+/// handle of it already.
+pub(super) fn seal(grants: &Grants) -> Result<(), Failure> {
+    let failed = Failure::setup::<std::io::Error>;
+    mount(Some("/proc"), "/proc", NOTHING, BIND, NOTHING).map_err(Failure::setup("cover /proc"))?;
+    for (path, now) in mounts().map_err(failed("list the mounts"))? {
+        let wanted = now | wanted(&path, grants);
+        if wanted != now {
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | wanted;
+            mount(NOTHING, &path, NOTHING, flags, NOTHING)
+                .map_err(Failure::setup(&format!("protect '{}'", path.display())))?;
         }
-        if !real.starts_with(folder) {
-            // A link from here to elsewhere would be lost.
-            if path.starts_with(folder) {
-                return false;
+    }
+    // A path may have led elsewhere while that was done: what counts is what is there now.
+    let open = mounts().map_err(failed("list the mounts"))?;
+    match open.into_iter().find(|(path, now)| !now.contains(wanted(path, grants))) {
+        Some((path, _)) => Err(Failure::setup("protect")(format!("'{}' is still open", path.display()))),
+        None => Ok(()),
+    }
+}
+
+/// What a mount at `path` must be at least.
+fn wanted(path: &Path, grants: &Grants) -> MsFlags {
+    let writable = grants.around(path).is_some_and(|grant| grant.access == Access::Write);
+    let mut flags = MsFlags::MS_NOSUID;
+    flags.set(MsFlags::MS_RDONLY, !writable);
+    flags.set(MsFlags::MS_NODEV, !path.starts_with("/dev"));
+    flags
+}
+
+/// Puts everything in its place below `stage`; says whether `/proc` is the command's own.
+fn furnish(stage: &Path, job: &Job, grants: &Grants) -> std::io::Result<bool> {
+    let staged = |path: &Path| stage.join(path.strip_prefix("/").unwrap_or(path));
+    let is_inner = |path: &Path| grants.all.iter().any(|outer| path != outer.path && path.starts_with(&outer.path));
+    for grant in grants.all.iter().filter(|grant| !is_inner(&grant.path)) {
+        let target = staged(&grant.path);
+        if grant.folder {
+            fs::create_dir_all(&target)?;
+        } else {
+            fs::create_dir_all(target.parent().unwrap_or(stage))?;
+            fs::File::create(&target)?;
+        }
+    }
+    for folder in EMPTY.iter().map(Path::new).chain([Path::new("/proc"), Path::new("/dev"), &job.dir]) {
+        if grants.around(folder).is_none() {
+            fs::create_dir_all(staged(folder))?;
+        }
+    }
+    let streams = STREAMS.iter().map(|(link, to)| (Path::new(*link), Path::new(*to)));
+    for (link, to) in grants.links.iter().map(|(link, to)| (link.as_path(), to.as_path())).chain(streams) {
+        if grants.around(link).is_none() {
+            std::os::unix::fs::symlink(to, staged(link))?;
+        }
+    }
+    let proc = staged(Path::new("/proc"));
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let own_proc = mount(Some("proc"), &proc, Some("proc"), flags, NOTHING).is_ok();
+    if !own_proc {
+        mount(Some("/proc"), &proc, NOTHING, BIND, NOTHING)?;
+    }
+    for grant in &grants.all {
+        let target = grants::find(&staged(&grant.path)).map_err(|_| Errno::ESTALE)?;
+        // An inner place is found through an outer one, where others may move things meanwhile.
+        if is_inner(&grant.path) && target.id() != grant.id {
+            return Err(Errno::ESTALE.into());
+        }
+        mount(Some(&by_handle(&grant.handle)), &by_handle(&target.handle), NOTHING, BIND, NOTHING)?;
+    }
+    Ok(own_proc)
+}
+
+fn by_handle(handle: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+}
+
+/// Where something is mounted, and how; of mounts over each other the one that shows.
+fn mounts() -> std::io::Result<BTreeMap<PathBuf, MsFlags>> {
+    let list = fs::read("/proc/self/mountinfo")?;
+    let mut mounts = BTreeMap::new();
+    for line in list.split(|byte| *byte == b'\n') {
+        // proc_pid_mountinfo(5): the fifth field is the place, the sixth has the mount's own options.
+        let mut fields = line.split(|byte| *byte == b' ').skip(4);
+        let (Some(place), Some(options)) = (fields.next(), fields.next()) else { continue };
+        let options = options.split(|byte| *byte == b',').map(|option| match option {
+            b"ro" => MsFlags::MS_RDONLY,
+            b"nosuid" => MsFlags::MS_NOSUID,
+            b"nodev" => MsFlags::MS_NODEV,
+            b"noexec" => MsFlags::MS_NOEXEC,
+            _ => MsFlags::empty(),
+        });
+        mounts.insert(unescape(place), options.fold(MsFlags::empty(), |all, one| all | one));
+    }
+    Ok(mounts)
+}
+
+/// A path of that file, where blanks and the like are written as a backslash and three octal digits.
+fn unescape(text: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
             }
-            continue;
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
         }
-        if real != *path {
-            return false;
-        }
-        let Ok(handle) = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) else { return false };
-        kept.push((path, handle));
     }
-    // Outer folders first: what lies in one that is there already needs no mount of its own.
-    kept.sort_by(|a, b| a.0.cmp(b.0));
-    kept.dedup_by(|inner, outer| inner.0.starts_with(outer.0));
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    if mount(Some("tmpfs"), folder, Some("tmpfs"), flags, Some("mode=0755,size=1m")).is_err() {
-        return false;
-    }
-    let whole = kept.iter().all(|(path, handle)| put_back(path, handle).is_ok());
-    if !whole {
-        let _as_before = umount2(folder, MntFlags::MNT_DETACH);
-    }
-    whole
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
-fn put_back(path: &Path, handle: &OwnedFd) -> std::io::Result<()> {
-    let source = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
-    if source.is_dir() {
-        fs::create_dir_all(path)?;
-    } else {
-        fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
-        fs::File::create_new(path)?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escaped_paths_are_read() {
+        for (text, path) in [("/a\\040b", "/a b"), ("/plain", "/plain"), ("/a\\134", "/a\\"), ("/x\\04", "/x\\04")] {
+            assert_eq!(unescape(text.as_bytes()), Path::new(path));
+        }
     }
-    Ok(mount(Some(&source), path, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::plain;
+
 /// First argument of the program when it is a part of a sandbox.
 pub(super) const SUBCOMMAND: &str = "__sandbox";
 /// Second argument of the second stage.
@@ -78,7 +80,9 @@ pub enum Filesystem {
     /// Nothing but the rights of the daemon's user.
     #[default]
     None,
-    /// Landlock of this ABI.
+    /// A root of its own that holds only those.
+    Mounts,
+    /// Landlock of this ABI, besides a root of its own where there is one.
     Landlock(u32),
 }
 
@@ -86,6 +90,7 @@ impl Serialize for Filesystem {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Filesystem::None => serializer.serialize_str("none"),
+            Filesystem::Mounts => serializer.serialize_str("mounts"),
             Filesystem::Landlock(abi) => serializer.serialize_str(&format!("landlock abi {abi}")),
         }
     }
@@ -94,6 +99,9 @@ impl Serialize for Filesystem {
 impl<'de> Deserialize<'de> for Filesystem {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Filesystem, D::Error> {
         let text = String::deserialize(deserializer)?;
+        if text == "mounts" {
+            return Ok(Filesystem::Mounts);
+        }
         let abi = text.strip_prefix("landlock abi ").and_then(|abi| abi.parse().ok());
         Ok(abi.map_or(Filesystem::None, Filesystem::Landlock))
     }
@@ -105,6 +113,9 @@ pub enum NetworkGuard {
     /// A network namespace of its own: nothing is reachable.
     #[serde(rename = "namespace")]
     Namespace,
+    /// No sockets at all: the system calls that make them are refused.
+    #[serde(rename = "filter")]
+    Filter,
     /// Landlock only: TCP is refused, other protocols are not.
     #[serde(rename = "partial")]
     Partial,
@@ -140,6 +151,17 @@ pub struct Enforced {
     pub processes: ProcessGuard,
     /// Each limit in force, in words.
     pub limits: Vec<String>,
+    /// What is open although it should not be, in sentences: this machine has no means against it.
+    pub gaps: Vec<String>,
+}
+
+/// What belongs to the daemon, so that no grant may reach it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Private {
+    /// Files and folders that no command may read.
+    pub hidden: Vec<PathBuf>,
+    /// Files and folders that no command may write.
+    pub unwritable: Vec<PathBuf>,
 }
 
 /// All that a run needs, from daemon to guard to inner stage; only standard input travels beside it.
@@ -149,8 +171,11 @@ pub(super) struct Job {
     pub argv: Vec<String>,
     pub dir: PathBuf,
     pub env: Vec<(String, String)>,
+    /// See [`super::Spec::own`].
+    pub own: Option<PathBuf>,
     pub read: Vec<PathBuf>,
     pub write: Vec<PathBuf>,
+    pub private: Private,
     pub net: Network,
     pub limits: Limits,
     pub lock: PathBuf,
@@ -184,10 +209,25 @@ pub(super) struct InnerJob {
 /// Why the command did not run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Failure {
-    NotFound { command: String },
-    Command { command: String, reason: String },
-    Dir { reason: String },
-    Setup { step: String, reason: String },
+    NotFound {
+        command: String,
+    },
+    Command {
+        command: String,
+        reason: String,
+    },
+    Dir {
+        reason: String,
+    },
+    /// This permission cannot be given.
+    Grant {
+        grant: String,
+        reason: String,
+    },
+    Setup {
+        step: String,
+        reason: String,
+    },
 }
 
 impl Failure {
@@ -249,9 +289,9 @@ pub(super) fn socket_on_stdin() -> std::io::Result<UnixStream> {
 
 /// Opens the lock file, making it if need be. Reading is enough for a lock.
 pub(super) fn open_lock(path: &Path) -> std::io::Result<File> {
-    match File::open(path) {
+    match plain::open(OpenOptions::new().read(true), path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
+            plain::open(OpenOptions::new().read(true).append(true).create(true).mode(0o600), path)
         }
         other => other,
     }

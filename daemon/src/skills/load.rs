@@ -167,7 +167,9 @@ fn load(path: &Path, place: Place, places: &Places) -> Result<Found, Failed> {
     let text = folder::read_capped(&file, TEXT_BYTES_MAX).map_err(|error| failed(&file, error))?;
     let text = String::from_utf8(text).map_err(|_| failed(&file, "is not UTF-8.".to_owned()))?;
     let manifest = Manifest::parse(&text, name, places).map_err(|error| failed(&file, error.to_string()))?;
-    Ok(Found { manifest: Arc::new(manifest), place, path: path.to_owned(), content })
+    // The folder may be a link, which its owner made; from here on only where it leads counts.
+    let real = fs::canonicalize(path).map_err(|error| failed(path, format!("cannot be read: {error}.")))?;
+    Ok(Found { manifest: Arc::new(manifest), place, path: real, content })
 }
 
 /// The `SKILL.md` of a skill's folder.

@@ -30,7 +30,7 @@ use crate::bus::{Bus, Consumer, ConsumerSpec, Standing};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::event::Trust;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Private, Sandbox};
 use crate::store::skills::{self as records, Decided};
 use crate::store::{Store, Tx};
 use load::{Found, Scan};
@@ -59,8 +59,8 @@ pub struct Settings {
     pub binary: PathBuf,
     /// What `~` and `$AMAN_DATA` stand for.
     pub places: Places,
-    /// Files whose reach makes a permission worth a warning: the token, the database.
-    pub secrets: Vec<PathBuf>,
+    /// What no permission may reach.
+    pub private: Private,
 }
 
 impl Settings {
@@ -305,15 +305,18 @@ impl Inner {
             enabled: decided.and_then(|decided| decided.enabled).unwrap_or(!reaches_out),
             trusted: load::is_trusted(found.place, &found.content.digest, decided),
             stats: before.map(|before| Arc::clone(&before.stats)).unwrap_or_default(),
-            found: self.warn_of_secrets(found),
+            found: self.warn_of_refusal(found),
         }
     }
 
-    fn warn_of_secrets(&self, mut found: Found) -> Found {
-        let reach = self.settings.secrets.iter().find_map(|secret| found.manifest.permissions.reaches(secret));
-        if let Some(path) = reach {
-            let warning =
-                format!("metadata.aman.permissions: {} holds the daemon's own token or database.", path.display());
+    /// A permission that the sandbox will refuse is told before the first event meets it.
+    fn warn_of_refusal(&self, mut found: Found) -> Found {
+        let refused = found.manifest.permissions.reaching(&self.settings.private);
+        let warning = refused.map(|(path, private)| {
+            let (path, private) = (path.display(), private.display());
+            format!("metadata.aman.permissions: {path} reaches the daemon's own {private}; the script will be refused.")
+        });
+        if let Some(warning) = warning {
             Arc::make_mut(&mut found.manifest).warnings.push(warning);
         }
         found

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use crate::sandbox::Network;
+use crate::sandbox::{Network, Private};
 
 /// Paths that one skill may name.
 const PATHS_MAX: usize = 64;
@@ -77,9 +77,17 @@ impl Permissions {
         self.write.iter().map(PathBuf::as_path).find(|path| !path.starts_with(folder))
     }
 
-    /// The first path through which it reaches `secret`.
-    pub fn reaches(&self, secret: &Path) -> Option<&Path> {
-        self.read.iter().chain(&self.write).map(PathBuf::as_path).find(|path| secret.starts_with(path))
+    /// The first path that reaches what is private, and what that is, going by names alone: the sandbox looks at what is
+    /// there.
+    pub fn reaching<'a>(&'a self, private: &'a Private) -> Option<(&'a Path, &'a Path)> {
+        let touches = |path: &Path, own: &Path| own.starts_with(path) || path.starts_with(own);
+        let first = |paths: &'a [PathBuf], owns: &'a [PathBuf]| {
+            let pairs = paths.iter().flat_map(|path| owns.iter().map(move |own| (path.as_path(), own.as_path())));
+            pairs.into_iter().find(|(path, own)| touches(path, own))
+        };
+        first(&self.read, &private.hidden)
+            .or_else(|| first(&self.write, &private.hidden))
+            .or_else(|| first(&self.write, &private.unwritable))
     }
 }
 
@@ -160,9 +168,21 @@ mod tests {
     #[test]
     fn reach_is_by_whole_folders() {
         let rights = Permissions::parse("read:/srv write:$AMAN_DATA/filed", &places()).expect("good");
-        assert_eq!(rights.reaches(Path::new("/srv/aman/token")), Some(Path::new("/srv")));
         assert_eq!(rights.writes_outside(Path::new("/srv/aman")), None);
         assert_eq!(rights.writes_outside(Path::new("/srv/aman/f")), Some(Path::new("/srv/aman/filed")));
-        assert_eq!(rights.reaches(Path::new("/etc/token")), None);
+        let (token, skills, run) = (Path::new("/srv/aman/token"), Path::new("/home/s"), Path::new("/run/aman"));
+        let private = Private { hidden: vec![token.into(), run.into()], unwritable: vec![skills.into()] };
+        let cases = [
+            ("read:/srv", Some(("/srv", token))),
+            ("write:/srv/aman/token", Some(("/srv/aman/token", token))),
+            ("read:/srv/aman/tokens read:/home/s", None),
+            ("write:/home", Some(("/home", skills))),
+            ("read:/run/aman/work", Some(("/run/aman/work", run))),
+        ];
+        for (text, expected) in cases {
+            let rights = Permissions::parse(text, &places()).expect(text);
+            let expected = expected.map(|(path, own)| (Path::new(path), own));
+            assert_eq!(rights.reaching(&private), expected, "{text}");
+        }
     }
 }

@@ -164,15 +164,14 @@ impl Runner {
         ];
         let mut read = rights.read.clone();
         read.extend([self.folder.clone(), surroundings.binary.clone()]);
-        let mut write = rights.write.clone();
-        write.push(work.0.clone());
         Spec {
             argv: self.argv.clone(),
             dir: self.folder.clone(),
             env: env.map(|(name, value)| (name.to_owned(), value)).to_vec(),
             stdin: Bytes::from(attempt.event.to_json()),
+            own: Some(work.0.clone()),
             read,
-            write,
+            write: rights.write.clone(),
             net: rights.net,
             limits: Limits { time: self.manifest.timeout, stderr_bytes_max: STDERR_BYTES_MAX, ..Limits::default() },
         }
@@ -234,7 +233,7 @@ impl WorkFolder {
         // A right to write below the data folder is a right to have a place there.
         for folder in manifest.permissions.write.iter().filter(|path| path.starts_with(data)) {
             if !folder.exists() {
-                std::fs::create_dir_all(folder).map_err(failed(folder))?;
+                sandbox::make_folder(data, folder).map_err(std::io::Error::other).map_err(failed(folder))?;
             }
         }
         Ok(work)

@@ -108,16 +108,16 @@ impl CommandSource {
             .to_vec();
         env.retain(|(name, _)| !config.env.iter().any(|(set, _)| set == name));
         env.extend(config.env.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
-        let (mut read, mut write) = (config.read.clone(), config.write.clone());
-        read.push(dir.clone());
-        write.push(self.own_dir.clone());
+        let mut read = config.read.clone();
+        read.extend(config.dir.clone());
         Spec {
             argv: config.argv.clone(),
             dir,
             env,
             stdin: Bytes::new(),
+            own: Some(self.own_dir.clone()),
             read,
-            write,
+            write: config.write.clone(),
             net: if config.net { Network::Any } else { Network::None },
             limits: Limits {
                 time: if config.every.is_some() { config.timeout } else { FOR_EVER },

@@ -23,6 +23,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "expr",
             "id",
             "lock",
+            "plain",
             "redact",
             "registry",
             "sandbox",
@@ -36,6 +37,9 @@ const FLOORS: &[(u8, &[&str])] = &[
 /// Crates that only some modules may name.
 const CRATES: &[(&str, &[&str])] = &[
     ("rusqlite", &["store"]),
+    ("landlock", &["sandbox"]),
+    ("rustix", &["sandbox"]),
+    ("seccompiler", &["sandbox"]),
     ("matchit", &["api"]),
     ("hyper", &["api", "cli", "egress"]),
     ("hyper_util", &["api", "cli", "egress"]),

@@ -15,6 +15,7 @@ use crate::cli::out::size;
 use crate::clock::{Clock, Millis, is_plausible, rfc3339};
 use crate::config::{self, Flags, Paths};
 use crate::error::Error;
+use crate::plain;
 use crate::sandbox::Sandbox;
 
 /// Below this the daemon may stop soon: SQLite needs room for its log beside the database.
@@ -22,6 +23,8 @@ const DISK_BYTES_FAIL: u64 = 100 << 20;
 const DISK_BYTES_WARN: u64 = 1 << 30;
 /// Connections, streams, scripts and the database together stay well below this.
 const FILES_WARN: u64 = 1024;
+/// More is no configuration.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
 /// One watch is one folder of a watched tree.
 const WATCHES_WARN: u64 = 8192;
 const INSTANCES_WARN: u64 = 64;
@@ -107,7 +110,7 @@ fn disk_space(data: &Path) -> Check {
 
 fn config_file(file: &Path, home: Option<PathBuf>) -> Check {
     let shown = file.display();
-    let text = match fs::read_to_string(file) {
+    let text = match plain::read(file, CONFIG_BYTES_MAX) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Check::ok(Id::Config, format!("no {shown}; everything has its default"));
@@ -138,6 +141,10 @@ fn token_file(file: &Path) -> Check {
             Check::ok(Id::TokenFile, format!("{shown} is not there yet; the first start makes it"))
         }
         Err(error) => Check::fail(Id::TokenFile, format!("{shown}: {error}"), "Let this user read its folder."),
+        Ok(found) if !found.is_file() => {
+            let message = format!("{shown} is no plain file; the daemon does not start");
+            Check::fail(Id::TokenFile, message, "Move it away; the next start makes a new token.")
+        }
         Ok(found) if found.permissions().mode() & 0o077 != 0 => {
             let mode = found.permissions().mode() & 0o777;
             let message = format!("{shown} has mode {mode:04o}: other users can use the daemon");
@@ -212,12 +219,13 @@ const SANDBOX_ADVICE: &str = "Scripts of skills run with less protection; run on
 
 /// What the machine offers to keep scripts in bounds, as one check.
 pub async fn sandbox() -> Check {
-    let parts = match probe().await {
-        Ok(parts) => parts,
+    let Found { parts, gaps } = match probe().await {
+        Ok(found) => found,
         Err(check) => return check,
     };
-    let message = parts.iter().map(|(part, by)| format!("{part}: {by}")).collect::<Vec<_>>().join(", ");
-    if parts.iter().any(|(_, by)| is_weak(by)) {
+    let in_force = parts.iter().map(|(part, by)| format!("{part}: {by}")).collect::<Vec<_>>().join(", ");
+    let message = [vec![in_force], gaps.clone()].concat().join(". ");
+    if !gaps.is_empty() || parts.iter().any(|(_, by)| is_weak(by)) {
         return Check::warn(Id::Sandbox, message, SANDBOX_ADVICE);
     }
     Check::ok(Id::Sandbox, message)
@@ -227,7 +235,7 @@ pub async fn sandbox() -> Check {
 pub async fn sandbox_parts() -> Vec<Check> {
     let ids = [Id::SandboxFilesystem, Id::SandboxNetwork, Id::SandboxProcesses];
     let parts = match probe().await {
-        Ok(parts) => parts,
+        Ok(found) => found.parts,
         Err(check) => return ids.map(|id| Check::skip(id, check.message.clone())).into(),
     };
     let check = |(id, (_, by)): (Id, &(&str, String))| match is_weak(by) {
@@ -241,8 +249,16 @@ fn is_weak(by: &str) -> bool {
     matches!(by, "none" | "unknown") || by.starts_with("partial")
 }
 
-/// What enforces each part, found by trying it; or a check that says why it could not be tried.
-async fn probe() -> Result<Vec<(&'static str, String)>, Check> {
+/// What the machine does to keep scripts in bounds.
+struct Found {
+    /// What enforces each part.
+    parts: [(&'static str, String); 3],
+    /// What stays open all the same.
+    gaps: Vec<String>,
+}
+
+/// Finds it by trying it; or gives a check that says why it could not be tried.
+async fn probe() -> Result<Found, Check> {
     // A folder of its own: the lock in the daemon's would make its next start wait for this probe.
     let run_dir = Path::new("/tmp").join(format!("aman-doctor-{:016x}", fastrand::u64(..)));
     if let Err(error) = fs::create_dir(&run_dir) {
@@ -256,7 +272,9 @@ async fn probe() -> Result<Vec<(&'static str, String)>, Check> {
     let enforced =
         found.map_err(|error| Check::fail(Id::Sandbox, format!("No script can run: {error}"), SANDBOX_ADVICE))?;
     let by = |part: &'static str| (part, enforced[part].as_str().unwrap_or("unknown").to_owned());
-    Ok(["filesystem", "network", "processes"].map(by).into())
+    let gaps = enforced["gaps"].as_array().into_iter().flatten().filter_map(|gap| gap.as_str());
+    let gaps = gaps.map(|gap| gap.trim_end_matches('.').to_owned()).collect();
+    Ok(Found { parts: ["filesystem", "network", "processes"].map(by), gaps })
 }
 
 #[cfg(test)]
