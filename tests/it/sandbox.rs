@@ -262,7 +262,9 @@ async fn no_powers_are_left() {
     for sandbox in place.sandboxes() {
         let script = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; unshare -Ur true && echo namespace; \
                       (echo 1 > /proc/sys/vm/drop_caches) && echo setting; cat /proc/1/environ && echo environment; \
-                      (echo 5 > /proc/$PPID/oom_score_adj) && echo score; mount -t tmpfs none /tmp && echo mount; :";
+                      (echo 5 > /proc/$PPID/oom_score_adj) && echo score; mount -t tmpfs none /tmp && echo mount; \
+                      cp /bin/true own && chmod 4755 own && echo bit; chmod 2755 . && echo bit; \
+                      install -m 6755 /bin/true own; :";
         let finished = run(&sandbox, place.spec(&["sh", "-c", script])).await;
         let said = text(&finished.stdout);
         for line in said.lines() {
@@ -271,6 +273,10 @@ async fn no_powers_are_left() {
             assert!(value == expected || (name == "Seccomp" && value == "2"), "{line}: {finished:?}");
         }
         assert!(said.contains("CapEff"), "{finished:?}");
+        let filtered = finished.enforced.limits.iter().any(|limit| limit == "system calls filtered");
+        for name in ["work/own", "work"].iter().filter(|_| filtered) {
+            assert_eq!(fs::metadata(place.root.join(name)).expect("it is there").mode() & 0o6000, 0, "{name}");
+        }
     }
 }
 

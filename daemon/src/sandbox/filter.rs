@@ -31,6 +31,9 @@ const REFUSED: [libc::c_long; 14] = [
 /// In the x32 mode of x86-64, calls have these numbers with this bit.
 const X32: i64 = 0x4000_0000;
 
+/// The same on every machine; the C library does not know it everywhere.
+const FCHMODAT2: i64 = 452;
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Filters the system calls of this process and all its future children for good; `false` where that is not possible.
@@ -47,9 +50,42 @@ pub(super) fn apply(net: Network, net_namespace: bool) -> bool {
             [libc::SOCK_DGRAM, libc::SOCK_RAW].map(|kind| vec![(1, SeccompCmpOp::MaskedEq(0xf), number(kind))]);
         refused.insert(libc::SYS_socketpair, rules(datagram));
     }
-    // Its arguments lie in memory, where a filter cannot look; C libraries then take `clone`.
-    let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    refused.extend(set_id_files());
+    // Their arguments lie in memory, where a filter cannot look; C libraries then take `clone` and `openat`.
+    let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new()), (libc::SYS_openat2, Vec::new())]);
     install(refused, libc::EPERM) && install(absent, libc::ENOSYS)
+}
+
+/// The calls that give a file the set-user-ID or set-group-ID bit: whoever executes such a file outside has the rights
+/// of the daemon's user, and those of root if that is root.
+fn set_id_files() -> Rules {
+    let (set_user, set_group) = (0o4000, 0o2000);
+    // Opening a file takes a mode only when it may make one; else there is anything in its place.
+    let makes = [number(libc::O_CREAT), number(libc::O_TMPFILE & !libc::O_DIRECTORY)];
+    let with_mode = |index: u8| rules([set_user, set_group].map(|bit| vec![(index, SeccompCmpOp::MaskedEq(bit), bit)]));
+    let opens = |flags: u8| {
+        let made = [set_user, set_group].map(|bit| {
+            makes.map(|make| {
+                vec![(flags, SeccompCmpOp::MaskedEq(make), make), (flags + 1, SeccompCmpOp::MaskedEq(bit), bit)]
+            })
+        });
+        made.into_iter().flat_map(rules).collect::<Vec<_>>()
+    };
+    let mut calls = Rules::from([
+        (libc::SYS_fchmod, with_mode(1)),
+        (libc::SYS_fchmodat, with_mode(2)),
+        (FCHMODAT2, with_mode(2)),
+        (libc::SYS_mknodat, with_mode(2)),
+        (libc::SYS_openat, opens(2)),
+    ]);
+    #[cfg(target_arch = "x86_64")]
+    calls.extend([
+        (libc::SYS_chmod, with_mode(1)),
+        (libc::SYS_mknod, with_mode(1)),
+        (libc::SYS_creat, with_mode(1)),
+        (libc::SYS_open, opens(1)),
+    ]);
+    calls
 }
 
 /// Which sockets are refused to a command without network: those with paths always, others unless a network namespace

@@ -232,6 +232,14 @@ impl Facts {
                 !self.root && !no_sockets && self.abi < landlocked::SOCKETS,
                 "Programs that listen on a socket with a path can be talked to.",
             ),
+            (
+                self.net == Network::Any && self.abi < landlocked::SCOPES,
+                "Programs that listen on a socket without a path can be talked to.",
+            ),
+            (
+                !self.made.pid_namespace,
+                "Other processes can be seen, and memory used that programs of this user share.",
+            ),
             (!self.made.pid_namespace && self.abi < landlocked::SCOPES, "Processes of this user can be sent signals."),
             (!self.filtered, "System calls are not filtered."),
             (

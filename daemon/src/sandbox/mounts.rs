@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ pub(super) struct Root {
 }
 
 /// Gives this mount namespace a root of its own, still writable; `None` where the machine does not allow that, and then
-/// everything is as before.
+/// everything is as before. What goes wrong with a grant is no reason to do without: a script may have brought it about.
 pub(super) fn arrange(job: &Job, grants: &Grants) -> Result<Option<Root>, Failure> {
     let free = |stage: &&Path| stage.is_dir() && !stage.is_symlink() && grants.around(stage).is_none();
     let Some(stage) = STAGES.iter().map(Path::new).find(free) else { return Ok(None) };
@@ -54,18 +55,24 @@ pub(super) fn arrange(job: &Job, grants: &Grants) -> Result<Option<Root>, Failur
     if private.and_then(|()| mount(Some("tmpfs"), stage, Some("tmpfs"), flags, Some("mode=0755,size=1m"))).is_err() {
         return Ok(None);
     }
-    let made = furnish(stage, job, grants).and_then(|own_proc| {
-        chdir(stage)?;
-        pivot_root(".", ".")?;
-        Ok(Root { own_proc })
-    });
-    let Ok(root) = made else {
-        let _as_before = umount2(stage, MntFlags::MNT_DETACH);
-        return Ok(None);
+    let own_proc = match furnish(stage, job, grants) {
+        Ok(own_proc) => own_proc,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => return leave(stage),
+        Err(error) => return Err(Failure::setup("make the root")(error)),
     };
+    // Not possible where the machine's root is still the one that it started from.
+    if chdir(stage).and_then(|()| pivot_root(".", ".")).is_err() {
+        return leave(stage);
+    }
     // The old root lies over the new one now.
     umount2(".", MntFlags::MNT_DETACH).and_then(|()| chdir("/")).map_err(Failure::setup("leave the old root"))?;
-    Ok(Some(root))
+    Ok(Some(Root { own_proc }))
+}
+
+/// Gives up the root that was begun.
+fn leave(stage: &Path) -> Result<Option<Root>, Failure> {
+    umount2(stage, MntFlags::MNT_DETACH).map_err(Failure::setup("give up the root"))?;
+    Ok(None)
 }
 
 /// Makes everything read-only that may not be written, and makes sure of it. `/proc` stays as it is for whoever holds a
