@@ -20,7 +20,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Daemon, Folder, say, write_skill};
+use crate::harness::{Answer, Daemon, Folder, say, wait, write_skill};
 
 /// A disk of its own for a daemon's home. Its log lies outside, so that it tells of a full one.
 struct Disk {
@@ -76,7 +76,9 @@ impl Disk {
     }
 
     fn unmount(&self) {
-        run("umount", &[&text(&self.home)]);
+        // What watches over a script has a file open here until it has noticed that its daemon was killed.
+        let unmounted = || nix::mount::umount(&self.home).is_ok().then_some(());
+        wait("nobody to be on the disk", unmounted, String::new);
     }
 
     fn link_log(&self) {
