@@ -307,7 +307,7 @@ fn a_broken_edit_is_offered_again() {
             program.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
         on_terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_clear().envs(variables);
         on_terminal.env("EDITOR", format!("sh {}", editor.display())).env("SHELL", "/bin/sh");
-        let stdio = std::process::Stdio::piped;
+        let stdio = Stdio::piped;
         let mut child = on_terminal.stdin(stdio()).stdout(stdio()).spawn().expect("script is there");
         let mut stdin = child.stdin.take().expect("stdin is piped");
         std::io::Write::write_all(&mut stdin, answers.as_bytes()).expect("it reads the answers");
