@@ -9,6 +9,7 @@ mod keyring;
 mod paths;
 mod recipe;
 mod sections;
+mod retention;
 mod settings;
 pub mod sinks;
 pub mod sources;
@@ -18,6 +19,7 @@ pub use change::{Change, change, is_reference, nearest};
 pub use paths::{ClientEnv, Paths, client_env};
 pub use recipe::{Overrides, Recipe, check, load, load_or_last_good, parse, write_private};
 pub use sections::{Applied, shown};
+pub use retention::Retention;
 pub use settings::{Effective, Origin, SETTINGS, Setting};
 pub use table::Faults;
 
@@ -107,6 +109,8 @@ pub struct BusConfig {
     pub max_pending: i64,
     /// Bytes of the disk that stay free for work that is under way; below, pushes are refused.
     pub keep_free_bytes: u64,
+    /// How long everything is kept.
+    pub retention: Retention,
 }
 
 /// `[log]`
@@ -205,6 +209,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         max_causation_depth: u32::try_from(layers.number("bus.max_causation_depth", 1..=10_000)).unwrap_or(64),
         max_pending: layers.number("bus.max_pending", 1..=i64::MAX),
         keep_free_bytes: layers.number("bus.keep_free_mib", 0..=1 << 30).unsigned_abs() << 20,
+        retention: Retention::read(&mut layers),
     };
     let drain_timeout = layers.duration("runtime.drain_timeout");
     let log = log(&paths, &mut layers);

@@ -330,10 +330,27 @@ pub struct Event {
     pub principal: String,
 }
 
+fn dedup_key(source: &str, what: &str, key: &str) -> [u8; 16] {
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    for part in [source, what, key] {
+        hash.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut short = [0; 16];
+    short.copy_from_slice(&hash.finish().as_ref()[..16]);
+    short
+}
+
 impl NewEvent {
     /// An event of `source` and `kind` with JSON data; everything else by default.
     pub fn new(source: impl Into<String>, kind: impl Into<String>, data: &Value) -> NewEvent {
         NewEvent { source: source.into(), kind: kind.into(), data: Data::of_value(data), ..NewEvent::default() }
+    }
+
+    /// What makes it a duplicate of an earlier event: hashes of source and id, and of source and `dedupkey`.
+    pub fn dedup_keys(&self) -> Vec<[u8; 16]> {
+        let keys = [("id", &self.id), ("key", &self.dedup_key)];
+        keys.into_iter().filter_map(|(what, key)| Some(dedup_key(&self.source, what, key.as_deref()?))).collect()
     }
 
     /// Checks every rule of the envelope and names each field that breaks one.

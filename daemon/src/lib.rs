@@ -28,3 +28,4 @@ pub mod start;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+pub mod upkeep;

@@ -27,6 +27,7 @@ use crate::sources::{Sources, Surroundings};
 use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
 use crate::telemetry;
+use crate::upkeep::Upkeep;
 
 /// How long a killed predecessor's scripts may take to end.
 const STRAYS_WAIT: Duration = Duration::from_secs(10);
@@ -109,6 +110,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
     settle_config(&config, &bus).await?;
+    let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention);
     lifecycle.enter(Phase::Workflows);
     let cron = Cron::start(&bus, &supervisor, &config.cron).await?;
     lifecycle.enter(Phase::Sources);
@@ -123,6 +125,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         lifecycle: Arc::clone(&lifecycle),
         sources: sources.clone(),
         sinks,
+        upkeep,
     };
     let app = App::new(api_settings(&config, auth), parts)?;
     let server = Server::start(app, listeners(&config, listener)?);

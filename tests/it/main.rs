@@ -27,6 +27,7 @@ mod package;
 mod peer;
 mod push;
 mod redaction;
+mod retention;
 mod routes;
 mod sandbox;
 mod sinks;

@@ -235,6 +235,9 @@ pub(super) async fn verify(app: Arc<App>, call: Call) -> Result<Reply, Problem> 
     Query::read(&call, &[])?;
     let verdict = verdict(&app.store).await?;
     let mut answer = json!({ "ok": verdict.first_bad.is_none(), "checked": verdict.checked });
+    if verdict.pruned_to > 0 {
+        answer["pruned_to"] = verdict.pruned_to.into();
+    }
     if let Some(first_bad) = verdict.first_bad {
         answer["first_bad"] = first_bad.into();
     }

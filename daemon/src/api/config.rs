@@ -95,6 +95,7 @@ fn apply(app: &App, config: Config) -> Result<(), Error> {
         Places { hosts: lower(&config.http.allowed_hosts), origins: lower(&config.http.allowed_origins), secure };
     telemetry::set_filter(&config.log.level)?;
     app.bus.retune(bus::Settings::of(&config.bus));
+    app.upkeep.retune(config.bus.retention);
     app.rates.retune(Limits { owner: config.http.owner_rate_limit, others: config.http.rate_limit });
     app.tuned.store(Arc::new(Tuned {
         places,

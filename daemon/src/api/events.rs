@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hyper::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::body::{self, Reply};
 use super::parse::{self, Pushed};
@@ -20,7 +21,7 @@ use crate::event::{Event, View};
 use crate::id::{EventSeq, Ids, TraceId};
 use crate::redact;
 use crate::store::deliveries::{self, Record};
-use crate::store::events;
+use crate::store::{events, retention};
 
 const PATTERNS_MAX: usize = 64;
 /// Events of one trace that are shown.
@@ -189,7 +190,31 @@ pub(super) async fn find(app: &App, id: &str, source: Option<String>) -> Result<
         let reason = format!("Several sources used this id: {}. Say which with ?source=.", sources.join(", "));
         return Err(Error::conflict("ambiguous_id", reason).into());
     }
-    found.pop().ok_or_else(|| Error::not_found("event", id).into())
+    match found.pop() {
+        Some(event) => Ok(event),
+        None => Err(absent(app, "event", id, Uuid::parse_str(id).ok()).await?),
+    }
+}
+
+/// Why there is no such thing: `made` is an id that this database may have made for an event, which then is gone.
+async fn absent(app: &App, kind: &'static str, id: &str, made: Option<Uuid>) -> Result<Problem, Error> {
+    let head = app.live.head();
+    let was = made.and_then(|made| app.store.ids().sequence_of(made)).map(|(_, sequence)| sequence);
+    let Some(sequence) = was.filter(|sequence| *sequence <= head) else { return Ok(Error::not_found(kind, id).into()) };
+    let at_ms = app.store.read(move |conn| retention::pruned_at(conn, sequence)).await?;
+    Ok(match at_ms {
+        Some(at_ms) => pruned(kind, id, at_ms),
+        None => Error::not_found(kind, id).into(),
+    })
+}
+
+/// 404 for what was there and is no more.
+pub(super) fn pruned(kind: &str, id: &str, at_ms: i64) -> Problem {
+    let detail = format!(
+        "The {kind} '{id}' was removed by retention on {}. How long events are kept is bus.retention.max_age.",
+        rfc3339(at_ms)
+    );
+    Problem::new((StatusCode::NOT_FOUND, "pruned"), detail)
 }
 
 /// A delivery, as every route shows it.
@@ -245,7 +270,7 @@ pub(super) async fn trace(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         })
         .await?;
     if found.is_empty() {
-        return Err(Error::not_found("trace", text).into());
+        return Err(absent(&app, "trace", text, Some(Uuid::from_bytes(trace.0))).await?);
     }
     let truncated = found.len() > TRACE_EVENTS_MAX;
     let found = &found[..found.len().min(TRACE_EVENTS_MAX)];

@@ -175,6 +175,21 @@ fn bus(app: &App, text: &mut Text) {
     text.one("commits_total", "counter", "Transactions committed.", store.commits);
     text.one("database_bytes", "gauge", "Size of the database with its log.", store.bytes);
     text.one("wal_bytes", "gauge", "Size of the write-ahead log.", store.wal_bytes);
+    let upkeep = app.upkeep.counts();
+    text.one("retention_runs_total", "counter", "Runs of retention that removed something.", upkeep.runs.load(Relaxed));
+    text.one("retention_events_total", "counter", "Events removed by retention.", upkeep.events.load(Relaxed));
+    text.one(
+        "retention_given_back_bytes_total",
+        "counter",
+        "Bytes given back to the disk.",
+        upkeep.given_back.load(Relaxed),
+    );
+    text.one(
+        "retention_last_run_seconds",
+        "gauge",
+        "When the last such run ended, in seconds since 1970.",
+        upkeep.last_ms.load(Relaxed) / 1000,
+    );
     text.one("ready", "gauge", "1 when the daemon serves.", u8::from(app.lifecycle.is_ready()));
 }
 

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod body;
 pub mod config;
 mod cron;
+mod db;
 mod dlq;
 mod events;
 pub mod gate;
@@ -57,6 +58,7 @@ use crate::skills::Skills;
 use crate::sources::Sources;
 use crate::store::{Store, tokens as tokens_stored};
 use crate::tasks::Supervisor;
+use crate::upkeep::Upkeep;
 use auth::{Auth, Places, Principal};
 use gate::Gate;
 use listen::{Conn, Listener};
@@ -109,6 +111,8 @@ pub struct Parts {
     pub sources: Sources,
     /// Where events go.
     pub sinks: Sinks,
+    /// Retention.
+    pub upkeep: Upkeep,
 }
 
 /// Counts since the start that no other module keeps.
@@ -138,6 +142,7 @@ pub struct App {
     lifecycle: Arc<Lifecycle>,
     sources: Sources,
     sinks: Sinks,
+    upkeep: Upkeep,
     settings: Settings,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -206,6 +211,7 @@ impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
         let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources, upkeep } = parts;
         let mut settings = settings;
         let clock = bus.clock().clone();
         let cookie = format!("aman_session_{:08x}", bus.store().ids().node);
@@ -223,6 +229,7 @@ impl App {
             lifecycle,
             sources,
             sinks,
+            upkeep,
             rates: Rates::new(settings.limits),
             turns: again::Turns::default(),
             tuned: ArcSwap::from_pointee(config::Tuned::at_start(&settings)),

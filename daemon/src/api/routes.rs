@@ -17,6 +17,8 @@ use super::problem::Problem;
 use super::{
     App, Call, audit, config, cron, dlq, events, health, login, metrics, openapi, runtime, sinks, skills, sources,
     stream, tokens, why,
+    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, openapi, runtime, skills, sources, stream,
+    tokens, why,
 };
 use crate::error::Error;
 
@@ -29,6 +31,9 @@ pub type Handler = fn(Arc<App>, Call) -> Handling;
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// Time limit of a route that says nothing else.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Time limit of work on the whole database.
+const UPKEEP_MAX: Duration = Duration::from_secs(600);
 
 /// Whether a request must carry `x-aman-confirm: yes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +103,11 @@ impl Route {
         self
     }
 
+    fn lasting(mut self, time_max: Duration) -> Route {
+        self.time_max = time_max;
+        self
+    }
+
     fn in_any_phase(mut self) -> Route {
         self.in_any_phase = true;
         self
@@ -129,7 +139,16 @@ fn access() -> Vec<Route> {
 pub fn core() -> Vec<Route> {
     let mut all = access();
     all.extend(work());
+    all.extend(upkeep());
     all
+}
+
+/// The database.
+fn upkeep() -> Vec<Route> {
+    vec![
+        route!(POST "/db/prune" Admin db::prune).audited("db.prune").confirmed(Confirm::Always).lasting(UPKEEP_MAX),
+        route!(POST "/db/vacuum" Admin db::vacuum).audited("db.vacuum").lasting(UPKEEP_MAX),
+    ]
 }
 
 /// What goes on behind the gate.

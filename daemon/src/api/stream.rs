@@ -29,7 +29,7 @@ use crate::bus::live::{Next, Tail, write_frame};
 use crate::error::Error;
 use crate::event::{Event, TypePattern, View};
 use crate::id::{EventSeq, TraceId};
-use crate::store::events;
+use crate::store::{events, retention};
 
 /// Streams without credentials that may be open at a time.
 pub const PUBLIC_STREAMS_MAX: usize = 32;
@@ -69,6 +69,8 @@ type Woken = (watch::Receiver<EventSeq>, bool);
 struct Page {
     /// Everything up to here is in it or was filtered out.
     last: EventSeq,
+    /// The highest sequence that retention removed.
+    pruned_to: EventSeq,
     frames: Vec<u8>,
 }
 
@@ -78,6 +80,8 @@ pub struct Stream {
     tail: Tail,
     /// Everything up to here was shown or filtered out.
     cursor: EventSeq,
+    /// That something up to here was removed, the client knows.
+    pruned_to: EventSeq,
     filter: Arc<Filter>,
     view: View,
     named: bool,
@@ -131,6 +135,7 @@ impl Stream {
                 match read.map_err(Error::internal("reading a page")).flatten() {
                     Ok(page) => {
                         self.cursor = self.cursor.max(page.last);
+                        self.pruned_to = self.pruned_to.max(page.pruned_to);
                         if matches!(self.tail.next(self.cursor), Next::Behind) {
                             self.page = Some(self.read_page());
                         }
@@ -195,7 +200,7 @@ impl Stream {
     /// Reads and encodes what follows the cursor on disk, off the async threads.
     fn read_page(&self) -> JoinHandle<Result<Page, Error>> {
         let (store, filter) = (self.app.store.clone(), Arc::clone(&self.filter));
-        let (cursor, view, named) = (self.cursor, self.view, self.named);
+        let (cursor, view, named, told) = (self.cursor, self.view, self.named, self.pruned_to);
         let head = self.app.live.head();
         tokio::spawn(async move {
             let ids = store.ids();
@@ -203,11 +208,17 @@ impl Stream {
                 let events = events::after(conn, ids, cursor)?;
                 // Nothing after the cursor is left on disk: what the tail holds is next, even if numbers were skipped.
                 let last = events.last().map_or(head, |event| event.sequence);
+                // After the page, so that nothing is removed unnoticed before it was read.
+                let pruned_to = retention::pruned_to(conn)?;
                 let mut frames = Vec::with_capacity(events.len() * 512);
+                if pruned_to > cursor.max(told) {
+                    let oldest = events.first().map_or(EventSeq(last.0 + 1), |event| event.sequence);
+                    frames.extend_from_slice(reset(oldest, head, "older_than_retention").as_bytes());
+                }
                 for event in events.iter().filter(|event| filter.wants(event)) {
                     write_frame(&mut frames, event, view, named);
                 }
-                Ok(Page { last, frames })
+                Ok(Page { last, pruned_to, frames })
             });
             read.await
         })
@@ -339,21 +350,32 @@ fn view(app: &App, holder: Option<&Principal>) -> Result<(View, Option<OwnedSema
     Ok((view, Some(permit)))
 }
 
-/// Where the stream begins, and the reset frame when that is not where the client wanted.
-async fn place(app: &App, cursor: Option<EventSeq>, head: EventSeq) -> Result<(EventSeq, Option<String>), Problem> {
-    let Some(cursor) = cursor else { return Ok((head, None)) };
-    let oldest = app.store.read(events::oldest).await?.unwrap_or(EventSeq(head.0 + 1));
-    let reset = |reason: &str| {
-        let data = json!({ "oldest": oldest.0, "sequence": head.0, "reason": reason });
-        Some(format!("event: aman.reset\ndata: {data}\n\n"))
-    };
-    let before_oldest = EventSeq(oldest.0 - 1);
-    Ok(match cursor {
-        EventSeq(0) => (before_oldest, None),
-        newer if newer > head => (head, reset("newer_than_head")),
-        older if older < before_oldest => (before_oldest, reset("older_than_retention")),
-        kept => (kept, None),
-    })
+fn reset(oldest: EventSeq, head: EventSeq, reason: &str) -> String {
+    let data = json!({ "oldest": oldest.0, "sequence": head.0, "reason": reason });
+    format!("event: aman.reset\ndata: {data}\n\n")
+}
+
+/// Where a stream begins.
+struct Place {
+    cursor: EventSeq,
+    /// See [`Stream::pruned_to`].
+    pruned_to: EventSeq,
+    /// The frame that tells when that is not where the client wanted, or something is missing there.
+    reset: Option<String>,
+}
+
+async fn place(app: &App, cursor: Option<EventSeq>, head: EventSeq) -> Result<Place, Problem> {
+    let Some(cursor) = cursor else { return Ok(Place { cursor: head, pruned_to: head, reset: None }) };
+    if cursor > head {
+        let oldest = app.store.read(events::oldest).await?.unwrap_or(EventSeq(head.0 + 1));
+        return Ok(Place { cursor: head, pruned_to: head, reset: Some(reset(oldest, head, "newer_than_head")) });
+    }
+    let (pruned_to, next) =
+        app.store.read(move |conn| Ok((retention::pruned_to(conn)?, events::next_after(conn, cursor)?))).await?;
+    // Zero means the oldest that is there, whatever was before it.
+    let gap = cursor > EventSeq(0) && cursor < pruned_to;
+    let oldest = next.unwrap_or(EventSeq(head.0 + 1));
+    Ok(Place { cursor, pruned_to, reset: gap.then(|| reset(oldest, head, "older_than_retention")) })
 }
 
 /// `GET /events/stream`
@@ -374,7 +396,7 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     }
     let tail = app.live.subscribe();
     let head = app.live.head();
-    let (cursor, reset) = place(&app, wanted.cursor, head).await?;
+    let Place { cursor, pruned_to, reset } = place(&app, wanted.cursor, head).await?;
     let now = Instant::now();
     let metrics_at = wanted.metrics.then_some(now);
     app.counters.streams.fetch_add(1, Ordering::Relaxed);
@@ -384,6 +406,7 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         prelude: Some(format!("retry: 2000\n\n{}", reset.unwrap_or_default()).into()),
         tail,
         cursor,
+        pruned_to,
         filter: Arc::new(wanted.filter),
         view,
         named: wanted.named,

@@ -13,7 +13,7 @@ use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::event::Event;
 use crate::store::deliveries::{self, Record, Status};
-use crate::store::{events, outbox};
+use crate::store::{events, outbox, retention};
 
 /// Causes that are followed back.
 const ANCESTORS_MAX: usize = 128;
@@ -51,7 +51,7 @@ pub(super) async fn why(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let scope = Scope { all: query.flag("all", false)?, consumer: query.text("consumer") };
     let event = shown::find(&app, call.param("id"), query.text("source")).await?;
     let considered = app.bus.explain(event.clone(), scope).await?;
-    let (ids, sequence, cause) = (app.store.ids(), event.sequence, event.cause);
+    let (ids, sequence, cause) = (app.store.ids(), event.sequence, event.cause.zip(event.causation.clone()));
     let (records, effects, ancestors) = app
         .store
         .read(move |conn| {
@@ -68,9 +68,13 @@ pub(super) async fn why(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
                 }
             }
             let (mut ancestors, mut next) = (Vec::new(), cause);
-            while let Some(cause) = next {
-                let Some(event) = events::by_sequence(conn, ids, cause)? else { break };
-                next = event.cause.filter(|_| ancestors.len() < ANCESTORS_MAX);
+            while let Some((cause, id)) = next {
+                let Some(event) = events::by_sequence(conn, ids, cause)? else {
+                    let pruned_at = retention::pruned_at(conn, cause)?.map(rfc3339);
+                    ancestors.push(json!({ "id": id, "sequence": cause.0, "pruned_at": pruned_at }));
+                    break;
+                };
+                next = event.cause.zip(event.causation.clone()).filter(|_| ancestors.len() < ANCESTORS_MAX);
                 ancestors.push(ancestor(&event));
             }
             Ok::<_, Error>((records, effects, ancestors))

@@ -39,7 +39,12 @@ pub struct Settings {
     pub max_pending: i64,
     /// Bytes of the disk that stay free for work that is under way; below, pushes are refused.
     pub keep_free_bytes: u64,
+    /// How long a dead letter is kept, in milliseconds.
+    pub letters_kept_ms: Millis,
 }
+
+/// How long "for ever" is: a hundred years, in milliseconds.
+const FOR_EVER_MS: Millis = 100 * 366 * 86_400_000;
 
 impl Default for Settings {
     fn default() -> Settings {
@@ -49,6 +54,7 @@ impl Default for Settings {
             high_water: 0.5,
             max_pending: 1_000_000,
             keep_free_bytes: 64 << 20,
+            letters_kept_ms: 30 * 86_400_000,
         }
     }
 }
@@ -61,6 +67,10 @@ impl Settings {
             max_causation_depth: config.max_causation_depth,
             max_pending: config.max_pending,
             keep_free_bytes: config.keep_free_bytes,
+            letters_kept_ms: match i64::try_from(config.retention.dead_letters.as_millis()) {
+                Ok(0) | Err(_) => FOR_EVER_MS,
+                Ok(kept) => kept.min(FOR_EVER_MS),
+            },
             ..Settings::default()
         }
     }
@@ -535,10 +545,8 @@ fn prepare(
         let event = provisional(sent.clone(), origin.trust, cause.as_ref(), now_ms);
         router.decide(&candidates, || event.to_json())
     };
-    let keys = [("id", &sent.id), ("key", &sent.dedup_key)];
-    let dedup = keys.into_iter().filter_map(|(what, key)| Some(dedup_key(&sent.source, what, key.as_deref()?)));
     Prepared {
-        dedup: dedup.collect(),
+        dedup: sent.dedup_keys(),
         decision: router::encode(&decisions),
         matches,
         trust: origin.trust,
@@ -548,17 +556,6 @@ fn prepare(
         dedup_until_ms,
         sent,
     }
-}
-
-fn dedup_key(source: &str, what: &str, key: &str) -> [u8; 16] {
-    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
-    for part in [source, what, key] {
-        hash.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        hash.update(part.as_bytes());
-    }
-    let mut short = [0; 16];
-    short.copy_from_slice(&hash.finish().as_ref()[..16]);
-    short
 }
 
 fn append_all(tx: &mut crate::store::Tx<'_>, prepared: Vec<Prepared>) -> Result<Vec<Accepted>, Error> {

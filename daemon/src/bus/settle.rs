@@ -51,6 +51,7 @@ struct Burial {
     reason: Reason,
     chain: Vec<String>,
     fingerprint: String,
+    kept_ms: Millis,
 }
 
 /// Applies the effects of a successful attempt with its settlement.
@@ -152,7 +153,8 @@ async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Ve
         }
         publish = told;
     }
-    let death = Some(Burial { reason, chain, fingerprint });
+    let kept_ms = bus.inner.settings.load().letters_kept_ms;
+    let death = Some(Burial { reason, chain, fingerprint, kept_ms });
     Ending { publish, death, ..Ending::bare(ready.id, Status::Dead, attempts) }
 }
 
@@ -213,6 +215,7 @@ impl Ending {
                 chain: &death.chain,
                 attempts: self.attempt,
                 fingerprint: &death.fingerprint,
+                kept_ms: death.kept_ms,
             };
             dead_letters::bury(tx, &death, now_ms)?;
         } else if self.status == Status::Done {

@@ -96,6 +96,9 @@ fn story(answer: &Value, deliveries: &[Value]) -> Vec<String> {
         lines.push("\nBecause of:".to_owned());
         lines.extend(ancestors.iter().map(|one| match one.as_str() {
             Some(_) => format!("  {}", text(one)),
+            None if one["type"].is_null() => {
+                format!("  {}  removed by retention, {}", text(&one["id"]), text_or_dash(&one["pruned_at"]))
+            }
             None => format!("  {}  {}", text(&one["id"]), headline(one)),
         }));
     }

@@ -2,6 +2,7 @@
 
 use ring::digest::{SHA256, digest};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Tx;
@@ -102,7 +103,11 @@ pub fn append(tx: &Tx<'_>, record: &Record) -> Result<i64, Error> {
         .prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
         .and_then(|mut s| s.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional())
         .map_err(unwritten)?;
-    let (seq, prev_hash) = last.map_or_else(|| (1, "0".repeat(64)), |(seq, hash)| (seq + 1, hash));
+    let (last, prev_hash) = match last {
+        Some(last) => last,
+        None => anchor(tx.conn)?.map_or_else(|| (0, "0".repeat(64)), |anchor| (anchor.seq, anchor.hash)),
+    };
+    let seq = last + 1;
     let record = &redacted(record);
     let detail = record.detail.to_string();
     let body = body(
@@ -251,6 +256,73 @@ pub fn list(conn: &Connection, filter: &Filter, before: Option<i64>, limit: usiz
         .map_err(unread)
 }
 
+/// The action under which removed records are on record; `detail.audit` tells the last of them.
+pub const PRUNE: &str = "db.prune";
+
+/// Where the chain begins since its older records were removed: the last of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Its number.
+    pub seq: i64,
+    /// Its hash.
+    pub hash: String,
+}
+
+/// Where the chain begins; none while every record is there.
+pub fn anchor(conn: &Connection) -> Result<Option<Anchor>, Error> {
+    let text: Option<String> = conn
+        .prepare_cached("SELECT value FROM meta WHERE key = 'audit_anchor'")
+        .and_then(|mut s| s.query_row([], |row| row.get(0)).optional())
+        .map_err(unread)?;
+    text.map(|text| serde_json::from_str(&text).map_err(Error::internal("reading where the audit log begins")))
+        .transpose()
+}
+
+/// The last of the records that all came at `cutoff_ms` or before it, and how many there are; none when all of them only
+/// tell of such removals, or each would be followed by another one.
+pub fn due(conn: &Connection, cutoff_ms: Millis) -> Result<Option<(Anchor, i64)>, Error> {
+    let mut statement =
+        conn.prepare_cached("SELECT seq, hash, at_ms, action FROM audit ORDER BY seq").map_err(unread)?;
+    let mut rows = statement.query([]).map_err(unread)?;
+    let mut found: Option<(Anchor, i64)> = None;
+    let mut others = false;
+    while let Some(row) = rows.next().map_err(unread)? {
+        if row.get::<_, Millis>(2).map_err(unread)? > cutoff_ms {
+            break;
+        }
+        let anchor = Anchor { seq: row.get(0).map_err(unread)?, hash: row.get(1).map_err(unread)? };
+        found = Some((anchor, found.map_or(1, |(_, count)| count + 1)));
+        others |= row.get_ref(3).map_err(unread)?.as_str().map_err(|error| unread(error.into()))? != PRUNE;
+    }
+    Ok(found.filter(|_| others))
+}
+
+/// When the oldest record was made.
+pub fn oldest_ms(conn: &Connection) -> Result<Option<Millis>, Error> {
+    conn.prepare_cached("SELECT at_ms FROM audit ORDER BY seq LIMIT 1")
+        .and_then(|mut s| s.query_row([], |row| row.get(0)).optional())
+        .map_err(unread)
+}
+
+/// Removes the oldest `rows` records up to `through`, which a record of action [`PRUNE`] names already: a chain that
+/// begins later than that was cut by someone else. Gives how many went.
+pub fn remove(tx: &mut Tx<'_>, through: i64, rows: i64) -> Result<usize, Error> {
+    let last: Option<(i64, String)> = tx
+        .conn
+        .prepare_cached(
+            "SELECT seq, hash FROM (SELECT seq, hash FROM audit WHERE seq <= ?1 ORDER BY seq LIMIT ?2) \
+             ORDER BY seq DESC LIMIT 1",
+        )
+        .and_then(|mut s| s.query_row([through, rows], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+        .map_err(unwritten)?;
+    let Some((seq, hash)) = last else { return Ok(0) };
+    let anchor = serde_json::to_string(&Anchor { seq, hash }).map_err(Error::internal("encoding an anchor"))?;
+    tx.conn
+        .execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('audit_anchor', ?1)", [anchor])
+        .and_then(|_| tx.conn.execute("DELETE FROM audit WHERE seq <= ?1", [seq]))
+        .map_err(unwritten)
+}
+
 /// What checking the chain found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
@@ -258,23 +330,35 @@ pub struct Verdict {
     pub checked: i64,
     /// The first record whose number, link or hash is wrong.
     pub first_bad: Option<i64>,
+    /// The newest record that retention removed, 0 = none.
+    pub pruned_to: i64,
 }
 
-/// Checks every record against the one before.
+/// Checks every record against the one before, and where the chain begins against the record that says so.
 pub fn verify(conn: &Connection) -> Result<Verdict, Error> {
+    let begins = anchor(conn)?.unwrap_or_else(|| Anchor { seq: 0, hash: "0".repeat(64) });
     let mut statement = conn.prepare(&format!("SELECT {COLUMNS} FROM audit ORDER BY seq")).map_err(unread)?;
     let mut rows = statement.query([]).map_err(unread)?;
-    let (mut checked, mut prev_hash) = (0, "0".repeat(64));
+    let (mut verdict, mut prev_hash) = (Verdict { checked: 0, first_bad: None, pruned_to: begins.seq }, begins.hash);
+    let mut allowed: Option<Anchor> = None;
     while let Some(row) = rows.next().map_err(unread)? {
         let entry = entry_of(row).map_err(unread)?;
-        let linked = entry.seq == checked + 1 && entry.prev_hash == prev_hash;
+        let linked = entry.seq == begins.seq + verdict.checked + 1 && entry.prev_hash == prev_hash;
         if !linked || hash_of(&prev_hash, &entry.body) != entry.hash {
-            return Ok(Verdict { checked, first_bad: Some(entry.seq) });
+            return Ok(Verdict { first_bad: Some(entry.seq), ..verdict });
         }
-        checked += 1;
+        if entry.body["action"] == PRUNE
+            && let Ok(anchor) = serde_json::from_value(entry.body["detail"]["audit"].clone())
+        {
+            allowed = Some(anchor);
+        }
+        verdict.checked += 1;
         prev_hash = entry.hash;
     }
-    Ok(Verdict { checked, first_bad: None })
+    if begins.seq > 0 && allowed.is_none_or(|allowed| allowed.seq < begins.seq) {
+        verdict.first_bad = Some(begins.seq);
+    }
+    Ok(verdict)
 }
 
 /// Marks what was begun and never finished: called once at start-up, when nothing can still be running.

@@ -10,9 +10,6 @@ use crate::event::Event;
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
 use crate::redact;
 
-/// How long a dead letter is kept, in milliseconds: 30 days.
-pub const KEPT_MS: Millis = 30 * 86_400_000;
-
 /// Why a delivery was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -61,6 +58,8 @@ pub struct Death<'a> {
     pub attempts: u32,
     /// Groups letters with the same cause.
     pub fingerprint: &'a str,
+    /// How long the letter is kept, in milliseconds.
+    pub kept_ms: Millis,
 }
 
 fn unwritten(error: rusqlite::Error) -> Error {
@@ -96,7 +95,7 @@ pub fn bury(tx: &Tx<'_>, death: &Death<'_>, now_ms: Millis) -> Result<(), Error>
                 death.attempts,
                 first,
                 now_ms,
-                now_ms + KEPT_MS,
+                now_ms.saturating_add(death.kept_ms),
             ])
         })
         .map(|_| ())

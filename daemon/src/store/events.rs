@@ -135,7 +135,7 @@ pub fn append(tx: &mut Tx<'_>, prepared: Prepared) -> Result<Appended, Error> {
     insert(tx, &event, cause.and_then(|c| c.delivery), first, prepared.matches.len(), decision)?;
     for key in &prepared.dedup {
         tx.conn
-            .prepare_cached("INSERT OR REPLACE INTO dedup (key, sequence, expires_ms) VALUES (?1, ?2, ?3)")
+            .prepare_cached("INSERT OR REPLACE INTO dedup (key, sequence, expires_ms, gone) VALUES (?1, ?2, ?3, NULL)")
             .and_then(|mut s| s.execute(params![key, sequence.0, prepared.dedup_until_ms]))
             .map_err(failed)?;
         forget_expired_keys(tx, event.received_ms)?;
@@ -245,15 +245,66 @@ fn attributes(sent: &NewEvent) -> Option<String> {
 }
 
 fn find_duplicate(tx: &Tx<'_>, key: &[u8; 16], now_ms: Millis) -> Result<Option<Event>, Error> {
-    let sequence: Option<i64> = tx
+    let found: Option<(i64, Option<String>)> = tx
         .conn
-        .prepare_cached("SELECT sequence FROM dedup WHERE key = ?1 AND expires_ms > ?2")
-        .and_then(|mut s| s.query_row(params![key, now_ms], |row| row.get(0)).optional())
+        .prepare_cached("SELECT sequence, gone FROM dedup WHERE key = ?1 AND expires_ms > ?2")
+        .and_then(|mut s| s.query_row(params![key, now_ms], |row| Ok((row.get(0)?, row.get(1)?))).optional())
         .map_err(failed)?;
-    match sequence {
-        Some(sequence) => by_sequence(tx.conn, tx.ids(), EventSeq(sequence)),
+    match found {
+        Some((sequence, Some(gone))) => Ok(Gone::restore(tx.ids(), EventSeq(sequence), &gone)),
+        Some((sequence, None)) => by_sequence(tx.conn, tx.ids(), EventSeq(sequence)),
         None => Ok(None),
     }
+}
+
+/// What is left of an event that retention removed while one of its keys was still in force: as much as the answer to
+/// a duplicate tells.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Gone {
+    at_ms: Millis,
+    id: Option<String>,
+    source: String,
+    kind: String,
+    agent_id: Option<String>,
+    trace: String,
+}
+
+impl Gone {
+    fn restore(ids: Ids, sequence: EventSeq, text: &str) -> Option<Event> {
+        let gone: Gone = serde_json::from_str(text).ok()?;
+        Some(Event {
+            sequence,
+            received_ms: gone.at_ms,
+            made_id: gone.id.is_none().then(|| ids.event(gone.at_ms, sequence)),
+            trace: gone.trace.parse().ok()?,
+            correlation: None,
+            causation: None,
+            cause: None,
+            depth: 0,
+            trust: Trust::Unknown,
+            principal: OWNER.to_owned(),
+            sent: NewEvent {
+                id: gone.id,
+                source: gone.source,
+                kind: gone.kind,
+                agent_id: gone.agent_id,
+                ..NewEvent::default()
+            },
+        })
+    }
+}
+
+/// What of `event` is to outlive it for the keys that are still in force, as JSON.
+pub(super) fn remains(event: &Event) -> Result<String, Error> {
+    serde_json::to_string(&Gone {
+        at_ms: event.received_ms,
+        id: event.sent.id.clone(),
+        source: event.sent.source.clone(),
+        kind: event.sent.kind.clone(),
+        agent_id: event.sent.agent_id.clone(),
+        trace: event.trace.to_string(),
+    })
+    .map_err(Error::internal("encoding what is left of an event"))
 }
 
 /// Now and then: the tables of keys clean themselves while they are used, so no timer has to.
@@ -549,6 +600,14 @@ pub fn types(conn: &Connection) -> Result<Vec<SeenType>, Error> {
 /// The oldest event that is kept.
 pub fn oldest(conn: &Connection) -> Result<Option<EventSeq>, Error> {
     conn.query_row("SELECT min(sequence) FROM event", [], |row| row.get::<_, Option<i64>>(0))
+        .map(|found| found.map(EventSeq))
+        .map_err(unread)
+}
+
+/// The first event after `since` that is kept.
+pub fn next_after(conn: &Connection, since: EventSeq) -> Result<Option<EventSeq>, Error> {
+    conn.prepare_cached("SELECT min(sequence) FROM event WHERE sequence > ?1")
+        .and_then(|mut s| s.query_row([since.0], |row| row.get::<_, Option<i64>>(0)))
         .map(|found| found.map(EventSeq))
         .map_err(unread)
 }

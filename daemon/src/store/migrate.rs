@@ -13,6 +13,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0005_sources", include_str!("../../../schemas/sql/0005_sources.sql")),
     ("0006_overrides", include_str!("../../../schemas/sql/0006_overrides.sql")),
     ("0007_tokens", include_str!("../../../schemas/sql/0007_tokens.sql")),
+    ("0008_retention", include_str!("../../../schemas/sql/0008_retention.sql")),
 ];
 
 /// Applies what is missing, all or nothing. Refuses a database that a newer aman wrote, or whose applied files differ

@@ -17,8 +17,10 @@ mod migrate;
 pub mod outbox;
 pub mod overrides;
 pub mod sinks;
+pub mod retention;
 pub mod skills;
 pub mod sources;
+pub mod space;
 pub mod tokens;
 pub mod wal;
 mod writer;
@@ -69,6 +71,9 @@ pub struct Committed {
     /// True when an intent was added to the outbox.
     pub intents: bool,
 }
+
+/// A connection that reads, as [`Store::read`] hands it out.
+pub type Reading = Connection;
 
 /// Called on the writer thread after each commit; must not block.
 pub type CommitHook = Box<dyn Fn(Committed) + Send + Sync>;
@@ -143,6 +148,8 @@ struct Inner {
     jobs: std::sync::mpsc::SyncSender<Job>,
     queued: Arc<AtomicUsize>,
     commits: Arc<AtomicU64>,
+    /// Pages of the database, told whenever it has grown by a good deal.
+    pages: tokio::sync::watch::Sender<i64>,
     hook: Arc<OnceLock<CommitHook>>,
     readers: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
@@ -196,6 +203,7 @@ impl Store {
         let readers = vec![open_reader(path)?];
         let (jobs, queue) = std::sync::mpsc::sync_channel(QUEUE_MAX);
         let hook: Arc<OnceLock<CommitHook>> = Arc::default();
+        let pages = tokio::sync::watch::Sender::new(space::read(&conn)?.pages);
         let (queued, commits, trouble) = (Arc::default(), Arc::default(), Arc::<Trouble>::default());
         let files = Files::open(path).map_err(Error::internal("looking at the files of the database"))?;
         let identity = files.identity();
@@ -210,6 +218,7 @@ impl Store {
             queue,
             queued: Arc::clone(&queued),
             commits: Arc::clone(&commits),
+            pages: pages.clone(),
             hook: Arc::clone(&hook),
             trouble: Arc::clone(&trouble),
             keep_free: Arc::clone(&keep_free),
@@ -226,6 +235,7 @@ impl Store {
                 jobs,
                 queued,
                 commits,
+                pages,
                 hook,
                 permits: Arc::new(Semaphore::new(READERS - LANE_READERS)),
                 lane_permits: Arc::new(Semaphore::new(LANE_READERS)),
@@ -395,6 +405,28 @@ impl Store {
         .map_err(Error::internal("reading the database"))?
     }
 
+    /// Runs `query` on a connection of its own, off the async threads: for the few questions that take long.
+    pub async fn read_alone<R, F>(&self, query: F) -> Result<R, Error>
+    where
+        R: Send + 'static,
+        F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
+    {
+        let path = self.inner.path.clone();
+        tokio::task::spawn_blocking(move || query(&open_reader(&path)?))
+            .await
+            .map_err(Error::internal("reading the database"))?
+    }
+
+    /// Changes whenever the database has grown by 4 MiB or so.
+    pub fn growth(&self) -> tokio::sync::watch::Receiver<i64> {
+        self.inner.pages.subscribe()
+    }
+
+    /// The database's file.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
     /// Runs `query` on the calling thread; for start-up, where nothing else runs yet.
     pub fn read_now<R>(&self, query: impl FnOnce(&Connection) -> Result<R, Error>) -> Result<R, Error> {
         self.inner.with_reader(query)
@@ -402,6 +434,15 @@ impl Store {
 
     /// Moves the write-ahead log into the database file, for a clean end.
     pub async fn checkpoint(&self) -> Result<(), Error> {
+        self.checkpoint_as("TRUNCATE").await
+    }
+
+    /// Moves as much of the write-ahead log into the database file as nobody minds. Shrinks the file to its pages.
+    pub async fn checkpoint_gently(&self) -> Result<(), Error> {
+        self.checkpoint_as("PASSIVE").await
+    }
+
+    async fn checkpoint_as(&self, mode: &'static str) -> Result<(), Error> {
         if let Some(fault) = self.look().filter(|fault| fault.blocks_all()) {
             return Err(fault.error());
         }
@@ -409,9 +450,7 @@ impl Store {
         tokio::task::spawn_blocking(move || {
             let conn =
                 Connection::open_with_flags(path, WRITE_FLAGS).map_err(Error::internal("opening the database"))?;
-            conn.pragma_update(None, "wal_checkpoint", "TRUNCATE")
-                .or_else(ignore_rows)
-                .map_err(Error::internal("checkpoint"))
+            conn.pragma_update(None, "wal_checkpoint", mode).or_else(ignore_rows).map_err(Error::internal("checkpoint"))
         })
         .await
         .map_err(Error::internal("checkpoint"))?
@@ -498,8 +537,10 @@ fn configure(conn: &Connection, durability: Durability) -> Result<(), Error> {
         Durability::Full => "FULL",
         Durability::Normal => "NORMAL",
     };
+    // Incremental: a file that was made so can give space back later, in small steps. Means something only before the
+    // first table is made.
     conn.execute_batch(&format!(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA busy_timeout = 5000;
+        "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA busy_timeout = 5000;
          PRAGMA foreign_keys = OFF; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16000;
          PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = {WAL_BYTES_KEPT};"
     ))

@@ -27,6 +27,9 @@ const FILES_LOOK: Duration = Duration::from_millis(20);
 /// The first and the longest wait between two tries to write again. While all is well nothing is tried.
 const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
+/// Pages by which the database grows before it is told.
+const GROWTH_PAGES: i64 = 1024;
+
 /// A queued change.
 pub(super) struct Job {
     isolated: bool,
@@ -102,6 +105,7 @@ pub(super) struct Writer {
     pub queue: Receiver<Job>,
     pub queued: Arc<AtomicUsize>,
     pub commits: Arc<AtomicU64>,
+    pub pages: tokio::sync::watch::Sender<i64>,
     pub hook: Arc<OnceLock<CommitHook>>,
     pub trouble: Arc<Trouble>,
     /// Bytes of the disk that are left free for work that is under way.
@@ -278,9 +282,18 @@ impl Writer {
             }
         }
         events::flush_types(&mut tx)?;
+        let pages = tx.conn.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
         execute(tx.conn, "COMMIT")?;
+        self.tell_growth(pages);
         self.counters = tx.counters;
         Ok(tx.committed)
+    }
+
+    fn tell_growth(&self, pages: i64) {
+        let told = *self.pages.borrow();
+        if pages >= told + GROWTH_PAGES || pages < told {
+            self.pages.send_if_modified(|known| std::mem::replace(known, pages) < pages);
+        }
     }
 
     /// Undoes the transaction, tells every caller, and leaves the daemon able to try again.

@@ -7,7 +7,7 @@ use super::{list, read, refuse};
 const FLOORS: &[(u8, &[&str])] = &[
     (5, &["cli", "lib", "main", "start"]),
     (4, &["api"]),
-    (3, &["agents", "cron", "notifications", "outbox", "plugins", "skills", "soul", "sources", "workflows"]),
+    (3, &["agents", "cron", "notifications", "outbox", "plugins", "skills", "soul", "sources", "upkeep", "workflows"]),
     (2, &["bus"]),
     (1, &["store"]),
     (

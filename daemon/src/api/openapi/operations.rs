@@ -92,6 +92,8 @@ const OPERATIONS: &[Operation] = &[
     op("GET /skill/{name}/versions", "limit cursor", "", "200:SkillVersions", "Its history."),
     op("POST /skill/{name}/enable", "", "Digest", "200:Skill 409", "Lets it react; trusts the digest that is given."),
     op("POST /skill/{name}/disable", "", "Empty", "200:Skill", "Keeps it from reacting."),
+    op("POST /db/prune", "dry_run", "Empty", "200:Object 409", "Removes what is kept long enough, as retention does by itself."),
+    op("POST /db/vacuum", "", "Empty", "200:Object 409", "Gives free room in the database's file back to the disk."),
     op("GET /", "", "", "200:text/html", "A small page: live events and dead letters."),
     op("GET /auth/open", "code!", "", "200:text/html 401 405 429", "Turns the code of a login URL into a session."),
     op("POST /auth/open", "", "Empty", "201:Login", "Makes a login URL that is good once."),

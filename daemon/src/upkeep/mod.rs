@@ -1,0 +1,313 @@
+//! Upkeep: removes what was kept long enough, and gives the room back, so that the database stays as large as
+//! `[bus] retention` says.
+//!
+//! A run goes in small steps on the writer, with a pause after each, so that pushes hardly notice. It begins at the
+//! start, when the oldest row is due, when the database has grown past its limit, and when the limits change: no timer
+//! ticks in between.
+
+mod run;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::{Bus, Origin, Publish};
+use crate::clock::Millis;
+use crate::config::Retention;
+use crate::error::Error;
+use crate::event::{NewEvent, Trust};
+use crate::store::audit::{self, Outcome, Record};
+use crate::store::retention::{self, Aged};
+use crate::store::{Store, Tx, space};
+use crate::tasks::{OnExit, Supervisor};
+
+pub use run::Report;
+
+/// The type of the event that tells of a run.
+const PRUNED: &str = "aman.retention.pruned";
+/// The type of the event that tells that the limit of size cannot be kept.
+const FULL: &str = "aman.retention.full";
+/// Runs are this far apart at the least, or a hundredth of the shortest age if that is less, and not below the second.
+const GAP_MAX: Duration = Duration::from_secs(3600);
+const GAP_MIN: Duration = Duration::from_secs(1);
+/// The longest sleep; a clock that jumps cannot hold a run for longer.
+const SLEEP_MAX: Duration = Duration::from_secs(86_400);
+/// How long a clock that would have everything removed must run on before it is believed: at the start of a machine it
+/// may be wrong until it was set.
+const DOUBT: Duration = Duration::from_secs(600);
+/// A clock that is ahead of what has passed by this was set, or the machine slept.
+const LEAP_MS: Millis = 3_600_000;
+const DAY_MS: Millis = 86_400_000;
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Runs that removed something.
+    pub runs: AtomicU64,
+    /// Events removed.
+    pub events: AtomicU64,
+    /// Bytes given back to the disk.
+    pub given_back: AtomicU64,
+    /// When the last run ended; 0 = none did.
+    pub last_ms: AtomicI64,
+}
+
+/// A handle; cheap to clone.
+#[derive(Clone)]
+pub struct Upkeep {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bus: Bus,
+    policy: ArcSwap<Retention>,
+    /// Changes whenever the policy does.
+    changed: watch::Sender<()>,
+    /// Held by the run.
+    running: Mutex<()>,
+    stop: CancellationToken,
+    counts: Counts,
+}
+
+/// Writes the audit record of what was done, in the transaction that ends it.
+pub type Recorder = Box<dyn FnOnce(&Tx<'_>, Value) -> Result<(), Error> + Send>;
+
+impl Upkeep {
+    /// Starts the task that keeps to `policy`.
+    pub fn start(bus: &Bus, supervisor: &Supervisor, policy: Retention) -> Upkeep {
+        let inner = Inner {
+            bus: bus.clone(),
+            policy: ArcSwap::from_pointee(policy),
+            changed: watch::Sender::new(()),
+            running: Mutex::new(()),
+            stop: supervisor.stop_token(),
+            counts: Counts::default(),
+        };
+        let upkeep = Upkeep { inner: Arc::new(inner) };
+        let task = upkeep.clone();
+        supervisor.spawn("retention", OnExit::Restart, move || {
+            let task = task.clone();
+            async move { task.work().await }
+        });
+        upkeep
+    }
+
+    /// Changes how long everything is kept, from now on.
+    pub fn retune(&self, policy: Retention) {
+        if **self.inner.policy.load() != policy {
+            self.inner.policy.store(Arc::new(policy));
+            self.inner.changed.send_replace(());
+        }
+    }
+
+    /// Counts since the start.
+    pub fn counts(&self) -> &Counts {
+        &self.inner.counts
+    }
+
+    fn store(&self) -> &Store {
+        self.inner.bus.store()
+    }
+
+    /// Removes what is due now, whoever asks. `Conflict` while another run goes on.
+    pub async fn prune(&self, record: Recorder) -> Result<Report, Error> {
+        let _running = self.inner.running.try_lock().map_err(|_| in_progress())?;
+        let policy = **self.inner.policy.load();
+        let report = run::Run::new(self, policy).all().await?;
+        self.end(report, record).await
+    }
+
+    /// What [`Upkeep::prune`] would remove; as far as that can be counted in a while.
+    pub async fn due(&self) -> Result<Report, Error> {
+        let (policy, ids, now_ms) = (**self.inner.policy.load(), self.store().ids(), self.inner.bus.clock().now_ms());
+        self.store().read_alone(move |conn| run::preview(conn, ids, &policy, now_ms)).await
+    }
+
+    /// Gives all free pages back to the disk; how many bytes that were. `Conflict` while a run goes on.
+    pub async fn vacuum(&self, record: Recorder) -> Result<Value, Error> {
+        let _running = self.inner.running.try_lock().map_err(|_| in_progress())?;
+        let before = self.store().read(space::read).await?;
+        let bytes = run::give_back(self, 0).await?;
+        let after = self.store().read(space::read).await?;
+        let told = json!({ "given_back": bytes, "before": before, "after": after });
+        let detail = told.clone();
+        self.store().write(move |tx| record(tx, detail)).await?;
+        Ok(told)
+    }
+
+    async fn work(&self) -> Result<(), Error> {
+        let (mut changed, mut growth) = (self.inner.changed.subscribe(), self.store().growth());
+        let mut trust = Trusted::new(self.now_ms());
+        loop {
+            changed.mark_unchanged();
+            growth.mark_unchanged();
+            let wait = match self.doubt(&mut trust).await? {
+                Some(doubt) => Some(doubt),
+                None => self.run_once().await?,
+            };
+            let until = wait.map(|wait| Instant::now() + wait);
+            loop {
+                let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+                tokio::select! {
+                    () = self.inner.stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => break,
+                    told = changed.changed() => if told.is_err() { return Ok(()) } else { break },
+                    told = growth.changed() => match told {
+                        Ok(()) if self.is_too_large().await? => break,
+                        Ok(()) => {}
+                        Err(_) => return Ok(()),
+                    },
+                }
+            }
+        }
+    }
+
+    fn now_ms(&self) -> Millis {
+        self.inner.bus.clock().now_ms()
+    }
+
+    /// How long to wait before the clock is believed, when it says that everything is to go.
+    async fn doubt(&self, trust: &mut Trusted) -> Result<Option<Duration>, Error> {
+        trust.look(self.now_ms());
+        let Some(age_ms) = millis(self.inner.policy.load().max_age) else { return Ok(None) };
+        let Some(newest_ms) = self.store().read(retention::newest_ms).await? else { return Ok(None) };
+        if self.now_ms().saturating_sub(newest_ms) <= age_ms.max(DAY_MS) {
+            return Ok(None);
+        }
+        let left = DOUBT.saturating_sub(trust.since.elapsed());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        tracing::warn!(
+            wait_s = left.as_secs(),
+            "By the clock every event is old enough to be removed. In case it is wrong, retention waits."
+        );
+        Ok(Some(left))
+    }
+
+    async fn is_too_large(&self) -> Result<bool, Error> {
+        let limit = self.inner.policy.load().max_size;
+        Ok(limit > 0 && self.store().read(space::read).await?.used_bytes().unsigned_abs() > limit)
+    }
+
+    /// One run of the task; how long to sleep after it, none = until something changes.
+    async fn run_once(&self) -> Result<Option<Duration>, Error> {
+        let Ok(_running) = self.inner.running.try_lock() else { return Ok(Some(GAP_MIN)) };
+        let policy = **self.inner.policy.load();
+        let report = run::Run::new(self, policy).all().await?;
+        let young_ms = report.young_ms;
+        if report.is_worth_telling() {
+            let at_ms = self.now_ms();
+            let record = move |tx: &Tx<'_>, detail| {
+                let record = Record {
+                    at_ms,
+                    principal: "aman".to_owned(),
+                    claimed_operator: None,
+                    action: audit::PRUNE.to_owned(),
+                    target: "retention".to_owned(),
+                    outcome: Outcome::Done,
+                    status: 200,
+                    trace: None,
+                    detail,
+                    before_digest: None,
+                    after_digest: None,
+                };
+                audit::append(tx, &record).map(drop)
+            };
+            let _told = self.end(report, Box::new(record)).await?;
+        }
+        self.sleep(&policy, young_ms).await
+    }
+
+    /// Records a run, removes the audit records that are due, gives room back and tells of it.
+    async fn end(&self, mut report: Report, record: Recorder) -> Result<Report, Error> {
+        let policy = **self.inner.policy.load();
+        report.audit = run::audit(self, &policy, report.clone(), record).await?;
+        let space = self.store().read(space::read).await?;
+        // What is about to be needed again is not given back.
+        let keep_pages = ((space.pages - space.free_pages) / 10).max(256);
+        report.given_back = run::give_back(self, keep_pages).await?;
+        let counts = &self.inner.counts;
+        counts.runs.fetch_add(1, Ordering::Relaxed);
+        counts.events.fetch_add(report.events.unsigned_abs(), Ordering::Relaxed);
+        counts.last_ms.store(self.now_ms(), Ordering::Relaxed);
+        tracing::info!(
+            events = report.events,
+            bytes = report.bytes,
+            given_back = report.given_back,
+            "Retention removed what was kept long enough."
+        );
+        if report.is_full {
+            tracing::warn!("The database is larger than bus.retention.max_size, and nothing more may be removed.");
+            self.tell(FULL, &report).await?;
+        }
+        if report.is_worth_telling() {
+            self.tell(PRUNED, &report).await?;
+        }
+        Ok(report)
+    }
+
+    async fn tell(&self, kind: &str, report: &Report) -> Result<(), Error> {
+        let event = NewEvent::new("aman/retention", kind, &json!(report));
+        let origin = Origin { principal: "aman".to_owned(), trust: Trust::Owner, internal: true };
+        self.inner.bus.publish(Publish::one(event, origin)).await.map(drop)
+    }
+
+    /// How long nothing will be due: until the oldest row is, and no longer than what comes now takes to become due.
+    async fn sleep(&self, policy: &Retention, young_ms: Option<Millis>) -> Result<Option<Duration>, Error> {
+        let ages = [policy.max_age, policy.dead_letters, policy.notifications, policy.cron_runs, policy.audit];
+        let Some(shortest) = ages.into_iter().filter(|age| !age.is_zero()).min() else { return Ok(None) };
+        let policy = *policy;
+        let next_ms = self
+            .store()
+            .read(move |conn| {
+                let mut due = vec![young_ms.zip(millis(policy.max_age))];
+                due.push(retention::oldest_aged(conn, Aged::DeadLetters)?.map(|at| (at, 0)));
+                due.push(retention::oldest_aged(conn, Aged::Notifications)?.zip(millis(policy.notifications)));
+                due.push(retention::oldest_aged(conn, Aged::CronRuns)?.zip(millis(policy.cron_runs)));
+                due.push(audit::oldest_ms(conn)?.zip(millis(policy.audit)));
+                Ok(due.into_iter().flatten().map(|(at, age)| at.saturating_add(age)).min())
+            })
+            .await?;
+        let gap = (shortest / 100).clamp(GAP_MIN, GAP_MAX);
+        let longest = shortest.clamp(gap, SLEEP_MAX);
+        let wait = next_ms
+            .map_or(longest, |next| Duration::from_millis(next.saturating_sub(self.now_ms()).max(0).unsigned_abs()));
+        Ok(Some(wait.clamp(gap, longest)))
+    }
+}
+
+fn in_progress() -> Error {
+    Error::conflict("in_progress", "Retention or a vacuum is at work already. Wait for its end.")
+}
+
+/// A length of time in milliseconds; none for zero, which stands for ever.
+fn millis(age: Duration) -> Option<Millis> {
+    Millis::try_from(age.as_millis()).ok().filter(|age| *age > 0)
+}
+
+/// Since when the clock has gone on without a leap.
+struct Trusted {
+    since: Instant,
+    looked: Instant,
+    looked_ms: Millis,
+}
+
+impl Trusted {
+    fn new(now_ms: Millis) -> Trusted {
+        Trusted { since: Instant::now(), looked: Instant::now(), looked_ms: now_ms }
+    }
+
+    fn look(&mut self, now_ms: Millis) {
+        let passed_ms = Millis::try_from(self.looked.elapsed().as_millis()).unwrap_or(Millis::MAX);
+        if now_ms.saturating_sub(self.looked_ms) > passed_ms.saturating_add(LEAP_MS) {
+            self.since = Instant::now();
+        }
+        (self.looked, self.looked_ms) = (Instant::now(), now_ms);
+    }
+}

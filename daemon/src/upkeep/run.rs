@@ -1,0 +1,291 @@
+//! One run of retention: step by step, with pauses.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Recorder, Upkeep, millis};
+use crate::clock::Millis;
+use crate::config::Retention;
+use crate::error::Error;
+use crate::id::{EventSeq, Ids};
+use crate::store::retention::{self, Aged, Due, Stop};
+use crate::store::{Reading, audit, space};
+
+/// After a step the writer is left alone for as long as the step took, and for this long at the least.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+/// How much longer when changes are waiting for the writer.
+const PAUSE_WHEN_BUSY: u32 = 4;
+/// Rows of a step of audit records.
+const AUDIT_ROWS: i64 = 256;
+/// How long a preview may count.
+const PREVIEW_MAX: Duration = Duration::from_secs(15);
+/// How long an expired token stays on the list.
+const TOKENS_KEPT_MS: Millis = 30 * 86_400_000;
+
+/// What a run removed, or would remove.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Events.
+    pub events: i64,
+    /// Of these, the ones that went before their time, for the size of the database.
+    pub for_size: i64,
+    /// Events that are old enough and stay: work on them is open, or a dead letter is kept.
+    pub held: i64,
+    /// Deliveries of the events.
+    pub deliveries: i64,
+    /// Dead letters whose time is over.
+    pub dead_letters: i64,
+    /// Notifications.
+    pub notifications: i64,
+    /// Slots of cron jobs.
+    pub cron_runs: i64,
+    /// Expired keys of events and requests.
+    pub keys: i64,
+    /// Expired tokens.
+    pub tokens: i64,
+    /// Audit records.
+    pub audit: i64,
+    /// About how many bytes the events took.
+    pub bytes: i64,
+    /// Events that only told of earlier runs: by themselves they are not worth another such event.
+    #[serde(skip)]
+    pub own: i64,
+    /// Bytes that went back to the disk.
+    pub given_back: i64,
+    /// True when the database is larger than its limit and nothing more may be removed.
+    pub is_full: bool,
+    /// False when there is more to do: a run that was cut short, or a preview that took too long.
+    pub complete: bool,
+    /// When the oldest event that is too young came.
+    #[serde(skip)]
+    pub young_ms: Option<Millis>,
+}
+
+impl Report {
+    /// True when something went that somebody could look for, or when the limit of size cannot be kept.
+    pub fn is_worth_telling(&self) -> bool {
+        let rows = self.events - self.own + self.dead_letters + self.notifications + self.cron_runs + self.audit;
+        rows > 0 || self.is_full
+    }
+
+    fn count(&mut self, what: Aged, rows: i64) {
+        match what {
+            Aged::DeadLetters => self.dead_letters += rows,
+            Aged::Notifications => self.notifications += rows,
+            Aged::CronRuns => self.cron_runs += rows,
+            Aged::Keys => self.keys += rows,
+            Aged::Tokens => self.tokens += rows,
+        }
+    }
+
+    fn add(&mut self, due: &Due, for_size: bool) {
+        self.events += due.events;
+        self.own += due.own;
+        self.deliveries += due.deliveries;
+        self.bytes += due.bytes;
+        if for_size {
+            self.for_size += due.events;
+        } else {
+            self.held += due.held;
+            if let Stop::Young(at_ms) = due.stop {
+                self.young_ms = Some(at_ms);
+            }
+        }
+    }
+}
+
+/// Every kind of row with its cutoff, none for what is kept for ever. Dead letters first: they hold their events.
+fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 5] {
+    let cutoff = |age| millis(age).map(|age| now_ms.saturating_sub(age));
+    [
+        (Aged::DeadLetters, Some(now_ms)),
+        (Aged::Keys, Some(now_ms)),
+        (Aged::Tokens, Some(now_ms.saturating_sub(TOKENS_KEPT_MS))),
+        (Aged::Notifications, cutoff(policy.notifications)),
+        (Aged::CronRuns, cutoff(policy.cron_runs)),
+    ]
+}
+
+/// Down to where the size is brought once it is too large, so that it does not have to be brought down all the time.
+fn size_wanted(limit: u64) -> u64 {
+    limit - limit / 20
+}
+
+/// A run at work.
+pub(super) struct Run<'a> {
+    upkeep: &'a Upkeep,
+    policy: Retention,
+    now_ms: Millis,
+    report: Report,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(upkeep: &'a Upkeep, policy: Retention) -> Run<'a> {
+        let report = Report { complete: true, ..Report::default() };
+        Run { upkeep, policy, now_ms: upkeep.now_ms(), report }
+    }
+
+    /// Removes all that is due, besides audit records.
+    pub async fn all(mut self) -> Result<Report, Error> {
+        for (what, cutoff_ms) in aged(&self.policy, self.now_ms) {
+            let Some(cutoff_ms) = cutoff_ms else { continue };
+            loop {
+                let begun = Instant::now();
+                let rows = self.upkeep.store().write(move |tx| retention::remove_aged(tx, what, cutoff_ms)).await?;
+                self.report.count(what, rows);
+                if rows == 0 || !self.goes_on(begun).await {
+                    break;
+                }
+            }
+        }
+        if let Some(age) = millis(self.policy.max_age) {
+            self.events(Some(self.now_ms.saturating_sub(age))).await?;
+        }
+        if self.too_large(self.policy.max_size).await? {
+            self.events(None).await?;
+            self.report.is_full = self.report.complete && self.too_large(self.policy.max_size).await?;
+        }
+        if self.report.events > 0 {
+            self.upkeep.store().write(retention::trim_record).await?;
+        }
+        let now_ms = self.now_ms;
+        let policy = self.policy;
+        let audit = self.upkeep.store().read(move |conn| audit_due(conn, &policy, now_ms)).await?;
+        self.report.audit = audit.map_or(0, |(_, rows)| rows);
+        Ok(self.report)
+    }
+
+    async fn too_large(&self, limit: u64) -> Result<bool, Error> {
+        Ok(limit > 0 && self.upkeep.store().read(space::read).await?.used_bytes().unsigned_abs() > limit)
+    }
+
+    /// Removes events up to `cutoff_ms`; with none the oldest, until the size is as wanted.
+    async fn events(&mut self, cutoff_ms: Option<Millis>) -> Result<(), Error> {
+        let (store, now_ms) = (self.upkeep.store(), self.now_ms);
+        let ids = store.ids();
+        let mut after = EventSeq(0);
+        loop {
+            if cutoff_ms.is_none() && !self.too_large(size_wanted(self.policy.max_size)).await? {
+                return Ok(());
+            }
+            let due = store.read(move |conn| retention::due(conn, ids, after, cutoff_ms, now_ms)).await?;
+            self.report.add(&due, cutoff_ms.is_none());
+            after = due.last;
+            let stop = due.stop;
+            let begun = Instant::now();
+            if due.events > 0 {
+                store.write(move |tx| retention::remove(tx, &due, now_ms)).await?;
+            }
+            if stop != Stop::More {
+                return Ok(());
+            }
+            if !self.goes_on(begun).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Leaves the writer to others for a while after a step; false when the daemon ends.
+    async fn goes_on(&mut self, begun: Instant) -> bool {
+        let goes_on = pause(self.upkeep, begun).await;
+        self.report.complete &= goes_on;
+        goes_on
+    }
+}
+
+async fn pause(upkeep: &Upkeep, begun: Instant) -> bool {
+    let busy = upkeep.store().stats().queued > 0;
+    let pause = begun.elapsed().max(PAUSE_MIN) * if busy { PAUSE_WHEN_BUSY } else { 1 };
+    tokio::select! {
+        () = upkeep.inner.stop.cancelled() => false,
+        () = tokio::time::sleep(pause) => !upkeep.inner.bus.is_draining(),
+    }
+}
+
+fn audit_due(conn: &Reading, policy: &Retention, now_ms: Millis) -> Result<Option<(audit::Anchor, i64)>, Error> {
+    match millis(policy.audit) {
+        Some(age) => audit::due(conn, now_ms.saturating_sub(age)),
+        None => Ok(None),
+    }
+}
+
+/// Records the run, then removes the audit records that are due, up to the one that the record names. Gives how many
+/// went.
+pub(super) async fn audit(upkeep: &Upkeep, policy: &Retention, report: Report, record: Recorder) -> Result<i64, Error> {
+    let (store, now_ms, policy) = (upkeep.store(), upkeep.now_ms(), *policy);
+    let due = store.read(move |conn| audit_due(conn, &policy, now_ms)).await?;
+    let mut detail = json!(report);
+    if let Some((through, rows)) = &due {
+        detail["audit"] = json!({ "rows": rows, "seq": through.seq, "hash": through.hash });
+    }
+    store.write(move |tx| record(tx, detail)).await?;
+    let Some((through, _)) = due else { return Ok(0) };
+    let mut gone = 0;
+    loop {
+        let begun = Instant::now();
+        let rows = store.write(move |tx| audit::remove(tx, through.seq, AUDIT_ROWS)).await?;
+        gone += i64::try_from(rows).unwrap_or(i64::MAX);
+        if rows == 0 || !pause(upkeep, begun).await {
+            return Ok(gone);
+        }
+    }
+}
+
+/// Gives free pages above `keep_pages` back to the disk; how many bytes that were.
+pub(super) async fn give_back(upkeep: &Upkeep, keep_pages: i64) -> Result<i64, Error> {
+    let store = upkeep.store();
+    let before = store.read(space::read).await?;
+    loop {
+        let begun = Instant::now();
+        let more = store.write(move |tx| space::give_back(tx, keep_pages)).await?;
+        if !more || !pause(upkeep, begun).await {
+            break;
+        }
+    }
+    let after = store.read(space::read).await?;
+    let bytes = (before.pages - after.pages).max(0) * before.page_bytes;
+    if bytes > 0 {
+        store.checkpoint_gently().await?;
+        upkeep.inner.counts.given_back.fetch_add(bytes.unsigned_abs(), Ordering::Relaxed);
+    }
+    Ok(bytes)
+}
+
+/// What a run would remove now.
+pub(super) fn preview(conn: &Reading, ids: Ids, policy: &Retention, now_ms: Millis) -> Result<Report, Error> {
+    let until = Instant::now() + PREVIEW_MAX;
+    let mut report = Report { complete: true, ..Report::default() };
+    for (what, cutoff_ms) in aged(policy, now_ms) {
+        if let Some(cutoff_ms) = cutoff_ms {
+            report.count(what, retention::count_aged(conn, what, cutoff_ms)?);
+        }
+    }
+    report.audit = audit_due(conn, policy, now_ms)?.map_or(0, |(_, rows)| rows);
+    let used = space::read(conn)?.used_bytes();
+    let wanted = i64::try_from(size_wanted(policy.max_size)).unwrap_or(i64::MAX);
+    let too_large = policy.max_size > 0 && used.unsigned_abs() > policy.max_size;
+    let mut after = EventSeq(0);
+    let mut cutoffs = Vec::from_iter(millis(policy.max_age).map(|age| Some(now_ms.saturating_sub(age))));
+    cutoffs.extend(too_large.then_some(None));
+    for cutoff_ms in cutoffs {
+        loop {
+            if cutoff_ms.is_none() && used - report.bytes <= wanted {
+                break;
+            }
+            let due = retention::due(conn, ids, after, cutoff_ms, now_ms)?;
+            after = due.last;
+            report.add(&due, cutoff_ms.is_none());
+            if due.stop != Stop::More {
+                break;
+            }
+            if Instant::now() >= until {
+                report.complete = false;
+                return Ok(report);
+            }
+        }
+    }
+    Ok(report)
+}
