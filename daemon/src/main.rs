@@ -3,11 +3,25 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use aman::cli::{Cli, Command, ServeArgs};
-use aman::config::{self, Config, Flags};
+use aman::cli::{Cli, Command, Files, ServeArgs};
+use aman::clock::Clock;
+use aman::config::{self, Config, Flags, Paths};
 use aman::error::Error;
+use aman::store::{backup, check};
 use clap::Parser;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// What the command line does with the database's files itself.
+const FILES: Files = Files {
+    backup: |from, to, force| backup::make(from, to, force).map(|made| json!(made)),
+    restore: |from, to| {
+        let name = Paths::under(to.to_owned(), None).db_file;
+        let name = name.file_name().and_then(|name| name.to_str()).unwrap_or("aman.db").to_owned();
+        backup::restore(from, to, &name, Clock::System.now_ms()).map(|made| json!(made))
+    },
+    check: |file| check::file(file).map(|report| json!(report)),
+};
 
 fn main() -> ExitCode {
     // First of all, before any thread: a confined command begins by running this program once more.
@@ -27,7 +41,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(aman::cli::run(cli)),
+        Ok(runtime) => runtime.block_on(aman::cli::run(cli, FILES)),
         Err(error) => fail(&Error::internal("starting the runtime")(error)),
     }
 }

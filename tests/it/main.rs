@@ -11,6 +11,7 @@ mod config;
 mod connections;
 mod crash;
 mod cron;
+mod db;
 mod dlq;
 mod doctor;
 mod faults;

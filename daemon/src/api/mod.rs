@@ -148,6 +148,8 @@ pub struct App {
     configured: config::Configured,
     gate: Gate,
     rates: Rates,
+    /// Held by whoever checks the database.
+    checking: tokio::sync::Mutex<()>,
     turns: again::Turns,
     routes: ArcSwap<Table>,
     counters: Counters,
@@ -231,6 +233,7 @@ impl App {
             sinks,
             upkeep,
             rates: Rates::new(settings.limits),
+            checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),
             tuned: ArcSwap::from_pointee(config::Tuned::at_start(&settings)),
             configured: config::Configured::new(settings.config.clone()),

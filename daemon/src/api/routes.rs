@@ -146,6 +146,8 @@ pub fn core() -> Vec<Route> {
 /// The database.
 fn upkeep() -> Vec<Route> {
     vec![
+        route!(GET "/db/stats" Admin db::stats).lasting(UPKEEP_MAX),
+        route!(GET "/db/check" Admin db::check).lasting(UPKEEP_MAX),
         route!(POST "/db/prune" Admin db::prune).audited("db.prune").confirmed(Confirm::Always).lasting(UPKEEP_MAX),
         route!(POST "/db/vacuum" Admin db::vacuum).audited("db.vacuum").lasting(UPKEEP_MAX),
     ]

@@ -28,6 +28,8 @@ use crate::plain;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// The daemon ends its own work on a request after 30 s; this leaves time for the answer to arrive.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
+/// As long may an answer take that waits for work on the whole database.
+const LASTING_TIME_MAX: Duration = Duration::from_secs(620);
 /// Largest answer that is read into memory.
 const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Longest file with an address or a token, in bytes.
@@ -43,12 +45,14 @@ pub struct Call {
     target: String,
     headers: Vec<(&'static str, String)>,
     body: Bytes,
+    time_max: Duration,
 }
 
 impl Call {
     /// Reads `path`, whose segments are encoded already; see [`segment`].
     pub fn get(path: impl Into<String>) -> Call {
-        Call { method: Method::GET, target: path.into(), headers: Vec::new(), body: Bytes::new() }
+        let (headers, body) = (Vec::new(), Bytes::new());
+        Call { method: Method::GET, target: path.into(), headers, body, time_max: ANSWER_TIME_MAX }
     }
 
     /// Sends an empty object to `path`.
@@ -67,6 +71,11 @@ impl Call {
         self.headers.push(("content-type", content_type.to_owned()));
         self.body = body.into();
         self
+    }
+
+    /// The answer may take long.
+    pub fn lasting(self) -> Call {
+        Call { time_max: LASTING_TIME_MAX, ..self }
     }
 
     /// Adds a query parameter.
@@ -203,6 +212,7 @@ impl Client {
 
     /// Sends `call` and takes any status.
     pub async fn call_any(&self, call: Call) -> Result<Reply, Failure> {
+        let time_max = call.time_max;
         let exchange = async {
             let response = self.send(call).await?;
             let status = response.status().as_u16();
@@ -210,8 +220,7 @@ impl Client {
             let body = body.map_err(|error| self.broken(error.as_ref()))?.to_bytes();
             Ok(Reply { status, body })
         };
-        let answered = timeout(ANSWER_TIME_MAX, exchange).await;
-        answered.unwrap_or_else(|_| Err(self.silent(ANSWER_TIME_MAX)))
+        timeout(time_max, exchange).await.unwrap_or_else(|_| Err(self.silent(time_max)))
     }
 
     /// Sends `call` and gives the answer as soon as its head is there; the body is read by the caller.

@@ -5,6 +5,7 @@ mod client;
 mod completions;
 mod config;
 mod cron;
+mod db;
 mod dlq;
 mod doctor;
 mod event;
@@ -36,6 +37,7 @@ use self::failure::{Failure, unexpected};
 use self::out::Out;
 use crate::config::Paths;
 
+pub use self::db::Files;
 pub use self::doctor::table as doctor_table;
 pub use self::jq::{JqArgs, run as run_jq};
 
@@ -116,6 +118,9 @@ pub enum Command {
     /// Who changed what
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// The database: figures, checks, backups, room
+    #[command(subcommand)]
+    Db(db::DbCommand),
     /// Mint and revoke tokens for other programs
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -160,6 +165,8 @@ pub struct ServeArgs {
 struct Context {
     global: Global,
     out: Out,
+    /// What works without a daemon.
+    files: Files,
 }
 
 impl Context {
@@ -236,7 +243,11 @@ impl Context {
     #[cfg(test)]
     fn fake(base: &str, printed: out::tests::Printed, json: bool) -> Context {
         let global = Global { url: Some(base.to_owned()), token: Some("fake".to_owned()), json, ..Global::default() };
-        Context { global, out: Out::to(printed, json, None) }
+        fn none() -> Result<Value, crate::error::Error> {
+            Err(crate::error::Error::not_found("database", "fake"))
+        }
+        let files = Files { backup: |_, _, _| none(), restore: |_, _| none(), check: |_| none() };
+        Context { global, out: Out::to(printed, json, None), files }
     }
 }
 
@@ -266,9 +277,9 @@ struct Paging {
 }
 
 /// Runs every command that asks the daemon; `serve` and `jq` are the caller's, and answered with a usage error here.
-pub async fn run(cli: Cli) -> ExitCode {
+pub async fn run(cli: Cli, files: Files) -> ExitCode {
     let out = Out::stdout(cli.global.json);
-    let mut context = Context { global: cli.global, out };
+    let mut context = Context { global: cli.global, out, files };
     let done = dispatch(&mut context, cli.command).await;
     let done = done.and_then(|()| context.out.flush());
     match done {
@@ -294,6 +305,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Sink(command) => sink::run(context, command).await,
         Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
+        Command::Db(command) => db::run(context, command).await,
         Command::Token(command) => token::run(context, command).await,
         Command::Open(args) => token::open(context, &args).await,
         Command::Config(command) => config::run(context, command).await,

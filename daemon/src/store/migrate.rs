@@ -61,6 +61,20 @@ pub fn apply(conn: &mut Connection) -> Result<(), Error> {
     tx.commit().map_err(Error::internal("migrating the database"))
 }
 
+/// Whether the schema is one that this program knows, unchanged.
+pub fn check(conn: &Connection) -> Result<(), Error> {
+    let version: i64 = conn
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(Error::internal("reading the schema version"))?;
+    match usize::try_from(version) {
+        Ok(version @ 1..) if version <= MIGRATIONS.len() => check_digests(conn, version),
+        _ => Err(Error::internal("reading the schema version")(format!(
+            "{version} is none that this aman knows; it knows 1 to {}",
+            MIGRATIONS.len()
+        ))),
+    }
+}
+
 fn check_digests(conn: &Connection, applied: usize) -> Result<(), Error> {
     for (name, sql) in &MIGRATIONS[..applied] {
         let stored: String = conn

@@ -5,6 +5,8 @@
 //! The only module with SQL.
 
 pub mod audit;
+pub mod backup;
+pub mod check;
 pub mod consumers;
 pub mod cron;
 pub mod dead_letters;

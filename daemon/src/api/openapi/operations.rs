@@ -92,6 +92,8 @@ const OPERATIONS: &[Operation] = &[
     op("GET /skill/{name}/versions", "limit cursor", "", "200:SkillVersions", "Its history."),
     op("POST /skill/{name}/enable", "", "Digest", "200:Skill 409", "Lets it react; trusts the digest that is given."),
     op("POST /skill/{name}/disable", "", "Empty", "200:Skill", "Keeps it from reacting."),
+    op("GET /db/stats", "", "", "200:Object", "Tables, room, and how much comes in a day."),
+    op("GET /db/check", "", "", "200:Object 409", "Whether the database is whole."),
     op("POST /db/prune", "dry_run", "Empty", "200:Object 409", "Removes what is kept long enough, as retention does by itself."),
     op("POST /db/vacuum", "", "Empty", "200:Object 409", "Gives free room in the database's file back to the disk."),
     op("GET /", "", "", "200:text/html", "A small page: live events and dead letters."),

@@ -1,0 +1,206 @@
+//! `aman db`: figures, checks that find damage, copies made under load, restores that touch nothing that is there.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Folder, TOKEN, command, write_skill};
+
+const QUIET: &str = "[sources.none]\nkind = \"webhook\"\n";
+
+fn read(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| panic!("one document: {text}"))
+}
+
+fn shown(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// Runs the command line without a daemon in `home`.
+fn offline(home: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = command(home).args(args).output().expect("the binary starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+/// A daemon with events, effects and a dead letter.
+fn worked() -> (Daemon, Vec<String>) {
+    let daemon = Daemon::configured(QUIET);
+    write_skill(daemon.home(), "well", &["aman.on: work.*"], "echo '{\"publish\":[{\"type\":\"effect.made\"}]}'");
+    write_skill(daemon.home(), "never", &["aman.on: die.*"], "exit 65");
+    assert_eq!(daemon.post("/skills/reload", &json!({})).status, 200);
+    let mut ids: Vec<String> =
+        (0..200).map(|n| daemon.push("plain.one", json!({ "n": n, "pad": "x".repeat(2000) }))).collect();
+    ids.push(daemon.push("work.one", json!(1)));
+    ids.push(daemon.push("die.one", json!(1)));
+    daemon.settle();
+    (daemon, ids)
+}
+
+/// Goal: the figures are right, for people and for programs; a vacuum and a check of a healthy database say so.
+#[test]
+fn figures_and_a_clean_bill() {
+    let (daemon, ids) = worked();
+    let stats = daemon.get("/db/stats").json;
+    let rows = |table: &str| {
+        let found = stats["tables"].as_array().expect("tables").iter().find(|one| one["name"] == table).cloned();
+        found.expect(table)["rows"].as_i64().expect("a number")
+    };
+    let events = stats["events"]["count"].as_i64().expect("a number");
+    assert!(events >= ids.len() as i64 + 2 && rows("event") == events, "{stats}");
+    assert_eq!((rows("delivery") >= 2, rows("dead_letter"), rows("meta") >= 1), (true, 1, true), "{stats}");
+    assert_eq!(stats["events"]["last_day"], events);
+    assert_eq!((&stats["gives_back"], stats["free_bytes"].is_i64()), (&json!(true), true));
+    let (code, out, _) = daemon.cli(&["db", "stats"]);
+    assert!(code == 0 && out.contains("growth") && out.contains("dead_letter"), "{out}");
+    let (code, out, err) = daemon.cli(&["db", "check"]);
+    assert!(code == 0 && out.contains("ok    structure") && !out.contains("FAIL"), "{out}{err}");
+    let (code, out, err) = daemon.cli(&["db", "check", "--offline", "--json"]);
+    assert_eq!((code, &read(&out)["ok"]), (0, &json!(true)), "{out}{err}");
+    assert_eq!(daemon.cli(&["db", "vacuum"]).0, 0);
+    let (code, out, err) = daemon.cli(&["db", "prune", "--dry-run"]);
+    assert!(code == 0 && out.contains("This would be removed:"), "{out}{err}");
+    assert_eq!(daemon.cli(&["db", "prune"]).0, 2, "no terminal is there to ask on");
+    let (code, out, err) = daemon.cli(&["db", "prune", "--yes"]);
+    assert!(code == 0 && out.contains("This was removed:"), "{out}{err}");
+}
+
+/// Goal: a copy that is made while events come in is whole and holds what was acknowledged before it began; restored
+/// into a new folder it gives the same answers, and its numbers go on above all that were used since.
+#[test]
+fn a_copy_under_load_restores_to_the_same_answers() {
+    let (daemon, ids) = worked();
+    let folder = Folder::new("backup");
+    let file = folder.path().join("copy.db");
+    let (go_on, pushed) = (AtomicBool::new(true), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while go_on.load(Ordering::Relaxed) {
+                    daemon.push("load.one", json!("x".repeat(500)));
+                    pushed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        daemon.wait("some load", || (pushed.load(Ordering::Relaxed) > 20).then_some(()));
+        let (code, out, err) = daemon.cli(&["db", "backup", shown(&file), "--json"]);
+        go_on.store(false, Ordering::Relaxed);
+        assert_eq!(code, 0, "{out}{err}");
+        assert!(read(&out)["rows"]["event"].as_i64().is_some_and(|rows| rows > 220), "{out}");
+    });
+    assert_eq!(file.metadata().expect("the copy").permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 1, "nothing else is left");
+    let (code, _, err) = daemon.cli(&["db", "backup", shown(&file)]);
+    assert!(code == 1 && err.contains("--force"), "{err}");
+    assert_eq!(daemon.cli(&["db", "backup", shown(&file), "--force"]).0, 0);
+    let newest = daemon.push("after.copy", json!(1));
+    let head = daemon.get("/runtime/status").json["sequence"].as_i64().expect("a number");
+
+    let (code, _, err) = daemon.cli(&["db", "restore", shown(&file), "--to", shown(daemon.home())]);
+    assert!(code == 1 && err.contains("not empty"), "{err}");
+    let to = folder.path().join("restored");
+    let (code, out, err) = daemon.cli(&["db", "restore", shown(&file), "--to", shown(&to)]);
+    assert!(code == 0 && out.contains("AMAN_HOME="), "{out}{err}");
+    assert_eq!(daemon.cli(&["db", "restore", shown(&file), "--to", shown(&to)]).0, 1, "the folder is there by now");
+    std::fs::write(to.join("aman.toml"), QUIET).expect("aman.toml");
+    let restored = Daemon::start_in(&to);
+    for id in &ids {
+        assert_eq!(restored.dump(id), daemon.dump(id), "{id}");
+    }
+    assert_eq!(restored.get("/dlq").json, daemon.get("/dlq").json);
+    assert_eq!(restored.get(&format!("/events/dump/{newest}")).status, 404);
+    let next = restored.post("/events/push", &json!({ "source": "test", "type": "after.one" })).json;
+    assert!(next["sequence"].as_i64().is_some_and(|number| number > head), "{next}");
+    assert_eq!(restored.get("/audit-log/verify").json["ok"], true);
+    assert_eq!(restored.get("/audit-log?action=db.restore").items().len(), 1);
+}
+
+/// Writes over the middle of a page of the file.
+fn damage(file: &Path, page: u64) {
+    let mut open = std::fs::File::options().read(true).write(true).open(file).expect("the file");
+    let mut was = [0_u8; 64];
+    open.seek(SeekFrom::Start(page * 4096)).and_then(|_| open.read_exact(&mut was)).expect("a page");
+    let other: Vec<u8> = was.iter().map(|byte| byte ^ 0x5a).collect();
+    open.seek(SeekFrom::Start(page * 4096)).and_then(|_| open.write_all(&other)).expect("a page");
+}
+
+/// Goal: a damaged page is found, in the database and in a backup; no copy of a damaged database is called a backup,
+/// and none is restored.
+#[test]
+fn damage_is_found() {
+    let (mut daemon, _) = worked();
+    let folder = Folder::new("damage");
+    let good = folder.path().join("good.db");
+    assert_eq!(daemon.cli(&["db", "backup", shown(&good)]).0, 0);
+    assert_eq!(daemon.terminate(), Some(0));
+    let home = daemon.home().to_owned();
+    let db = home.join("aman.db");
+    assert_eq!(offline(&home, &["db", "check", "--offline"]).0, 0);
+    let pages = db.metadata().expect("the database").len() / 4096;
+    (pages / 2..pages / 2 + 10).for_each(|page| damage(&db, page));
+    let (code, out, err) = offline(&home, &["db", "check", "--offline", "--json"]);
+    assert_eq!((code, &read(&out)["ok"]), (1, &json!(false)), "{out}{err}");
+    let (code, out, _) = offline(&home, &["db", "check", "--offline"]);
+    assert!(code == 1 && out.contains("FAIL  structure") && out.contains("aman db restore"), "{out}");
+
+    let bad = folder.path().join("bad.db");
+    let (code, _, err) = offline(&home, &["db", "backup", shown(&bad)]);
+    assert!(code == 1 && !bad.exists(), "{err}");
+    assert_eq!(offline(&home, &["db", "check", shown(&good)]).0, 0);
+    let pages = good.metadata().expect("the backup").len() / 4096;
+    (pages / 2..pages / 2 + 10).for_each(|page| damage(&good, page));
+    let to = folder.path().join("restored");
+    let (code, _, err) = offline(&home, &["db", "restore", shown(&good), "--to", shown(&to)]);
+    assert!(code == 1 && err.contains("damaged") && !to.join("aman.db").exists(), "{err}");
+    assert_eq!(offline(&home, &["db", "check", shown(&folder.path().join("none.db"))]).0, 1);
+}
+
+/// Goal: rows that do not fit together are found, each by its rule.
+#[test]
+fn rows_that_do_not_fit_are_found() {
+    let (mut daemon, _) = worked();
+    daemon.kill();
+    let home = daemon.home().to_owned();
+    let fits = |sql: &str| {
+        let db = rusqlite::Connection::open(home.join("aman.db")).expect("the database");
+        db.execute_batch(&format!("PRAGMA foreign_keys = OFF; {sql}")).expect(sql);
+        drop(db);
+        let (code, out, err) = offline(&home, &["db", "check", "--offline", "--json"]);
+        let report = read(&out);
+        let bad: Vec<String> = report["checks"]
+            .as_array()
+            .expect("checks")
+            .iter()
+            .filter(|one| one["ok"] == false)
+            .map(|one| one["check"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        assert_eq!(code == 0, bad.is_empty(), "{out}{err}");
+        bad
+    };
+    assert_eq!(fits(""), Vec::<String>::new());
+    assert_eq!(fits("UPDATE delivery SET status = 3 WHERE status = 5"), ["dead letters belong to dead deliveries"]);
+    assert_eq!(
+        fits("UPDATE delivery SET status = 5 WHERE id IN (SELECT delivery FROM dead_letter)"),
+        Vec::<String>::new()
+    );
+    assert_eq!(fits("UPDATE audit SET principal = 'nobody' WHERE seq = 1"), ["audit chain"]);
+    let lost = fits("DELETE FROM event WHERE type = 'work.one'");
+    assert!(lost.contains(&"deliveries have their event".to_owned()), "{lost:?}");
+}
+
+/// Goal: the routes are the operator's, and what they do is on record.
+#[test]
+fn the_routes_are_the_operators() {
+    let daemon = Daemon::configured(QUIET);
+    for (method, path) in [("GET", "/db/stats"), ("GET", "/db/check"), ("POST", "/db/vacuum"), ("POST", "/db/prune")] {
+        assert_eq!(daemon.send(method, path, &[], None).status, 401, "{path}");
+        let answer =
+            daemon.send(method, &format!("{path}?x=1"), &[("x-aman-token", TOKEN), ("x-aman-confirm", "yes")], None);
+        assert_eq!((answer.status, answer.code()), (400, "invalid_input"), "{path}");
+    }
+    assert_eq!(daemon.post("/db/vacuum", &json!({})).status, 200);
+    assert_eq!(daemon.get("/audit-log?action=db.vacuum&outcome=done").items().len(), 1);
+}
