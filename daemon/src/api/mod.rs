@@ -212,8 +212,7 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks } = parts;
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources, upkeep } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep } = parts;
         let mut settings = settings;
         let clock = bus.clock().clone();
         let cookie = format!("aman_session_{:08x}", bus.store().ids().node);

@@ -15,10 +15,8 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, audit, config, cron, dlq, events, health, login, metrics, openapi, runtime, sinks, skills, sources,
+    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, openapi, runtime, sinks, skills, sources,
     stream, tokens, why,
-    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, openapi, runtime, skills, sources, stream,
-    tokens, why,
 };
 use crate::error::Error;
 

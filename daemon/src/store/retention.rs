@@ -2,8 +2,8 @@
 //!
 //! Events go in order of their sequence, with their deliveries, failures, settled letters and ended intents: the rows
 //! of neighbouring events are neighbours too, so a step is a few range deletions. An event stays while a delivery of it
-//! is open, an intent is unsent, or a dead letter is kept; none of these can begin anew once they are over, so what was
-//! found on a reading connection may be removed by the writer later. What was removed is on record in `pruned`.
+//! is open, an intent is unsent or was given up not long ago, or a dead letter is kept. What was found on a reading
+//! connection is removed by the writer later, unless somebody has an intent sent again in between. What was removed is on record in `pruned`.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
@@ -97,7 +97,8 @@ const LOOK: &str = "SELECT e.sequence, e.received_ms, e.delivery_first, e.delive
     EXISTS (SELECT 1 FROM dead_letter l NOT INDEXED WHERE l.delivery >= e.delivery_first \
         AND l.delivery < e.delivery_first + e.delivery_count AND l.state < 2) OR \
     EXISTS (SELECT 1 FROM outbox o INDEXED BY outbox_delivery WHERE o.delivery IS NOT NULL \
-        AND o.delivery >= e.delivery_first AND o.delivery < e.delivery_first + e.delivery_count AND o.status < 2)) \
+        AND o.delivery >= e.delivery_first AND o.delivery < e.delivery_first + e.delivery_count \
+        AND (o.status < 2 OR o.status > 2 AND o.ended_ms > ?3))) \
     FROM event e WHERE e.sequence > ?1 ORDER BY e.sequence LIMIT ?2";
 
 fn looked_at(row: &Row<'_>) -> rusqlite::Result<Looked> {
@@ -137,13 +138,13 @@ fn believable(conn: &Connection, sequence: i64, received_ms: Millis, now_ms: Mil
 }
 
 /// Looks at the events after `after` for those that may go: all that came at `cutoff_ms` or before it, with `None` of
-/// any age. Gives one step.
+/// any age. An intent that was given up after `given_up_ms` holds its event. Gives one step.
 pub fn due(
     conn: &Connection,
     ids: Ids,
     after: EventSeq,
     cutoff_ms: Option<Millis>,
-    now_ms: Millis,
+    (now_ms, given_up_ms): (Millis, Millis),
 ) -> Result<Due, Error> {
     let mut due = Due {
         runs: Vec::new(),
@@ -158,7 +159,7 @@ pub fn due(
     };
     let mut statement = conn.prepare_cached(LOOK).map_err(unread)?;
     let limit = i64::try_from(STEP_EVENTS).unwrap_or(i64::MAX);
-    let mut rows = statement.query(params![after.0, limit]).map_err(unread)?;
+    let mut rows = statement.query(params![after.0, limit, given_up_ms]).map_err(unread)?;
     let (mut looked, mut open) = (0, false);
     while let Some(row) = rows.next().map_err(unread)? {
         let one = looked_at(row).map_err(unread)?;
@@ -221,6 +222,11 @@ impl Due {
 pub fn remove(tx: &mut Tx<'_>, due: &Due, now_ms: Millis) -> Result<(), Error> {
     for run in &due.runs {
         if let Some((first, last)) = run.deliveries {
+            let unsent = "SELECT 1 FROM outbox INDEXED BY outbox_delivery \
+                WHERE delivery IS NOT NULL AND delivery >= ?1 AND delivery <= ?2 AND status < 2";
+            if tx.conn.prepare_cached(unsent).and_then(|mut s| s.exists([first, last])).map_err(unwritten)? {
+                continue;
+            }
             for sql in [
                 "DELETE FROM failure WHERE delivery >= ?1 AND delivery <= ?2",
                 "DELETE FROM dead_letter WHERE delivery >= ?1 AND delivery <= ?2",
@@ -402,7 +408,7 @@ mod tests {
         conn.execute_batch(include_str!("../../../schemas/sql/0001_core.sql")).expect("the tables");
         let plan: Vec<String> = conn
             .prepare(&format!("EXPLAIN QUERY PLAN {LOOK}"))
-            .and_then(|mut s| s.query_map([0_i64, 1], |row| row.get(3))?.collect())
+            .and_then(|mut s| s.query_map([0_i64, 1, 0], |row| row.get(3))?.collect())
             .expect("a plan");
         let plan = plan.join("; ");
         for wanted in [

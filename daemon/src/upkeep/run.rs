@@ -109,6 +109,11 @@ fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 5] {
     ]
 }
 
+/// What a sink gave up after this time may still be wanted: it is kept as long as a dead letter.
+fn given_up_ms(policy: &Retention, now_ms: Millis) -> Millis {
+    millis(policy.dead_letters).map_or(Millis::MIN, |age| now_ms.saturating_sub(age))
+}
+
 /// Down to where the size is brought once it is too large, so that it does not have to be brought down all the time.
 fn size_wanted(limit: u64) -> u64 {
     limit - limit / 20
@@ -171,7 +176,8 @@ impl<'a> Run<'a> {
             if cutoff_ms.is_none() && !self.too_large(size_wanted(self.policy.max_size)).await? {
                 return Ok(());
             }
-            let due = store.read(move |conn| retention::due(conn, ids, after, cutoff_ms, now_ms)).await?;
+            let times = (now_ms, given_up_ms(&self.policy, now_ms));
+            let due = store.read(move |conn| retention::due(conn, ids, after, cutoff_ms, times)).await?;
             self.report.add(&due, cutoff_ms.is_none());
             after = due.last;
             let stop = due.stop;
@@ -275,7 +281,7 @@ pub(super) fn preview(conn: &Reading, ids: Ids, policy: &Retention, now_ms: Mill
             if cutoff_ms.is_none() && used - report.bytes <= wanted {
                 break;
             }
-            let due = retention::due(conn, ids, after, cutoff_ms, now_ms)?;
+            let due = retention::due(conn, ids, after, cutoff_ms, (now_ms, given_up_ms(policy, now_ms)))?;
             after = due.last;
             report.add(&due, cutoff_ms.is_none());
             if due.stop != Stop::More {
