@@ -421,6 +421,16 @@ pub fn check_type(kind: &str) -> Result<(), String> {
     Err("must be segments of letters, digits, '_' and '-', separated by single dots, such as mail.received.".to_owned())
 }
 
+/// A whole number, however it is written: `2.0` is one, as in JSON Schema.
+pub fn whole(value: &Value) -> Option<i64> {
+    /// Up to here every whole number has a float of its own.
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    value.as_i64().or_else(|| {
+        let float = value.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= EXACT_MAX)?;
+        format!("{float:.0}").parse().ok()
+    })
+}
+
 fn check_extension(name: &str, value: &Value) -> Result<(), String> {
     let good_name =
         (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());

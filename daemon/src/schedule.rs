@@ -7,7 +7,7 @@
 
 mod job;
 
-pub use job::{JITTER_S_MAX, Job, Misfire, Overlap, RUN_ALL_MAX, check_id};
+pub use job::{FAILURES_MAX, JITTER_S_MAX, Job, Misfire, Overlap, RUN_ALL_MAX, check_id};
 
 use croner::errors::CronError;
 use croner::parser::{CronParser, Seconds, Year};

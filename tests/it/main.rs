@@ -9,6 +9,7 @@ mod cli;
 mod completions;
 mod config;
 mod connections;
+mod contract;
 mod crash;
 mod cron;
 mod db;

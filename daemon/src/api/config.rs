@@ -16,7 +16,7 @@ use super::{App, Call, Settings};
 use crate::bus::{self, Origin, Publish};
 use crate::config::{self, Applied, Change, Config, Effective, Overrides, PublicStream};
 use crate::error::{Error, FieldError};
-use crate::event::{NewEvent, Trust};
+use crate::event::{self, NewEvent, Trust};
 use crate::redact;
 use crate::registry::Registry;
 use crate::store::Store;
@@ -200,7 +200,7 @@ pub(super) async fn set(app: Arc<App>, mut call: Call) -> Result<Reply, Problem>
     };
     let expected = match expected {
         None => None,
-        Some(value) => Some(value.as_i64().ok_or_else(|| {
+        Some(value) => Some(event::whole(&value).ok_or_else(|| {
             Error::invalid("expected_version", "must be a whole number, as GET /runtime/config shows it.")
         })?),
     };

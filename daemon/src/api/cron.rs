@@ -62,9 +62,7 @@ pub(super) async fn runs(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
 /// `GET /cron/{id}/next`: the slots to come.
 pub(super) async fn next(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["count"])?;
-    let number = |text: &str| text.parse::<u64>().ok().filter(|n| *n > 0);
-    let count = query.parsed("count", "must be a whole number, 1 or more.", number)?;
-    let count = count.map_or(COUNT_DEFAULT, |n| usize::try_from(n).unwrap_or(COUNT_MAX).min(COUNT_MAX));
+    let count = query.count("count", COUNT_MAX)?.unwrap_or(COUNT_DEFAULT);
     body::ok(&app.cron.next(call.param("id"), count).await?)
 }
 

@@ -17,7 +17,8 @@ use crate::store::dead_letters::{self as letters, Filter, Letter};
 /// Letters that one retry of a group opens again.
 const GROUP_MAX: usize = 1000;
 const REASON_CHARS_MAX: usize = 1000;
-const REASONS: [&str; 6] =
+/// Why a delivery can be dead.
+pub(super) const REASONS: [&str; 6] =
     ["attempts_exhausted", "rejected", "timeout", "causation_loop", "interrupted", "unknown_outcome"];
 
 fn delivery_id(ids: Ids, letter: &Letter) -> String {
@@ -47,11 +48,9 @@ fn retrying_json(ids: Ids, letter: &Letter) -> Value {
 /// `GET /dlq`: newest failure first.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["reason", "source", "type", "consumer", "fingerprint", "limit", "cursor"])?;
-    if query.get("reason").is_some_and(|reason| !REASONS.contains(&reason)) {
-        return Err(Error::invalid("reason", format!("must be one of {}.", REASONS.join(", "))).into());
-    }
+    let reason = |text: &str| REASONS.contains(&text).then(|| text.to_owned());
     let filter = Filter {
-        reason: query.text("reason"),
+        reason: query.parsed("reason", &format!("must be one of {}.", REASONS.join(", ")), reason)?,
         source: query.text("source"),
         kind: query.text("type"),
         consumer: query.text("consumer"),

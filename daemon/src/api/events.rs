@@ -35,6 +35,7 @@ pub(super) async fn push(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
     let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized("Pushing needs a token."))?;
     let origin = Origin { principal: principal.name.to_string(), trust: principal.trust, internal: false };
     let alone_in_batch = batch && events.len() == 1;
+    let idempotency = idempotency(&call, &origin.principal, &bytes)?;
     let named = |error: Error| if alone_in_batch { error.at("/0") } else { error };
     if dry_run {
         let targets: Vec<Value> = events
@@ -45,7 +46,6 @@ pub(super) async fn push(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
         let considered = app.bus.preview(publish).await.map_err(named)?;
         return preview(targets, considered, batch);
     }
-    let idempotency = idempotency(&call, &origin.principal, &bytes)?;
     let publish = Publish { events, origin, idempotency, state: None };
     let accepted = app.bus.publish(publish).await.map_err(named)?;
     Ok(accepted_reply(&accepted, batch))

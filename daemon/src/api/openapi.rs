@@ -2,6 +2,7 @@
 //! query, its bodies) stands in [`operations`], one line a route; a test keeps the two the same.
 
 mod operations;
+mod requests;
 mod schemas;
 
 use std::collections::BTreeSet;
@@ -140,20 +141,24 @@ fn path_names(path: &str) -> impl Iterator<Item = &str> {
 }
 
 fn parameters(route: &Route, operation: &Operation) -> Vec<Value> {
-    let text = json!({ "type": "string", "minLength": 1 });
     let mut all: Vec<Value> = path_names(&route.path)
-        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": text }))
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": requests::path_value(name) }))
         .collect();
-    all.extend(operation.query.split_whitespace().map(query_json));
+    all.extend(operation.query.split_whitespace().map(|name| query_json(&route.path, name)));
     match route.confirm {
         Confirm::No => {}
-        confirm => all.push(json!({
+        Confirm::Always => all.push(json!({
             "name": "x-aman-confirm",
             "in": "header",
-            "required": confirm == Confirm::Always,
-            "schema": { "type": "string", "enum": ["yes"] },
-            "description": if confirm == Confirm::Always { "Says that you mean it." }
-                else { "Says that you mean it; asked for with http.strict_confirm." },
+            "required": true,
+            "schema": { "type": "string", "pattern": "^[Yy][Ee][Ss]$" },
+            "description": "`yes` says that you mean it.",
+        })),
+        Confirm::WhenStrict => all.push(json!({
+            "name": "x-aman-confirm",
+            "in": "header",
+            "schema": { "type": "string" },
+            "description": "`yes` says that you mean it; asked for with http.strict_confirm, and not read without.",
         })),
     }
     if ingests(route) || !matches!(route.creates, Creates::No) {
@@ -176,17 +181,12 @@ fn ingests(route: &Route) -> bool {
     ["/events/push", "/inject-event"].contains(&route.path.as_str())
 }
 
-fn query_json(name: &str) -> Value {
+fn query_json(path: &str, name: &str) -> Value {
     let (name, required) = match name.strip_suffix('!') {
         Some(name) => (name, true),
         None => (name, false),
     };
-    let schema = match name {
-        "limit" | "count" => json!({ "type": "integer", "minimum": 1 }),
-        "dry_run" | "all" | "named" | "metrics" | "active_only" => json!({ "type": "boolean" }),
-        "since" | "until" => json!({ "type": "string" }),
-        _ => json!({ "type": "string" }),
-    };
+    let schema = requests::query(path, name);
     let mut shown = json!({ "name": name, "in": "query", "required": required, "schema": schema });
     let text = match name {
         "limit" => {
@@ -216,7 +216,11 @@ fn content(spec: &str) -> Map<String, Value> {
             None if one.contains('/') => (one, ""),
             None => (JSON, one),
         };
-        let schema = if name.is_empty() { json!({ "type": "string" }) } else { reference(name) };
+        let schema = match (media, name) {
+            ("*/*", "") => json!({}),
+            (_, "") => json!({ "type": "string" }),
+            _ => reference(name),
+        };
         all.insert(media.to_owned(), json!({ "schema": schema }));
     }
     all

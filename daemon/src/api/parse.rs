@@ -17,7 +17,7 @@ use super::body;
 use super::problem::Problem;
 use crate::clock::{self, Millis};
 use crate::error::{Error, FieldError};
-use crate::event::{Data, Delivery, NewEvent, Priority, RESERVED_ATTRIBUTES};
+use crate::event::{self, Data, Delivery, NewEvent, Priority, RESERVED_ATTRIBUTES};
 use crate::id::TraceId;
 
 /// Events of one batch at the most.
@@ -342,7 +342,7 @@ impl<'a> Reader<'a> {
     fn take_expiry(&mut self, name: &str, given: &Given<'_>) {
         let at = if name == "ttl_ms" {
             let ttl = match given {
-                Given::Json(raw) => serde_json::from_str::<Millis>(raw.get()).ok(),
+                Given::Json(_) => event::whole(&given.value()),
                 Given::Text(text) => text.parse().ok(),
             };
             ttl.filter(|ttl| *ttl > 0).map(|ttl| self.now_ms.saturating_add(ttl))

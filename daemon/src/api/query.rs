@@ -50,9 +50,10 @@ impl Query {
         self.get(name).map(str::to_owned)
     }
 
-    /// The value of `name` as `parse` reads it; `reason` says what would be right.
+    /// The value of `name` as `parse` reads it, an empty one too; `reason` says what would be right.
     pub fn parsed<T>(&self, name: &str, reason: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Error> {
-        self.get(name).map(|value| parse(value).ok_or_else(|| Error::invalid(name, reason))).transpose()
+        let value = self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        value.map(|value| parse(value).ok_or_else(|| Error::invalid(name, reason))).transpose()
     }
 
     /// A yes or no; `?name` alone is a yes.
@@ -78,12 +79,20 @@ impl Query {
 
     /// `limit`: [`LIMIT_DEFAULT`] without one, clamped to [`LIMIT_MAX`].
     pub fn limit(&self) -> Result<usize, Error> {
-        let number = |text: &str| text.parse::<u64>().ok().filter(|n| *n > 0);
-        let limit = self.parsed("limit", "must be a whole number, 1 or more.", number)?;
-        Ok(limit.map_or(LIMIT_DEFAULT, |n| usize::try_from(n).unwrap_or(LIMIT_MAX).min(LIMIT_MAX)))
+        Ok(self.count("limit", LIMIT_MAX)?.unwrap_or(LIMIT_DEFAULT))
     }
 
-    /// `cursor`: the numbers that [`cursor`] hid, for a list called `list`.
+    /// A number of things, 1 or more; one over `max`, however long it is, counts as `max`.
+    pub fn count(&self, name: &str, max: usize) -> Result<Option<usize>, Error> {
+        let count = |text: &str| {
+            let digits = text.trim_start_matches('0');
+            let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+            is_number.then(|| digits.parse().unwrap_or(max).min(max))
+        };
+        self.parsed(name, "must be a whole number, 1 or more.", count)
+    }
+
+    /// `cursor`, of which an empty one is the first page: the numbers that [`cursor`] hid, for a list called `list`.
     pub fn cursor<const N: usize>(&self, list: &str) -> Result<Option<[i64; N]>, Error> {
         let read = |text: &str| {
             let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
@@ -91,6 +100,9 @@ impl Query {
             let numbers: Option<Vec<i64>> = numbers.split(',').map(|n| n.parse().ok()).collect();
             numbers?.try_into().ok()
         };
+        if self.get("cursor").is_none() {
+            return Ok(None);
+        }
         self.parsed("cursor", "is none that this list gave. Take next_cursor of an earlier answer.", read)
     }
 }
@@ -120,12 +132,17 @@ mod tests {
         assert_eq!(good.get("q"), Some("a b c&"));
         assert!(good.flag("named", false).expect("flag"));
         assert_eq!(good.limit().expect("limit"), LIMIT_MAX);
+        let limit = |text: &str| query(text).expect(text).limit().expect(text);
+        assert_eq!(
+            (limit("limit=007"), limit("limit=99999999999999999999999"), limit("")),
+            (7, LIMIT_MAX, LIMIT_DEFAULT)
+        );
         assert_eq!(good.patterns("types", 2).expect("patterns").len(), 2);
         assert!(good.patterns("types", 1).is_err());
         for bad in ["typs=a", "q=%ff", "q=1&q=2", "%ff=1"] {
             assert!(matches!(query(bad), Err(Error::Invalid { .. })), "{bad}");
         }
-        for bad in ["limit=x", "limit=-1", "limit=0", "limit=1.5"] {
+        for bad in ["limit=x", "limit=-1", "limit=0", "limit=1.5", "limit=%2B5", "limit="] {
             assert!(query(bad).expect(bad).limit().is_err(), "{bad}");
         }
         assert!(query("named=maybe").expect("read").flag("named", true).is_err());

@@ -8,13 +8,14 @@ use super::Schedule;
 use crate::clock::Millis;
 use crate::config::parse_duration;
 use crate::error::FieldError;
-use crate::event::{ID_BYTES_MAX, check_type};
+use crate::event::{ID_BYTES_MAX, check_type, whole};
 
 /// Most slots that `run_all` makes up for.
 pub const RUN_ALL_MAX: u32 = 100;
 /// Longest jitter, in seconds.
 pub const JITTER_S_MAX: u32 = 3600;
-const FAILURES_MAX: u32 = 1000;
+/// Most failed runs in a row that switch a job off.
+pub const FAILURES_MAX: u32 = 1000;
 const FAILURES_DEFAULT: u32 = 5;
 const PAYLOAD_BYTES_MAX: usize = 256 << 10;
 const WITHIN_MAX: Duration = Duration::from_secs(366 * 86_400);
@@ -252,7 +253,7 @@ impl Reader {
 
     fn number(&mut self, name: &'static str, default: u32, max: u32) -> u32 {
         let Some(value) = self.fields.remove(name) else { return default };
-        match value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n <= max) {
+        match whole(&value).and_then(|n| u32::try_from(n).ok()).filter(|n| *n <= max) {
             Some(number) => number,
             None => {
                 self.refuse(name, format!("must be a whole number from 0 to {max}."));
@@ -309,7 +310,7 @@ impl Reader {
 fn misfire_with(object: &Map<String, Value>) -> Option<Misfire> {
     if let Some(all) = object.get("run_all") {
         let all = all.as_object().filter(|all| all.len() == 1)?;
-        let max = all.get("max")?.as_u64().and_then(|n| u32::try_from(n).ok())?;
+        let max = whole(all.get("max")?).and_then(|n| u32::try_from(n).ok())?;
         return (1..=RUN_ALL_MAX).contains(&max).then_some(Misfire::RunAll(max));
     }
     let within = parse_duration(object.get("within")?.as_str()?)?;

@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::requests;
+
 /// Schemas that are objects.
 const OBJECTS: &[(&str, &str)] = &[
     ("Problem", "type title status:int detail instance code message trace_id errors:[FieldError]"),
@@ -19,7 +21,6 @@ const OBJECTS: &[(&str, &str)] = &[
         "RuntimeConfig",
         "items:[Setting] version:int safe_mode:bool error:text~ warnings:[text] config_file data state runtime",
     ),
-    ("ConfigSet", "changes:{any} expected_version?:int"),
     ("ConfigChange", "key before:any value:any effect"),
     ("ConfigChanged", "version:int items:[ConfigChange] applied:[text] requires_restart:[text] dry_run?:bool"),
     (
@@ -33,11 +34,6 @@ const OBJECTS: &[(&str, &str)] = &[
         "Event",
         "specversion id source type time amansequence traceid correlationid? causationid? trust subject? \
          datacontenttype? data?:any data_base64?",
-    ),
-    (
-        "Push",
-        "source? event_type? type? payload?:any data?:any data_base64?:text~ agent_id?:text~ priority?:text~ \
-         delivery?:text~ ttl_ms?:int~ dedup_key?:text~ subject?:text~ time?:text~ id?:text~ specversion?",
     ),
     ("Accepted", "id sequence:int type trace_id target deduplicated:bool"),
     ("AcceptedBatch", "items:[Accepted]"),
@@ -58,9 +54,6 @@ const OBJECTS: &[(&str, &str)] = &[
     ("DeadLetterDepth", "depth:int by_consumer:{int}"),
     ("DeadLetterGroup", "fingerprint consumer reason error:text~ count:int first_failed_at:time last_failed_at:time"),
     ("DeadLetterGroups", "items:[DeadLetterGroup] next_cursor:text~"),
-    ("Reason", "reason?:text~"),
-    ("Fingerprint", "fingerprint"),
-    ("Digest", "digest?:text~"),
     ("Retrying", "id delivery_id event_id status dry_run?:bool"),
     ("RetriedGroup", "fingerprint retried:int items:[any] dry_run?:bool"),
     ("Discarded", "id delivery_id event_id status"),
@@ -84,7 +77,6 @@ const OBJECTS: &[(&str, &str)] = &[
     ("SkillsReloaded", "added:[text] changed:[text] removed:[text] failed:[any]"),
     ("Login", "path expires_at:time"),
     ("Ticket", "ticket expires_at:time"),
-    ("MintToken", "sub scope ttl?:text~"),
     ("Items", "items:[any] next_cursor:text~"),
     ("Deleted", "deleted:bool"),
 ];
@@ -93,27 +85,10 @@ const OBJECTS: &[(&str, &str)] = &[
 pub(super) fn all() -> Map<String, Value> {
     let mut all: Map<String, Value> =
         OBJECTS.iter().map(|(name, fields)| ((*name).to_owned(), object(fields))).collect();
-    for request in ["ConfigSet", "Digest", "Fingerprint", "MintToken", "Reason", "SinkTest"] {
-        // What a request names and nobody knows is refused.
-        all[request]["additionalProperties"] = false.into();
-    }
-    all.insert("Object".to_owned(), json!({ "type": "object" }));
-    all.insert("Empty".to_owned(), json!({ "type": "object", "maxProperties": 0 }));
+    all.extend(requests::all().into_iter().map(|(name, schema)| (name.to_owned(), schema)));
+    // What a request names and nobody knows is refused.
+    all["SinkTest"]["additionalProperties"] = false.into();
     all.insert("AcceptedOrBatch".to_owned(), either(&["Accepted", "AcceptedBatch"]));
-    let cloud = json!({
-        "type": "object",
-        "required": ["specversion", "source", "type"],
-        "properties": {
-            "specversion": { "const": "1.0" },
-            "source": { "type": "string", "minLength": 1 },
-            "type": { "type": "string", "pattern": "^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+)*$", "maxLength": 255 },
-        },
-    });
-    all.insert("CloudEvent".to_owned(), cloud);
-    let batch = json!({
-        "type": "array", "minItems": 1, "maxItems": 1000, "items": { "$ref": "#/components/schemas/CloudEvent" },
-    });
-    all.insert("CloudEvents".to_owned(), batch);
     all
 }
 

@@ -1,0 +1,269 @@
+//! What requests may say, as exact as a schema can be: whatever fits is taken, or refused for a reason that no schema
+//! knows (a zone that does not exist, a name that is taken); whatever does not fit is a 400.
+
+use serde_json::{Map, Value, json};
+
+use crate::api::auth::Scope;
+use crate::api::dlq;
+use crate::api::parse::BATCH_MAX;
+use crate::event::{Delivery, ID_BYTES_MAX, Priority, RESERVED_ATTRIBUTES, TEXT_BYTES_MAX, TYPE_BYTES_MAX};
+use crate::schedule::{FAILURES_MAX, JITTER_S_MAX, RUN_ALL_MAX};
+
+/// A text without control characters.
+pub(super) const PLAIN: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
+const TYPE: &str = "^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+)*$";
+const PATTERNS: &str = concat!(
+    "^((\\*\\*|(\\*|[A-Za-z0-9_-]+)(\\.(\\*|[A-Za-z0-9_-]+))*(\\.\\*\\*)?)",
+    "(,(\\*\\*|(\\*|[A-Za-z0-9_-]+)(\\.(\\*|[A-Za-z0-9_-]+))*(\\.\\*\\*)?))*)?$"
+);
+const BASE64: &str = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
+const DURATION: &str = "^([0-9]{1,9}(ms|s|m|h|d))+$";
+const INTEGER_MAX: i64 = i64::MAX;
+
+/// The schemas by name.
+pub(super) fn all() -> Vec<(&'static str, Value)> {
+    vec![
+        ("Object", json!({ "type": "object" })),
+        ("Empty", json!({ "type": "object", "maxProperties": 0 })),
+        ("PlainEvent", plain_event()),
+        ("CloudEvent", cloud_event()),
+        ("CloudEvents", json!({ "type": "array", "maxItems": BATCH_MAX, "items": reference("CloudEvent") })),
+        ("Push", json!({ "anyOf": [reference("PlainEvent"), reference("CloudEvent")] })),
+        ("Reason", closed(json!({ "reason": or_null(json!({ "type": "string" })) }), &[])),
+        ("Fingerprint", closed(json!({ "fingerprint": { "type": "string", "minLength": 1 } }), &["fingerprint"])),
+        ("Digest", closed(json!({ "digest": { "type": ["string", "null"], "pattern": "^[0-9a-fA-F]{64}$" } }), &[])),
+        ("ConfigSet", config_set()),
+        ("MintToken", mint_token()),
+        ("CronJob", cron_job(&["id", "expression"])),
+        ("CronPatch", cron_job(&[])),
+    ]
+}
+
+/// The schema of a query parameter of a route.
+pub(super) fn query(path: &str, name: &str) -> Value {
+    match (path, name) {
+        (_, "limit" | "count") => json!({ "type": "integer", "minimum": 1 }),
+        (_, "dry_run" | "all" | "named" | "metrics" | "active_only") => json!({ "type": "boolean" }),
+        (_, "types") => json!({ "type": "string", "pattern": PATTERNS }),
+        (_, "cursor") => json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]*$" }),
+        ("/events/stream", "since") => json!({ "type": "integer", "minimum": 0, "maximum": INTEGER_MAX }),
+        ("/audit-log", "since" | "until") => json!({ "type": "string", "format": "date-time" }),
+        ("/dlq", "reason") => json!({ "type": "string", "enum": dlq::REASONS }),
+        ("/cron/{id}/runs", "status") => {
+            json!({ "type": "string", "enum": ["queued", "running", "done", "failed", "skipped"] })
+        }
+        (_, "trace_id") => trace_id(),
+        (_, "q" | "code" | "id") => json!({ "type": "string", "minLength": 1 }),
+        _ => json!({ "type": "string" }),
+    }
+}
+
+/// The schema of a value in a path.
+pub(super) fn path_value(name: &str) -> Value {
+    match name {
+        "trace_id" => trace_id(),
+        _ => json!({ "type": "string", "minLength": 1, "pattern": PLAIN }),
+    }
+}
+
+fn trace_id() -> Value {
+    json!({ "type": "string", "pattern": "^[0-9a-f]{32}$", "not": { "const": "0".repeat(32) } })
+}
+
+fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+/// An object with these fields and no others.
+fn closed(properties: Value, required: &[&str]) -> Value {
+    let mut object = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+    if !required.is_empty() {
+        object["required"] = json!(required);
+    }
+    object
+}
+
+/// In requests, null counts as absent.
+fn or_null(schema: Value) -> Value {
+    match schema["type"].as_str() {
+        Some(kind) if schema.get("enum").or(schema.get("not")).is_none() => {
+            let mut schema = schema.clone();
+            schema["type"] = json!([kind, "null"]);
+            schema
+        }
+        _ => json!({ "anyOf": [schema, { "type": "null" }] }),
+    }
+}
+
+fn text(bytes_max: usize) -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": bytes_max, "pattern": PLAIN })
+}
+
+fn event_type() -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": TYPE_BYTES_MAX, "pattern": TYPE })
+}
+
+fn time() -> Value {
+    json!({ "type": "string", "format": "date-time" })
+}
+
+/// What both forms of an event have.
+fn event_fields() -> Map<String, Value> {
+    let reserved = ["dump", "trace", "recent", "types", "push", "stream"];
+    let mut id = text(ID_BYTES_MAX);
+    id["not"] = json!({ "enum": reserved });
+    let traceparent = json!({
+        "type": "string",
+        "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        "not": { "pattern": "^00-(0{32}-|[0-9a-f]{32}-0{16}-)" },
+    });
+    let optional = [
+        ("id", id),
+        ("subject", text(TEXT_BYTES_MAX)),
+        ("time", time()),
+        ("datacontenttype", text(ID_BYTES_MAX)),
+        ("dedupkey", text(TEXT_BYTES_MAX)),
+        ("agentid", text(ID_BYTES_MAX)),
+        ("partitionkey", text(TEXT_BYTES_MAX)),
+        ("expirytime", time()),
+        ("priority", json!({ "type": "string", "enum": Priority::NAMES })),
+        ("delivery", json!({ "type": "string", "enum": Delivery::NAMES })),
+        ("data_base64", json!({ "type": "string", "pattern": BASE64 })),
+        ("traceparent", traceparent),
+    ];
+    let mut fields: Map<String, Value> =
+        optional.into_iter().map(|(name, schema)| (name.to_owned(), or_null(schema))).collect();
+    fields.insert("source".to_owned(), text(TEXT_BYTES_MAX));
+    fields.insert("data".to_owned(), json!(true));
+    fields
+}
+
+/// Data can be given once, under one name.
+fn one_data(names: &[&str]) -> Value {
+    let pairs = names.iter().enumerate().flat_map(|(n, one)| names[..n].iter().map(move |other| [one, other]));
+    let given = json!({ "not": { "type": "null" } });
+    let both: Vec<Value> =
+        pairs.map(|[a, b]| json!({ "required": [a, b], "properties": { *a: given, *b: given } })).collect();
+    json!({ "anyOf": both })
+}
+
+fn plain_event() -> Value {
+    let mut fields = event_fields();
+    for (other, name) in [("dedup_key", "dedupkey"), ("agent_id", "agentid"), ("partition_key", "partitionkey")] {
+        let schema = fields.remove(name).unwrap_or_default();
+        fields.insert(other.to_owned(), schema);
+    }
+    fields.remove("expirytime");
+    fields.insert("ttl_ms".to_owned(), json!({ "type": ["integer", "null"], "minimum": 1, "maximum": INTEGER_MAX }));
+    fields.insert("payload".to_owned(), json!(true));
+    fields.insert("type".to_owned(), or_null(event_type()));
+    fields.insert("event_type".to_owned(), or_null(event_type()));
+    let mut event = closed(Value::Object(fields), &["source"]);
+    let named = |name: &str| json!({ "required": [name], "properties": { name: { "type": "string" } } });
+    event["oneOf"] = json!([named("type"), named("event_type")]);
+    event["not"] = one_data(&["data", "payload", "data_base64"]);
+    event["description"] = "An event in the daemon's own words.".into();
+    event["examples"] = json!([
+        { "source": "example", "type": "note.added", "data": { "text": "Hello" } },
+        { "source": "example", "event_type": "note.added", "payload": [1], "priority": "high", "ttl_ms": 60000 },
+    ]);
+    event
+}
+
+fn cloud_event() -> Value {
+    let mut fields = event_fields();
+    fields.insert("specversion".to_owned(), json!({ "const": "1.0" }));
+    fields.insert("type".to_owned(), event_type());
+    for name in RESERVED_ATTRIBUTES {
+        fields.insert(name.to_owned(), json!({ "type": "null", "description": "Set by the daemon only." }));
+    }
+    json!({
+        "type": "object",
+        "description": "A CloudEvent (1.0) as structured JSON.",
+        "required": ["specversion", "source", "type"],
+        "properties": fields,
+        "propertyNames": { "pattern": "^([a-z0-9]{1,64}|data_base64)$" },
+        "additionalProperties": { "anyOf": [
+            { "type": ["boolean", "null"] },
+            { "type": "integer", "minimum": i32::MIN, "maximum": i32::MAX },
+            { "type": "string", "maxLength": TEXT_BYTES_MAX, "pattern": PLAIN },
+        ] },
+        "not": one_data(&["data", "data_base64"]),
+        "examples": [{ "specversion": "1.0", "source": "example", "type": "note.added", "data": { "text": "Hello" } }],
+    })
+}
+
+fn config_set() -> Value {
+    let value = json!({ "anyOf": [
+        { "type": ["string", "number", "boolean", "null"] },
+        { "type": "array", "items": { "type": "string" } },
+    ] });
+    let changes = json!({
+        "type": "object",
+        "description": "Values by the keys that GET /runtime/config lists; null gives one back to the file.",
+        "minProperties": 1,
+        "maxProperties": 100,
+        "propertyNames": { "pattern": "^[a-z_]+([.][a-z0-9_-]+)+$" },
+        "additionalProperties": value,
+    });
+    let mut set =
+        closed(json!({ "changes": changes, "expected_version": or_null(json!({ "type": "integer" })) }), &["changes"]);
+    set["examples"] = json!([{ "changes": { "runtime.log": "info" } }]);
+    set
+}
+
+fn mint_token() -> Value {
+    let names = Scope::GRANTED.map(Scope::name).join("|");
+    let mut token = closed(
+        json!({
+            "sub": {
+                "type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[A-Za-z0-9.@+_-]+$",
+                "not": { "pattern": "^([Oo][Ww][Nn][Ee][Rr]|[Aa][Nn][Oo][Nn][Yy][Mm][Oo][Uu][Ss]|[Aa][Mm][Aa][Nn])$" },
+            },
+            "scope": { "type": "string", "pattern": format!("^({names})([ ,]({names}))*$") },
+            "ttl": { "type": ["string", "null"], "pattern": DURATION, "description": "From 1s to 366d." },
+        }),
+        &["sub", "scope"],
+    );
+    token["examples"] = json!([{ "sub": "phone", "scope": "events:read events:write", "ttl": "30d" }]);
+    token
+}
+
+fn cron_job(required: &[&str]) -> Value {
+    let misfire = json!({ "anyOf": [
+        { "type": "string", "enum": ["skip", "run_once"] },
+        { "type": "null" },
+        closed(
+            json!({ "run_all": closed(json!({ "max": { "type": "integer", "minimum": 1, "maximum": RUN_ALL_MAX } }), &["max"]) }),
+            &["run_all"],
+        ),
+        closed(json!({ "within": { "type": "string", "pattern": DURATION } }), &["within"]),
+    ] });
+    let number = |max: u32| json!({ "type": ["integer", "null"], "minimum": 0, "maximum": max });
+    let mut fields = json!({
+        "expression": { "type": ["string", "null"], "description": "As crontab writes it, or @daily and the like." },
+        "timezone": { "type": ["string", "null"], "description": "An IANA name; without one UTC." },
+        "payload": true,
+        "type": or_null(event_type()),
+        "agent_id": or_null(text(ID_BYTES_MAX)),
+        "skill": or_null(text(ID_BYTES_MAX)),
+        "misfire": misfire,
+        "overlap": or_null(json!({ "type": "string", "enum": ["skip", "queue_one", "allow"] })),
+        "jitter_s": number(JITTER_S_MAX),
+        "max_failures": number(FAILURES_MAX),
+        "enabled": { "type": ["boolean", "null"] },
+    });
+    let mut example =
+        json!({ "expression": "0 8 * * 1-5", "timezone": "Europe/Berlin", "misfire": { "within": "10m" } });
+    if required.contains(&"id") {
+        fields["id"] = json!({
+            "type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[a-z0-9_-][a-z0-9._-]*$",
+            "not": { "const": "add" },
+        });
+        fields["expression"]["type"] = "string".into();
+        example["id"] = "morning-digest".into();
+    }
+    let mut job = closed(fields, required);
+    job["examples"] = json!([example]);
+    job
+}
