@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Folder, write_skill};
+use crate::harness::{Daemon, Folder, free_address, write_skill};
 
 /// How long the browser may take for anything; its first start on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -132,4 +132,53 @@ fn the_page_in_a_browser() {
     assert_eq!(daemon.get("/dlq/depth").json["depth"], 0);
     daemon.kill();
     browser.wait("document.getElementById('state').textContent !== 'Live.'");
+}
+
+/// Goal: a browser's own EventSource: with a ticket it sees everything, with the cookie alone no more than anybody; it gets
+/// events by their names, comes back by itself when the daemon does, and misses none.
+#[test]
+fn a_browsers_event_source() {
+    let (home, bind) = (Folder::new("home"), free_address());
+    let start = || Daemon::try_start_in(home.path(), &[("AMAN_HTTP_BIND", &bind)]).expect("it starts");
+    let mut daemon = start();
+    let mut browser = Browser::start();
+    let url = daemon.cli(&["open"]).1;
+    browser.open(url.trim());
+    browser.wait("document.getElementById('state')?.textContent === 'Live.'");
+    browser.eval(
+        "(async () => {
+            const listen = (query) => {
+                const seen = [], source = new EventSource('/events/stream?types=a.*' + query);
+                for (const type of ['message', 'a.one', 'a.two']) {
+                    source.addEventListener(type, (event) => {
+                        const { id, data } = JSON.parse(event.data);
+                        seen.push([event.type, event.lastEventId, id, data ?? null]);
+                    });
+                }
+                return { seen, source };
+            };
+            const headers = { 'x-aman-session': sessionStorage.getItem('aman-session') };
+            const { ticket } = await (await fetch('/auth/ticket', { method: 'POST', headers })).json();
+            window.full = listen('&ticket=' + encodeURIComponent(ticket));
+            window.cookie = listen('');
+        })()",
+    );
+    browser.wait("full.source.readyState === 1 && cookie.source.readyState === 1");
+    let first = daemon.push("a.one", json!({ "n": 1 }));
+    browser.wait("full.seen.length === 1 && cookie.seen.length === 1");
+    assert_eq!(browser.eval("full.seen"), json!([["a.one", "1", first, { "n": 1 }]]));
+    assert_eq!(browser.eval("cookie.seen"), json!([["a.one", "1", first, null]]));
+    daemon.kill();
+    browser.wait("cookie.source.readyState === 0");
+    daemon = start();
+    let missed = daemon.push("a.two", json!({ "n": 2 }));
+    browser.wait("cookie.seen.length === 2");
+    let last = daemon.push("a.one", json!({ "n": 3 }));
+    browser.wait("cookie.seen.length === 3");
+    assert_eq!(
+        browser.eval("cookie.seen"),
+        json!([["a.one", "1", first, null], ["a.two", "2", missed, null], ["a.one", "3", last, null]])
+    );
+    browser.wait("full.source.readyState === 2");
+    assert_eq!(browser.eval("full.seen.length"), 1, "a ticket is good once");
 }

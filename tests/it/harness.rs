@@ -290,6 +290,12 @@ pub fn exchange(address: &str, bytes: &[u8]) -> Result<Answer, String> {
     whole.ok_or_else(|| format!("no HTTP answer: {written:?}, {read:?}, {}", String::from_utf8_lossy(&answer)))
 }
 
+/// An address on this machine that nobody listens on, for daemons that must come back where they were.
+pub fn free_address() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    free.local_addr().expect("an address").to_string()
+}
+
 /// Writes a line that nextest shows with a failure, and always with `--no-capture`.
 pub fn say(text: &str) {
     let _shown = writeln!(std::io::stderr(), "{text}");

@@ -1,11 +1,13 @@
 //! The integration tests, one binary: each module is a feature or a rule.
 
+mod abuse;
 mod access;
 mod audit;
 mod auth_coverage;
 mod browser;
 mod bus;
 mod cli;
+mod clients;
 mod completions;
 mod config;
 mod connections;
@@ -17,6 +19,7 @@ mod dlq;
 mod doctor;
 mod faults;
 mod files;
+mod fuzz;
 mod harness;
 mod hooks;
 mod http;

@@ -18,7 +18,7 @@ pub mod listen;
 mod login;
 mod metrics;
 pub mod openapi;
-mod parse;
+pub mod parse;
 pub mod problem;
 mod query;
 pub mod rates;

@@ -208,7 +208,7 @@ fn config_set() -> Value {
     });
     let mut set =
         closed(json!({ "changes": changes, "expected_version": or_null(json!({ "type": "integer" })) }), &["changes"]);
-    set["examples"] = json!([{ "changes": { "runtime.log": "info" } }]);
+    set["examples"] = json!([{ "changes": { "log.level": "info" } }]);
     set
 }
 

@@ -1,6 +1,6 @@
 //! Calls of `POST /hooks/{id}`: checked over the bytes as they came, told apart by the delivery's id, stored, answered.
 
-mod verify;
+pub mod verify;
 
 use serde_json::{Map, Value, json};
 

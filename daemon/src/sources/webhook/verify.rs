@@ -11,7 +11,7 @@ use crate::clock::Millis;
 use crate::config::sources::{Scheme, Verify};
 
 /// How far the time of a call may be from ours.
-const TOLERANCE_MS: i64 = 5 * 60 * 1000;
+const TOLERANCE_MS: u64 = 5 * 60 * 1000;
 /// Signatures of one call that are looked at.
 const SIGNATURES_MAX: usize = 16;
 /// Base64 with or without padding.
@@ -49,7 +49,7 @@ fn required<'a>(headers: &'a Headers, name: &str) -> Result<&'a str, String> {
 fn timestamp(text: &str, now_ms: Millis) -> Result<&str, String> {
     let at = text.parse::<i64>().ok().and_then(|seconds| seconds.checked_mul(1000));
     match at {
-        Some(at) if (now_ms - at).abs() <= TOLERANCE_MS => Ok(text),
+        Some(at) if at.abs_diff(now_ms) <= TOLERANCE_MS => Ok(text),
         Some(_) => Err("The call is more than five minutes old, or from the future. Check both clocks.".to_owned()),
         None => Err("The time of the call is no number of seconds.".to_owned()),
     }
