@@ -35,6 +35,7 @@ mod redaction;
 mod retention;
 mod routes;
 mod sandbox;
+mod service;
 mod sinks;
 mod skills;
 mod sources;

@@ -16,6 +16,7 @@ mod fake;
 mod jq;
 mod logs;
 mod out;
+mod service;
 mod sink;
 mod skill;
 mod source;
@@ -131,6 +132,9 @@ pub enum Command {
     Config(config::ConfigCommand),
     /// Check this machine, the daemon and its security, and say what to do
     Doctor(doctor::DoctorArgs),
+    /// Have systemd start the daemon
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
     /// Read the daemon's log files
     Logs(logs::LogsArgs),
     /// Run a jq filter over JSON, for scripts on machines without jq
@@ -310,6 +314,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Open(args) => token::open(context, &args).await,
         Command::Config(command) => config::run(context, command).await,
         Command::Doctor(args) => doctor::run(context, &args).await,
+        Command::Service(command) => service::run(context, command).await,
         Command::Logs(args) => logs::run(context, &args).await,
         Command::Completions(args) => completions::run(context, &args),
         Command::Serve(_) | Command::Jq(_) => Err(Failure::Usage("This command needs no daemon.".to_owned())),

@@ -111,7 +111,7 @@ pub fn tables(file: &Table) -> Vec<Check> {
             unverified.push(id);
         }
         let plain = kind == "http_poll" && plain_url(word(source, "url"));
-        if plain || (kind == "mqtt" && !is_local(broker_host(word(source, "broker")))) {
+        if plain || plain_broker(source) {
             polled.push(id);
         }
         let writes = source.get("write").and_then(toml::Value::as_array).into_iter().flatten();
@@ -121,7 +121,7 @@ pub fn tables(file: &Table) -> Vec<Check> {
     }
     for (id, sink) in each(file, "sinks") {
         let plain = word(sink, "kind") == "webhook" && plain_url(word(sink, "url"));
-        if plain || (word(sink, "kind") == "mqtt" && !is_local(broker_host(word(sink, "broker")))) {
+        if plain || plain_broker(sink) {
             sent.push(id);
         }
     }
@@ -143,14 +143,9 @@ pub fn tables(file: &Table) -> Vec<Check> {
             Id::SourceTransport,
             &polled,
             "What comes can be read and changed on the way to",
-            "Use https, or reach the broker by a tunnel on this machine.",
+            "Use https, and mqtts:// for brokers.",
         ),
-        verdict(
-            Id::SinkTransport,
-            &sent,
-            "Events can be read on the way from",
-            "Use https, or reach the broker by a tunnel on this machine.",
-        ),
+        verdict(Id::SinkTransport, &sent, "Events can be read on the way from", "Use https, and mqtts:// for brokers."),
         verdict(
             Id::SourceCommands,
             &commands,
@@ -171,6 +166,12 @@ fn word<'a>(table: &'a Table, key: &str) -> &'a str {
 
 fn plain_url(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| !url.is_tls() && !is_local(url.host()))
+}
+
+/// True for a broker beyond this machine that is spoken to without TLS.
+fn plain_broker(table: &Table) -> bool {
+    let broker = word(table, "broker");
+    word(table, "kind") == "mqtt" && !broker.starts_with("mqtts://") && !is_local(broker_host(broker))
 }
 
 fn broker_host(text: &str) -> &str {
@@ -265,6 +266,7 @@ mod tests {
             ("[sources.a]\nkind = \"http_poll\"\nurl = \"http://example.org/\"", "source_transport"),
             ("[sources.a]\nkind = \"http_poll\"\nurl = \"http://127.0.0.1:1/\"", ""),
             ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtt://broker.lan:1883\"", "source_transport"),
+            ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtts://broker.lan\"", ""),
             ("[sources.a]\nkind = \"mqtt\"\nbroker = \"localhost\"", ""),
             ("[sources.a]\nkind = \"command\"\nwrite = [\"~/\"]", "source_commands"),
             ("[sources.a]\nkind = \"command\"\nwrite = [\"~/out\"]", ""),
