@@ -230,6 +230,35 @@ fn golden_migrations_never_change() {
     golden("sql.txt", &lines.concat(), "run scripts/bless");
 }
 
+/// Versions of the plugin interface that were released. Plugins were built for them: their files stay as they are.
+const INTERFACES_RELEASED: &[&str] = &[];
+
+/// Goal: a released version of the plugin interface never changes, and a change of the next one is seen in review.
+#[test]
+fn golden_interfaces_never_change() {
+    let listed = fs::read_to_string(root().join("tests/golden/wit.txt")).unwrap_or_default();
+    let digests = list().into_iter().filter(|path| path.starts_with("schemas/wit/")).map(|path| {
+        let digest = sha256_hex(&fs::read(root().join(&path)).expect("a listed file can be read"));
+        format!("{digest}  {}\n", path.trim_start_matches("schemas/wit/"))
+    });
+    let actual: String = digests.collect();
+    let of = |text: &str, version: &str| {
+        let folder = format!("  {version}/");
+        text.lines().filter(|line| line.contains(&folder)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let changed = INTERFACES_RELEASED.iter().filter(|version| of(&listed, version) != of(&actual, version));
+    refuse(
+        changed
+            .map(|version| {
+                format!(
+                    "schemas/wit/{version} was released; put it back as it was and make a folder for the next version"
+                )
+            })
+            .collect(),
+    );
+    golden("wit.txt", &actual, "run scripts/bless");
+}
+
 fn is_code(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase())
         && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')

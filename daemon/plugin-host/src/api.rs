@@ -1,0 +1,62 @@
+//! What the daemon does for plugins: the one trait that it implements, whatever the version of the interface.
+
+use std::pin::Pin;
+
+use crate::values::{
+    Caller, Error, KvChange, KvPage, Level, Metric, NewEvent, OutgoingRequest, OutgoingResponse, Rows, Statement,
+};
+
+/// The future of a function of [`HostApi`].
+///
+/// It is polled on the guests' own runtime and dropped when the call ends early. What needs the daemon's runtime, or must
+/// not be cut off half-way, is spawned there.
+pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// The daemon as a plugin sees it. One object serves one plugin; it may be made anew for each call.
+///
+/// The crate has checked that the manifest asks for the interface, that sizes and rates keep to its constants, and that
+/// staged calls change nothing directly. Everything else is decided here: which types may be published, which hosts may be
+/// called, how full a store may get.
+pub trait HostApi: Send + Sync {
+    /// Whether the plugin may publish this event; asked before it is staged or published.
+    fn check_publish(&self, event: &NewEvent) -> Result<(), Error>;
+
+    /// Publishes an event, durably, and returns its id. Not called when effects are staged.
+    fn publish<'a>(&'a self, caller: &'a Caller, event: NewEvent) -> Reply<'a, String>;
+
+    /// The stored value of a key.
+    fn kv_get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<Vec<u8>>>;
+
+    /// Some stored keys in byte order that begin with `prefix` and come after `after`, at most `limit`.
+    fn kv_list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: u32) -> Reply<'a, KvPage>;
+
+    /// Applies one change, durably; false when a comparison failed. Not called when effects are staged.
+    fn kv_change<'a>(&'a self, change: KvChange) -> Reply<'a, bool>;
+
+    /// Runs statements of SQL that return no rows, all or none, and says how many rows each changed.
+    ///
+    /// When effects are staged, the statements of a call are one transaction: the daemon begins it with the first, keeps
+    /// it in the object that it made for the call, and commits or ends it when the call is over.
+    fn sql_execute<'a>(&'a self, statements: Vec<Statement>) -> Reply<'a, Vec<u64>>;
+
+    /// Runs a query; in the same transaction as [`HostApi::sql_execute`] when effects are staged.
+    fn sql_query<'a>(&'a self, statement: Statement) -> Reply<'a, Rows>;
+
+    /// Sends a request and waits for the response. Ended by the host after the request's time limit.
+    fn http_send<'a>(&'a self, caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse>;
+
+    /// The operator's settings for the plugin.
+    fn settings(&self) -> Vec<(String, String)>;
+
+    /// The value of one setting.
+    fn setting(&self, key: &str) -> Option<String>;
+
+    /// Writes a line to the log. Texts are cut and lines are counted before.
+    fn log(&self, caller: &Caller, level: Level, message: &str, fields: &[(String, String)]);
+
+    /// Changes a metric; refuses names that it does not like and more series than it keeps.
+    fn metric(&self, name: &str, change: Metric, labels: &[(String, String)]) -> Result<(), Error>;
+
+    /// Milliseconds since 1970-01-01 UTC by the daemon's clock.
+    fn now_ms(&self) -> u64;
+}
