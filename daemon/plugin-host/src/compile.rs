@@ -206,7 +206,8 @@ impl Cache {
             Some(EXIT_REFUSED) => Err(Fault::refused(complaint)),
             Some(code) => Err(Fault::internal(format!("the compiler ended with code {code}: {complaint}"))),
             None => Err(Fault::refused(format!(
-                "compiling it took more than {} MiB of memory, {CHILD_CPU_SECONDS} s of time or {} MiB of code ({status})",
+                "the compiler was ended ({status}); it may use {} MiB of memory and {CHILD_CPU_SECONDS} s, and its code may \
+                 have {} MiB",
                 CHILD_MEMORY_BYTES >> 20,
                 CODE_BYTES_MAX >> 20
             ))),
@@ -229,7 +230,8 @@ impl Cache {
         // while the component lives: the cache's folder belongs to the daemon's user alone (0700), and files in it are
         // only ever replaced by renaming, which leaves a mapped file as it is.
         let component = unsafe { Component::deserialize_file(engine, format!("/proc/self/fd/{}", file.as_raw_fd())) };
-        component.map_err(|error| damaged(format!("{error:#}")))
+        // Code that is what we compiled and still does not load asks for more than the engine has.
+        component.map_err(|error| Fault::refused(format!("{error:#}")))
     }
 
     /// Removes the code of a component, for all engines; running plugins keep what they have.

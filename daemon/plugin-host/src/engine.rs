@@ -25,7 +25,7 @@ const SLOTS: u32 = 256;
 /// Core instances and tables at once, over all plugins.
 const CORE_SLOTS: u32 = 2_048;
 /// Elements of one table.
-const TABLE_ELEMENTS: usize = 20_000;
+pub(crate) const TABLE_ELEMENTS: usize = 20_000;
 /// Bytes of a linear memory that are cleared for the next instance instead of being given back to the system.
 const MEMORY_KEPT: usize = 256 << 10;
 /// As `MEMORY_KEPT`, for a table.

@@ -35,6 +35,34 @@ impl Exports {
             source: surface.source.then(|| source::GuestIndices::new(pre)).transpose()?,
         })
     }
+
+    /// The exports of `instance`; refuses functions of other types than the interface's.
+    fn load(
+        &self,
+        store: &mut Store<State>,
+        instance: &wasmtime::component::Instance,
+    ) -> Result<(Option<lifecycle::Guest>, Guest), Fault> {
+        macro_rules! of {
+            ($interface:ident) => {
+                self.$interface.as_ref().map(|at| at.load(&mut *store, instance)).transpose().map_err(|error| {
+                    let name = stringify!($interface).replace('_', "-");
+                    Fault::refused(format!("a function of its {name} is not the interface's: {error:#}"))
+                })?
+            };
+        }
+        let lifecycle = of!(lifecycle);
+        let guest =
+            Guest { events: of!(events), http_handler: of!(http_handler), tools: of!(tools), source: of!(source) };
+        Ok((lifecycle, guest))
+    }
+}
+
+/// The exports of one instance.
+struct Guest {
+    events: Option<events::Guest>,
+    http_handler: Option<http_handler::Guest>,
+    tools: Option<tools::Guest>,
+    source: Option<source::Guest>,
 }
 
 /// What a guest is asked.
@@ -78,10 +106,7 @@ pub(crate) enum Done {
 /// See the module. After any fault it is thrown away.
 pub(crate) struct Instance {
     store: Store<State>,
-    events: Option<events::Guest>,
-    http_handler: Option<http_handler::Guest>,
-    tools: Option<tools::Guest>,
-    source: Option<source::Guest>,
+    guest: Guest,
     pub meter: Arc<Meter>,
     output_bytes_max: usize,
     /// Calls that it has handled.
@@ -115,36 +140,29 @@ impl Instance {
         let mode = std::mem::replace(&mut call.mode, Mode::Begin);
         let mut store = new_store(pre, Arc::clone(&common), limits, Arc::clone(&meter));
         store.data_mut().call = Some(call);
-        let made = async {
-            let instance = pre.instantiate_async(&mut store).await?;
-            let lifecycle = exports.lifecycle.as_ref().map(|at| at.load(&mut store, &instance)).transpose()?;
-            let events = exports.events.as_ref().map(|at| at.load(&mut store, &instance)).transpose()?;
-            let http_handler = exports.http_handler.as_ref().map(|at| at.load(&mut store, &instance)).transpose()?;
-            let tools = exports.tools.as_ref().map(|at| at.load(&mut store, &instance)).transpose()?;
-            let source = exports.source.as_ref().map(|at| at.load(&mut store, &instance)).transpose()?;
-            if let Some(lifecycle) = lifecycle {
-                let context = lifecycle::Context {
-                    name: common.name.clone(),
-                    version: common.version.clone(),
-                    settings: store.data_mut().call().map_or_else(|_| Vec::new(), |call| call.api.settings()),
-                    extensions: Vec::new(),
-                };
-                if let Err(error) = lifecycle.call_init(&mut store, &context).await? {
-                    return Ok(Err(Fault::Failed(error)));
-                }
-            }
-            Ok(Ok((events, http_handler, tools, source)))
-        };
-        let made: wasmtime::Result<_> = made.await;
-        let (events, http_handler, tools, source) = match made {
-            Ok(made) => made?,
+        let instance = match pre.instantiate_async(&mut store).await {
+            Ok(instance) => instance,
             Err(error) => return Err(store.data_mut().fault(&error)),
         };
+        let (lifecycle, guest) = exports.load(&mut store, &instance)?;
+        if let Some(lifecycle) = lifecycle {
+            let context = lifecycle::Context {
+                name: common.name.clone(),
+                version: common.version.clone(),
+                settings: store.data_mut().call().map_or_else(|_| Vec::new(), |call| call.api.settings()),
+                extensions: Vec::new(),
+            };
+            match lifecycle.call_init(&mut store, &context).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(Fault::Failed(error)),
+                Err(error) => return Err(store.data_mut().fault(&error)),
+            }
+        }
         if let Some(call) = &mut store.data_mut().call {
             call.mode = mode;
         }
         let output_bytes_max = limits.output_bytes;
-        Ok(Box::new(Instance { store, events, http_handler, tools, source, meter, output_bytes_max, calls: 0 }))
+        Ok(Box::new(Instance { store, guest, meter, output_bytes_max, calls: 0 }))
     }
 
     /// The instance takes up its next call.
@@ -173,22 +191,22 @@ impl Instance {
         let store = &mut self.store;
         let done = match job {
             Job::Probe => Ok(Done::Probe),
-            Job::Http(request) => match &self.http_handler {
+            Job::Http(request) => match &self.guest.http_handler {
                 Some(guest) => guest.call_handle(store, &request).await.map(Done::Http),
                 None => return Err(missing),
             },
-            Job::Event(event) => match &self.events {
+            Job::Event(event) => match &self.guest.events {
                 Some(guest) => guest.call_handle(store, &event).await.map(Done::Event),
                 None => return Err(missing),
             },
-            Job::Tool { name, input } => match &self.tools {
+            Job::Tool { name, input } => match &self.guest.tools {
                 Some(guest) => {
                     let caller = store.data_mut().call().map(|call| call.caller.clone()).map_err(Fault::Failed)?;
                     guest.call_call(store, &name, &input, &caller).await.map(Done::Tool)
                 }
                 None => return Err(missing),
             },
-            Job::Poll { id, cursor } => match &self.source {
+            Job::Poll { id, cursor } => match &self.guest.source {
                 Some(guest) => guest.call_poll(store, &id, cursor.as_deref()).await.map(Done::Poll),
                 None => return Err(missing),
             },
@@ -244,7 +262,9 @@ impl Instance {
 
     /// The next piece of a streamed body.
     pub async fn next_piece(&mut self, resource: ResourceAny) -> Result<Option<Vec<u8>>, Fault> {
-        let Some(guest) = &self.http_handler else { return Err(Fault::Missing { export: "aman:plugin/http-handler" }) };
+        let Some(guest) = &self.guest.http_handler else {
+            return Err(Fault::Missing { export: "aman:plugin/http-handler" });
+        };
         self.store.set_epoch_deadline(1);
         let piece = guest.body_stream().call_next(&mut self.store, resource).await;
         match piece {

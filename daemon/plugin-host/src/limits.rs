@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use wasmtime::ResourceLimiter;
 
+use crate::engine::TABLE_ELEMENTS;
 use crate::fault::Which;
 
 /// Longest key of the key-value store, in bytes.
@@ -162,7 +163,11 @@ impl ResourceLimiter for Limiter {
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        if maximum.is_some_and(|maximum| desired > maximum) {
+        if let Some(maximum) = maximum.filter(|maximum| desired > *maximum) {
+            if maximum >= TABLE_ELEMENTS {
+                // Not the guest's own limit, but the room that the engine has for a table.
+                self.refused = Some(Which::Tables);
+            }
             return Ok(false);
         }
         let after = self.table_elements.saturating_add(desired.saturating_sub(current));

@@ -109,7 +109,7 @@ impl State {
             _ if text.contains("handle") && text.contains("limit") => Some(Which::Handles),
             _ => refused,
         };
-        let said = self.complaint.trim();
+        let said = self.complaint.split_whitespace().collect::<Vec<_>>().join(" ");
         let text = if said.is_empty() { text } else { format!("{text}; it said: {said}") };
         let message = match which {
             None => return Fault::trap(text),

@@ -46,7 +46,10 @@ pub(crate) fn link(linker: &mut Linker<State>, component: &Component) -> Result<
 fn function(instance: &mut LinkerInstance<'_, State>, interface: &str, name: &str) -> Result<()> {
     let short = interface.split('@').next().unwrap_or(interface);
     match known(short, name) {
-        Some(known) => instance.func_new(name, move |mut store, _, params, results| known(&mut store, params, results)),
+        Some(known) => instance.func_new(name, move |mut store, _, params, results| {
+            known(&mut store, params, results)?;
+            give_back(&mut store, params)
+        }),
         None => {
             let full: Arc<str> = format!("{short}#{name}").into();
             instance.func_new(name, move |_, _, _, _| bail!("it called {full}, which a plugin does not have"))
@@ -95,6 +98,18 @@ fn known(interface: &str, name: &str) -> Option<Function> {
         }
         _ => return None,
     })
+}
+
+/// Handles that were lent for the call must be given back before it ends.
+fn give_back(store: &mut StoreContextMut<'_, State>, params: &[Val]) -> Result<()> {
+    for param in params {
+        if let Val::Resource(lent) = param
+            && !lent.owned()
+        {
+            Resource::<Stub>::try_from_resource_any(*lent, &mut *store)?;
+        }
+    }
+    Ok(())
 }
 
 fn put(results: &mut [Val], value: Val) -> Result<()> {
