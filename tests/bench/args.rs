@@ -8,18 +8,20 @@ use crate::Res;
 const HELP: &str = "\
 Measures the daemon against references in the same run and prints ratios.
 
-scripts/bench [--only 1,2,8] [--rounds 3] [--quick] [--full] [--json FILE]
+scripts/bench [--only 1,2,8] [--rounds 3] [--quick] [--full] [--peers] [--json FILE]
 
-  --only LIST   targets to run: 1 push, 2 latency, 4 http, 5 streams, 6 start, 7 growth, 8 settle, 9 disk;
+  --only LIST   targets to run: 1 push, 2 latency, 3 relaxed durability, 4 http, 5 streams, 6 start, 7 growth, 8 settle, 9 disk;
                 0 = the references alone, which needs no daemon and is not in the default
   --rounds N    rounds of each measurement, medians are shown (default 3; 1 with --quick)
   --quick       short and rough, for seeing that it works: below three minutes
+  --peers       only what is compared with other servers: targets 1, 3 and 5, against NATS JetStream, Redis Streams and
+                nginx with nchan
   --full        growth up to 5,000,000 stored events instead of 1,000,000
   --json FILE   every figure of every round
 ";
 
 /// What can be asked for; 0 is the references alone.
-const KNOWN: [u8; 9] = [0, 1, 2, 4, 5, 6, 7, 8, 9];
+const KNOWN: [u8; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 
 /// What was asked for.
 pub struct Args {
@@ -41,6 +43,7 @@ pub fn parse(args: &[String]) -> Res<Option<Args>> {
             "--rounds" => parsed.rounds = value()?.parse().map_err(|_| "--rounds needs a number")?,
             "--json" => parsed.json = Some(PathBuf::from(value()?)),
             "--quick" => parsed.quick = true,
+            "--peers" => parsed.only = vec![1, 3, 5],
             "--full" => parsed.full = true,
             // Cargo says this to every benchmark.
             "--bench" => {}

@@ -26,23 +26,29 @@ pub struct Aman {
 impl Aman {
     /// Starts it with no configuration but an address and a token.
     pub fn start(home: &Path) -> Res<Aman> {
+        Aman::start_with(home, &[])
+    }
+
+    /// As [`Aman::start`], with some more variables.
+    pub fn start_with(home: &Path, variables: &[(&str, &str)]) -> Res<Aman> {
         let own = std::env::var_os("AMAN_BENCH_BIN").map(PathBuf::from);
         let mut command = Command::new(own.unwrap_or_else(|| env!("CARGO_BIN_EXE_aman").into()));
         command.arg("serve");
-        Aman::start_command(home, command)
+        Aman::start_command(home, command, variables)
     }
 
     /// Starts this program in a role that serves as the daemon does.
     pub fn start_role(home: &Path, role: &str) -> Res<Aman> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--role", role]);
-        Aman::start_command(home, command)
+        Aman::start_command(home, command, &[])
     }
 
-    fn start_command(home: &Path, mut command: Command) -> Res<Aman> {
+    fn start_command(home: &Path, mut command: Command, variables: &[(&str, &str)]) -> Res<Aman> {
         std::fs::create_dir_all(home)?;
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("AMAN_HOME", home).env("AMAN_HTTP_BIND", "127.0.0.1:0").env("AMAN_HTTP_TOKEN", TOKEN);
+        command.envs(variables.iter().copied());
         let log = home.join("bench-stderr.log");
         command.stderr(std::fs::OpenOptions::new().create(true).append(true).open(&log)?);
         let begun = Instant::now();

@@ -27,6 +27,8 @@ pub enum Protocol {
     Http,
     /// A NATS message on the reply subject of the connection.
     Nats,
+    /// A bulk string, as `XADD` answers.
+    Redis,
 }
 
 /// A request as bytes; where it holds [`NUMBER`], each copy gets its own number.
@@ -276,6 +278,7 @@ pub async fn receive(socket: &mut TcpStream, input: &mut Vec<u8>, protocol: Prot
         let length = match protocol {
             Protocol::Http => http_length(input)?,
             Protocol::Nats => nats_length(input)?,
+            Protocol::Redis => redis_length(input)?,
         };
         if let Some(length) = length {
             // Almost always this is all there is.
@@ -337,6 +340,16 @@ fn nats_length(input: &[u8]) -> Res<Option<usize>> {
         at = next;
     }
     Ok(None)
+}
+
+/// The length of the bulk string at the start of `input` when it is whole.
+fn redis_length(input: &[u8]) -> Res<Option<usize>> {
+    let Some(end) = find(input, b"\r\n") else { return Ok(None) };
+    let Some((b'$', size)) = input[..end].split_first() else {
+        return Err(String::from_utf8_lossy(&input[..end]).into_owned().into());
+    };
+    let whole = end + 2 + std::str::from_utf8(size)?.parse::<usize>()? + 2;
+    Ok((input.len() >= whole).then_some(whole))
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {

@@ -4,6 +4,7 @@ pub mod disk;
 pub mod http;
 pub mod nats;
 pub mod nchan;
+pub mod redis;
 pub mod sqlite;
 
 use std::path::PathBuf;

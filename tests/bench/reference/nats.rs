@@ -24,8 +24,9 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Starts one that syncs before every acknowledgement; none when no `nats-server` is installed.
-    pub fn start(folder: &Path) -> Res<Option<Nats>> {
+    /// Starts one that syncs before every acknowledgement, or as it does by default, every two minutes; none when no
+    /// `nats-server` is installed.
+    pub fn start(folder: &Path, always: bool) -> Res<Option<Nats>> {
         let Some(binary) = program("nats-server", "nats-server") else { return Ok(None) };
         let port = free_port()?;
         let config = folder.join("nats.conf");
@@ -33,8 +34,9 @@ impl Nats {
         std::fs::write(
             &config,
             format!(
-                "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
-                store.display()
+                "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\"{} }}\n",
+                store.display(),
+                if always { ", sync_interval: always" } else { "" }
             ),
         )?;
         let mut command = Command::new(binary);

@@ -6,6 +6,7 @@ pub mod http;
 pub mod latency;
 pub mod push;
 pub mod references;
+pub mod relaxed;
 pub mod settle;
 pub mod start;
 pub mod streams;
@@ -15,10 +16,11 @@ use crate::{Bench, Res};
 
 type Target = (u8, &'static str, fn(&mut Bench) -> Res<()>);
 
-const ALL: [Target; 9] = [
+const ALL: [Target; 10] = [
     (0, "the references alone", references::run),
     (1, "durable push", push::run),
     (2, "latency of one publisher", latency::run),
+    (3, "relaxed durability", relaxed::run),
     (4, "plain HTTP", http::run),
     (5, "streams", streams::run),
     (6, "idle and start", start::run),

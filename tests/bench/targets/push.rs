@@ -1,4 +1,4 @@
-//! Target 1: durable pushes with auth, validation and routing, against bare SQLite and against NATS.
+//! Target 1: durable pushes with auth, validation and routing, against bare SQLite, NATS JetStream and Redis Streams.
 
 use std::hint::spin_loop;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use crate::daemon::{Aman, body, data};
 use crate::load::{self, Load, Outcome};
 use crate::proc::{Proc, role};
 use crate::reference::nats::Nats;
+use crate::reference::redis::Redis;
 use crate::reference::sqlite;
 use crate::report::{Row, Wanted};
 use crate::stats::Pairs;
@@ -42,6 +43,7 @@ pub fn spin(args: &[String]) -> Res<()> {
 struct Measured {
     sqlite: Pairs,
     nats: Pairs,
+    redis: Pairs,
     cpu: Pairs,
 }
 
@@ -49,9 +51,12 @@ pub fn run(bench: &mut Bench) -> Res<()> {
     bench.sample_disk(1)?;
     let folder = bench.folder("push")?;
     let aman = Aman::start(&folder.join("aman"))?;
-    let nats = Nats::start(&folder)?;
+    let (nats, redis) = (Nats::start(&folder, true)?, Redis::start(&folder, "always")?);
     if nats.is_none() {
         bench.report.remark("target 1: no nats-server here, so no comparison with it".to_owned());
+    }
+    if redis.is_none() {
+        bench.report.remark("target 1: no redis-server here, so no comparison with it".to_owned());
     }
     for busy in [true, false] {
         let spinners = if busy { spinners()? } else { Vec::new() };
@@ -59,7 +64,7 @@ pub fn run(bench: &mut Bench) -> Res<()> {
             bench.sample_disk_beside(1, ", busy rows, a process spins on every processor")?;
         }
         for conns in [64, 256] {
-            let measured = rounds(bench, &aman, nats.as_ref(), conns)?;
+            let measured = rounds(bench, &aman, nats.as_ref(), redis.as_ref(), conns)?;
             add_rows(bench, &measured, conns, busy);
         }
         drop(spinners);
@@ -72,7 +77,7 @@ fn spinners() -> Res<Vec<Proc>> {
     (0..processors).map(|processor| role(ROLE_SPIN, &[&processor.to_string()])).collect()
 }
 
-fn rounds(bench: &Bench, aman: &Aman, nats: Option<&Nats>, conns: usize) -> Res<Measured> {
+fn rounds(bench: &Bench, aman: &Aman, nats: Option<&Nats>, redis: Option<&Redis>, conns: usize) -> Res<Measured> {
     let folder = bench.folder("push")?;
     let (duration, data) = (bench.secs(1.2), data("bench.tick"));
     let timed = |load: Load| load::run(Load { warmup: WARMUP, duration, ..load });
@@ -89,6 +94,9 @@ fn rounds(bench: &Bench, aman: &Aman, nats: Option<&Nats>, conns: usize) -> Res<
                     .rate(),
             );
         }
+        if let Some(redis) = redis {
+            measured.redis.push(ours.rate(), timed(redis.load(&body("bench.tick"), conns))?.rate());
+        }
     }
     Ok(measured)
 }
@@ -101,6 +109,9 @@ fn add_rows(bench: &mut Bench, measured: &Measured, conns: usize, busy: bool) {
     bench.report.add(Row::ratio(1, &name, "/s", &measured.sqlite, "bare SQLite", wanted(Wanted::AtLeast(0.8))));
     if !measured.nats.ours.is_empty() {
         bench.report.add(Row::ratio(1, &name, "/s", &measured.nats, "NATS always", wanted(Wanted::AtLeast(8.0))));
+    }
+    if !measured.redis.ours.is_empty() {
+        bench.report.add(Row::ratio(1, &name, "/s", &measured.redis, "Redis always", Wanted::Nothing));
     }
     let wanted = if conns == 64 { Wanted::AtMost(40.0) } else { Wanted::Nothing };
     let name = format!("server CPU per push, {conns}, {place}");

@@ -8,6 +8,7 @@ use crate::proc::rss_kib;
 use crate::reference::http::Hyper;
 use crate::reference::nats::Nats;
 use crate::reference::nchan::Nchan;
+use crate::reference::redis::Redis;
 use crate::reference::sqlite;
 use crate::report::{Row, Wanted};
 use crate::{Bench, Res};
@@ -47,7 +48,7 @@ fn hyper(bench: &mut Bench) -> Res<()> {
 
 fn durable(bench: &mut Bench) -> Res<()> {
     let folder = bench.folder("references")?;
-    let nats = Nats::start(&folder)?;
+    let (nats, redis) = (Nats::start(&folder, true)?, Redis::start(&folder, "always")?);
     for conns in [64, 256] {
         let duration = bench.secs(2.0);
         let bare = sqlite::run(&folder, conns, Duration::from_millis(500), duration, &data("bench.tick"))?;
@@ -56,6 +57,10 @@ fn durable(bench: &mut Bench) -> Res<()> {
         if let Some(nats) = &nats {
             let outcome = timed(bench, nats.load(&body("bench.tick"), conns))?;
             add(bench, &format!("NATS always, {conns}"), "/s", outcome.rate());
+        }
+        if let Some(redis) = &redis {
+            let outcome = timed(bench, redis.load(&body("bench.tick"), conns))?;
+            add(bench, &format!("Redis always, {conns}"), "/s", outcome.rate());
         }
     }
     Ok(())

@@ -34,7 +34,7 @@ fn first_start(bench: &mut Bench) -> Res<()> {
 
 fn idle(bench: &mut Bench, home: &std::path::Path) -> Res<()> {
     let aman = Aman::start(home)?;
-    let nats = Nats::start(&bench.folder("start")?)?;
+    let nats = Nats::start(&bench.folder("start")?, true)?;
     std::thread::sleep(SETTLE);
     let pid = aman.proc.pid();
     let length = bench.secs(20.0);
