@@ -157,6 +157,8 @@ impl Cache {
         self.run_child(component, &unfinished.path).await?;
         let file = File::open(&unfinished.path).map_err(|error| failed("opening the compiled code", error))?;
         let (sha256, bytes) = digest(&file).map_err(|error| failed("reading the compiled code", error))?;
+        // What an engine of before made of the same component is of no use any more.
+        self.forget_but(&component_sha256, &unfinished.path);
         std::fs::rename(&unfinished.path, &path).map_err(|error| failed("keeping the compiled code", error))?;
         File::open(&self.folder)
             .and_then(|folder| folder.sync_all())
@@ -236,9 +238,13 @@ impl Cache {
 
     /// Removes the code of a component, for all engines; running plugins keep what they have.
     pub fn forget(&self, component_sha256: &str) {
+        self.forget_but(component_sha256, Path::new(""));
+    }
+
+    fn forget_but(&self, component_sha256: &str, kept: &Path) {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
         for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(component_sha256) {
+            if entry.file_name().to_string_lossy().starts_with(component_sha256) && entry.path() != kept {
                 // What stays is found again when the same component is compiled.
                 let _removed = std::fs::remove_file(entry.path());
             }

@@ -1,7 +1,7 @@
 //! A loaded plugin: its pool of instances, and the calls from outside.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -60,6 +60,8 @@ pub(crate) struct Shared {
     permits: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// New calls are refused.
+    is_closing: AtomicBool,
     pool: Mutex<Pool>,
     calls: AtomicU64,
     faults: AtomicU64,
@@ -181,11 +183,11 @@ impl Shared {
 
     /// The right to run a call.
     async fn admit(&self) -> Result<OwnedSemaphorePermit, Fault> {
+        if self.is_closing.load(Ordering::Acquire) {
+            return Err(Fault::Closed);
+        }
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(permit);
-        }
-        if self.permits.is_closed() {
-            return Err(Fault::Closed);
         }
         let busy = |message: String| Fault::Limit { which: Which::Calls, message };
         let _counted = Waiter::new(&self.waiting);
@@ -310,6 +312,7 @@ impl Plugin {
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             limits,
             waiting: AtomicUsize::new(0),
+            is_closing: AtomicBool::new(false),
             pool: Mutex::default(),
             calls: AtomicU64::new(0),
             faults: AtomicU64::new(0),
@@ -424,10 +427,11 @@ impl Plugin {
         }
     }
 
-    /// Refuses new calls with [`Fault::Closed`], waits for those that run and drops the idle instances. Streams go on
-    /// until they end or are dropped.
+    /// Refuses new calls with [`Fault::Closed`], waits for those that run or wait and drops the idle instances. Streams go
+    /// on until they end or are dropped. Calls end by their own limits; whoever closes may stop waiting before.
     pub async fn close(&self) {
         let shared = &self.shared;
+        shared.is_closing.store(true, Ordering::Release);
         let all = u32::try_from(shared.limits.max_instances).unwrap_or(u32::MAX);
         if let Ok(permits) = shared.permits.acquire_many(all).await {
             shared.permits.close();

@@ -259,14 +259,36 @@ async fn calls_wait_and_are_refused_in_order() {
     eventually("dropped calls free their places", || plugin.stats().running + plugin.stats().waiting == 0).await;
 }
 
-/// Goal: closing lets running calls end, refuses new ones and keeps nothing.
+/// Goal: closing lets running calls end, refuses new ones at once and keeps nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn closed_plugins_refuse() {
     let bench = Bench::new();
-    let plugin = bench.plugin(&Guest::default(), Limits::default()).await;
-    plugin.probe(Fake::new(), caller()).await.expect("it begins");
-    plugin.close().await;
-    assert_eq!(plugin.stats().idle, 0);
+    let guest = Guest {
+        imports: &["clock"],
+        own: r#"(import "aman:plugin/clock@0.1.0" "sleep" (func $sleep (param i32 i32)))"#,
+        handle_event: "(call $sleep (i32.const 2000) (i32.const 4096)) (i32.const 0)",
+        ..Guest::default()
+    };
+    let plugin = bench.plugin(&guest, Limits { max_instances: 1, ..Limits::default() }).await;
+    let call = plugin.clone();
+    let running = tokio::spawn(async move { call.handle_event(Fake::new(), caller(), event()).await });
+    eventually("the call runs", || plugin.stats().running == 1).await;
+    let closing = plugin.clone();
+    let closing = tokio::spawn(async move { closing.close().await });
+    tokio::task::yield_now().await;
+    let refused = async {
+        loop {
+            // Before the other task has begun to close, a call may still be let in, and wait.
+            let call = plugin.call_tool(Fake::new(), caller(), String::new(), String::new()).await;
+            if let Err(fault) = call {
+                break fault;
+            }
+        }
+    };
+    assert_eq!(refused.await, Fault::Closed);
+    closing.await.expect("it closes");
+    let (outcome, _) = running.await.expect("it was not cut off").expect("no fault");
+    assert_eq!((outcome, plugin.stats().idle), (Outcome::Done, 0));
     let fault = plugin.handle_event(Fake::new(), caller(), event()).await.expect_err("it is closed");
     assert_eq!(fault, Fault::Closed);
 }

@@ -29,14 +29,17 @@ async fn code_is_cached_by_digest() {
     let component = Guest::default().component();
     let artifact = bench.host.compile(&component).await.expect("it compiles");
     assert_eq!(artifact.component_sha256, sha256_hex(&component));
-    let [file] = files(&bench).try_into().expect("one file");
+    let [file]: [PathBuf; 1] = files(&bench).try_into().expect("one file");
     let code = std::fs::read(&file).expect("it can be read");
     assert_eq!((artifact.sha256.clone(), artifact.bytes), (sha256_hex(&code), code.len() as u64));
     let mode = |path: &PathBuf| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
     assert_eq!((mode(&bench.folder), mode(&file)), (0o700, 0o600));
-    // Compiled again while a plugin runs on it: the same code under the same name.
+    // Compiled again while a plugin runs on it: the same code under the same name, and nothing of another engine's.
     let plugin = bench.load(artifact.clone(), ALL, Limits::default()).expect("it loads");
+    let old = bench.folder.join(format!("{}-0000000000000000.code", artifact.component_sha256));
+    std::fs::write(&old, b"of before").expect("it can be written");
     assert_eq!(bench.host.compile(&component).await.expect("it compiles"), artifact);
+    assert_eq!(files(&bench), [file]);
     plugin.probe(Fake::new(), caller()).await.expect("it begins");
     bench.host.forget(&artifact);
     assert!(files(&bench).is_empty());
