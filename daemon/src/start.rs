@@ -92,6 +92,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     lifecycle.enter(Phase::Recovery);
     let now_ms = clock.now_ms();
     store.write(move |tx| audit::close_begun(tx, now_ms)).await?;
+    tell_audit_head(&store).await;
     let ended = Sandbox::wait_for_strays(&config.paths.runtime, STRAYS_WAIT).await;
     if !ended.map_err(|error| Error::invalid("scripts.lock", format!("cannot be locked: {error}.")))? {
         tracing::warn!("Scripts of an earlier run are still there; they may act beside those of this run.");
@@ -177,6 +178,7 @@ impl Daemon {
         if !supervisor.end(END_GRACE).await {
             tracing::warn!("A background task did not end in time.");
         }
+        tell_audit_head(bus.store()).await;
         if let Err(error) = bus.store().checkpoint().await {
             tracing::warn!(error = error.chain().join(": "), "The write-ahead log was not moved into the database.");
         }
@@ -194,6 +196,13 @@ fn warn_of(config: &Config, clock: &Clock) {
     if !is_plausible(clock.now_ms()) {
         let (now, what_to_do) = (rfc3339(clock.now_ms()), "Set it, as with `timedatectl set-ntp true`.");
         tracing::warn!(now, what_to_do, "The machine's clock is wrong, and with it schedules, expiry and event times.");
+    }
+}
+
+/// Writes the head of the audit log to the daemon's log: a copy outside the database for `aman audit verify --head`.
+async fn tell_audit_head(store: &Store) {
+    if let Ok(Some(head)) = store.read(audit::noted).await {
+        tracing::info!(head = format!("{}:{}", head.seq, head.hash), "The audit log's newest record.");
     }
 }
 

@@ -239,6 +239,39 @@ fn login() {
     assert_eq!(by(&daemon, &reader, "POST", "/auth/open", None).status, 403);
 }
 
+/// Goal: a browser that logs out is out, and its cookie is taken back; a token alone has nothing to log out of.
+#[test]
+fn logging_out_ends_the_session() {
+    let daemon = Daemon::start();
+    let made = daemon.post("/auth/open", &json!({}));
+    let page = daemon.send("GET", made.json["path"].as_str().expect("a path"), &[], None);
+    let body = String::from_utf8(page.body.clone()).expect("text");
+    let cookie = page.header("set-cookie").expect("a cookie").split(';').next().expect("a pair");
+    let both = [("cookie", cookie), ("x-aman-session", session_of(&body))];
+    assert_eq!(daemon.send("POST", "/auth/logout", &both[..1], None).status, 401, "a cookie alone ends nothing");
+    assert_eq!(daemon.post("/auth/logout", &json!({})).fields(), ["x-aman-session"]);
+    assert_eq!(daemon.send("GET", "/skills", &both, None).status, 200);
+    let out = daemon.send("POST", "/auth/logout", &both, None);
+    assert_eq!((out.status, &out.json["ended"]), (200, &json!(true)));
+    assert!(out.header("set-cookie").is_some_and(|cookie| cookie.contains("=; ") && cookie.contains("Max-Age=0")));
+    assert_eq!(daemon.send("GET", "/skills", &both, None).status, 401);
+    assert_eq!(daemon.send("POST", "/auth/logout", &both, None).status, 401);
+    let recorded = daemon.get("/audit-log?action=auth.logout&outcome=done").items();
+    assert_eq!(recorded.len(), 1);
+}
+
+/// Goal: what opens once is made anew by each request, and never kept for an Idempotency-Key.
+#[test]
+fn single_use_secrets_are_not_kept() {
+    let daemon = Daemon::start();
+    let headers = [("x-aman-token", TOKEN), ("idempotency-key", "same")];
+    for (path, name) in [("/auth/ticket", "ticket"), ("/auth/open", "path")] {
+        let [first, second] = [0, 1].map(|_| daemon.send("POST", path, &headers, None));
+        assert_eq!((first.status, second.status), (201, 201));
+        assert_ne!(first.json[name], second.json[name], "{path}");
+    }
+}
+
 /// Goal: the session of a minted admin's login ends with that token.
 #[test]
 fn sessions_end_with_their_token() {

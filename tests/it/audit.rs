@@ -159,11 +159,17 @@ fn what_was_altered_shows() {
         }
     }
     let verify = |daemon: &Daemon| daemon.get("/audit-log/verify").json;
-    assert_eq!(verify(&daemon), json!({"ok": true, "checked": 5}));
+    let whole = verify(&daemon);
+    assert_eq!((&whole["ok"], &whole["checked"]), (&json!(true), &json!(5)));
+    let head = whole["head"].as_str().expect("a head").to_owned();
+    assert!(head.starts_with("5:") && head.len() == 66, "{head}");
     assert_eq!(daemon.terminate(), Some(0));
     let database = Connection::open(folder.path().join("aman.db")).expect("the database");
     database.execute_batch("CREATE TABLE kept AS SELECT * FROM audit").expect("a copy");
-    let altered: [(&str, i64); 13] = [
+    let altered: [(&str, i64); 16] = [
+        ("DELETE FROM audit WHERE seq = 5", 5),
+        ("DELETE FROM audit WHERE seq > 2", 3),
+        ("DELETE FROM audit", 1),
         ("UPDATE audit SET at_ms = at_ms + 1 WHERE seq = 3", 3),
         ("UPDATE audit SET principal = 'other' WHERE seq = 3", 3),
         ("UPDATE audit SET claimed_operator = NULL WHERE seq = 3", 3),
@@ -195,7 +201,41 @@ fn what_was_altered_shows() {
         .execute_batch("DELETE FROM audit; INSERT INTO audit SELECT * FROM kept; DROP TABLE kept")
         .expect("as it was");
     act(&daemon, "op9", "/skills/reload", false, &json!({}));
-    assert_eq!(verify(&daemon), json!({"ok": true, "checked": 6}), "the chain goes on");
+    let whole = verify(&daemon);
+    assert_eq!((&whole["ok"], &whole["checked"]), (&json!(true), &json!(6)), "the chain goes on");
+    // Whoever removes the end and changes the note of it as well is found out by a head that was kept elsewhere.
+    let kept = |head: &str| daemon.get(&format!("/audit-log/verify?head={head}")).json;
+    assert_eq!(kept(&head)["ok"], true, "an older head is still in the chain");
+    database
+        .execute_batch(
+            "DELETE FROM audit WHERE seq > 4; \
+             UPDATE meta SET value = (SELECT seq || ':' || hash FROM audit WHERE seq = 4) WHERE key = 'audit_head'",
+        )
+        .expect("altered");
+    assert_eq!(verify(&daemon)["ok"], true, "this is what a chain alone cannot show");
+    assert_eq!((&kept(&head)["ok"], &kept(&head)["fault"]), (&json!(false), &json!("missing")));
+    act(&daemon, "op10", "/skills/reload", false, &json!({}));
+    assert_eq!((&kept(&head)["first_bad"], &kept(&head)["fault"]), (&json!(5), &json!("replaced")));
+    let (code, out, _) = daemon.cli(&["audit", "verify", "--head", &head]);
+    assert!(code == 1 && out.contains("record 5 is not the one"), "{out}");
+    assert_eq!(daemon.get("/audit-log/verify?head=x").fields(), ["head"]);
+}
+
+/// Goal: rows that were removed at the end while the daemon was off show, and their numbers are not used again.
+#[test]
+fn a_cut_end_shows_for_ever() {
+    let folder = Folder::new("audit");
+    let mut daemon = Daemon::start_in(folder.path());
+    (0..3).for_each(|n| assert_eq!(act(&daemon, &format!("op{n}"), "/skills/reload", false, &json!({})), 200));
+    assert_eq!(daemon.terminate(), Some(0));
+    let database = Connection::open(folder.path().join("aman.db")).expect("the database");
+    database.execute_batch("DELETE FROM audit WHERE seq = 3").expect("altered");
+    drop(database);
+    daemon.again();
+    assert_eq!(act(&daemon, "op4", "/skills/reload", false, &json!({})), 200);
+    let verdict = daemon.get("/audit-log/verify").json;
+    assert_eq!((&verdict["ok"], &verdict["first_bad"], &verdict["checked"]), (&json!(false), &json!(4), &json!(2)));
+    assert!(daemon.log().contains("The audit log's newest record."), "a copy of the head is outside the database");
 }
 
 /// Goal: refusals before authentication do not flood the log: one row for each reason, with how often.

@@ -168,12 +168,21 @@ impl Bench {
     async fn letters(&self) -> Vec<dead_letters::Letter> {
         let ids = self.daemon.bus().store().ids();
         let list = move |conn: &_| dead_letters::list(conn, ids, &dead_letters::Filter::default(), None, 100);
-        self.daemon.bus().store().read(list).await.expect("readable")
+        self.daemon.bus().store().read(list).await.expect("readable").0
     }
 
     async fn effects(&self, accepted: &Accepted) -> Vec<(aman::event::Event, Option<DeliveryId>)> {
         let (ids, sequence) = (self.daemon.bus().store().ids(), aman::id::EventSeq(accepted.sequence));
-        self.daemon.bus().store().read(move |conn| events::effects_of(conn, ids, sequence)).await.expect("readable")
+        let read = move |conn: &_| {
+            let effects = events::effects_of(conn, ids, sequence)?.into_iter();
+            // They are told without their data.
+            let whole = effects.map(|(effect, delivery)| {
+                let found = events::by_sequence(conn, ids, effect.sequence)?.expect("an effect is an event");
+                Ok::<_, aman::error::Error>((found, delivery))
+            });
+            whole.collect()
+        };
+        self.daemon.bus().store().read(read).await.expect("readable")
     }
 }
 

@@ -15,10 +15,10 @@ use super::problem::Problem;
 use super::query::{self, Query};
 use super::routes::Route;
 use super::{App, Call};
-use crate::clock::{self, Clock};
+use crate::clock::{self, Clock, Millis};
 use crate::error::Error;
 use crate::id::TraceId;
-use crate::store::audit::{self, Filter, Outcome, Record};
+use crate::store::audit::{self, Filter, Head, Outcome, Record};
 use crate::store::{Store, Tx};
 
 const OPERATOR_CHARS_MAX: usize = 100;
@@ -149,55 +149,84 @@ impl Inner {
     }
 }
 
-/// Refusals before authentication, by code and status. They are written by a timer that the first of them starts.
+/// Refusals by code and status.
+type Counts = BTreeMap<(&'static str, u16), u64>;
+
+/// Refusals before authentication. They are written by a timer that the first of them starts; what could not be written
+/// is kept for the next time.
 #[derive(Default)]
 pub struct Refusals {
-    counts: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    counts: Mutex<Counts>,
+    /// True while a timer runs.
+    armed: AtomicBool,
 }
 
 impl Refusals {
     /// Counts `problem` and hands it back.
     pub(super) fn count(&self, app: &Arc<App>, problem: Problem) -> Problem {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = counts.is_empty();
-        *counts.entry((problem.code, problem.status.as_u16())).or_default() += 1;
-        drop(counts);
-        if first {
+        self.add([((problem.code, problem.status.as_u16()), 1)].into());
+        if !self.armed.swap(true, Ordering::AcqRel) {
             let app = Arc::clone(app);
             tokio::spawn(async move {
-                tokio::time::sleep(REFUSALS_EVERY).await;
-                app.refusals.write_now(&app).await;
+                loop {
+                    tokio::time::sleep(REFUSALS_EVERY).await;
+                    // What is counted from here on is taken below or begins a timer of its own.
+                    app.refusals.armed.store(false, Ordering::Release);
+                    app.refusals.write_now(&app).await;
+                    let is_left = !app.refusals.lock().is_empty();
+                    if !is_left || app.refusals.armed.swap(true, Ordering::AcqRel) {
+                        return;
+                    }
+                }
             });
         }
         problem
     }
 
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, more: Counts) {
+        let mut counts = self.lock();
+        for (reason, count) in more {
+            *counts.entry(reason).or_default() += count;
+        }
+    }
+
     /// Writes what was counted, one record a reason.
     pub(super) async fn write_now(&self, app: &App) {
-        let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
-        if counts.is_empty() {
-            return;
+        let counts = std::mem::take(&mut *self.lock());
+        if let Err(error) = self.write(&app.store, app.clock.now_ms(), counts).await {
+            tracing::error!(chain = error.chain().join(": "), "Refusals could not be recorded; they are kept.");
         }
-        let at_ms = app.clock.now_ms();
-        let records = counts.into_iter().map(move |((code, status), count)| Record {
+    }
+
+    /// Writes `counts`, or adds them to what is counted since.
+    async fn write(&self, store: &Store, at_ms: Millis, counts: Counts) -> Result<(), Error> {
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let record = move |((code, status), count): (&(&'static str, u16), &u64)| Record {
             at_ms,
             principal: "anonymous".to_owned(),
             claimed_operator: None,
             action: "http.refused".to_owned(),
-            target: code.to_owned(),
+            target: (*code).to_owned(),
             outcome: Outcome::Refused,
-            status,
+            status: *status,
             trace: None,
             detail: json!({ "count": count }),
             before_digest: None,
             after_digest: None,
-        });
-        let records: Vec<Record> = records.collect();
+        };
+        let records: Vec<Record> = counts.iter().map(record).collect();
         let written =
-            app.store.write(move |tx| records.iter().try_for_each(|record| audit::append(tx, record).map(drop)));
-        if let Err(error) = written.await {
-            tracing::error!(chain = error.chain().join(": "), "Refusals could not be recorded.");
+            store.write(move |tx| records.iter().try_for_each(|record| audit::append(tx, record).map(drop))).await;
+        if written.is_err() {
+            self.add(counts);
         }
+        written
     }
 }
 
@@ -232,18 +261,47 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
 
 /// `GET /audit-log/verify`
 pub(super) async fn verify(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &[])?;
-    let verdict = verdict(&app.store).await?;
-    let mut answer = json!({ "ok": verdict.first_bad.is_none(), "checked": verdict.checked });
+    let query = Query::read(&call, &["head"])?;
+    let kept = query.parsed("head", "must be SEQ:HASH, as an earlier answer gave it.", Head::read)?;
+    let verdict = app.store.read(move |conn| audit::verify(conn, kept.as_ref())).await?;
+    let mut answer = json!({ "ok": verdict.bad.is_none(), "checked": verdict.checked });
     if verdict.pruned_to > 0 {
         answer["pruned_to"] = verdict.pruned_to.into();
     }
-    if let Some(first_bad) = verdict.first_bad {
+    if let Some((first_bad, fault)) = verdict.bad {
         answer["first_bad"] = first_bad.into();
+        answer["fault"] = fault.name().into();
     }
+    answer["head"] = verdict.head.map(|head| format!("{}:{}", head.seq, head.hash)).into();
     body::ok(&answer)
 }
 
-async fn verdict(store: &Store) -> Result<audit::Verdict, Error> {
-    store.read(audit::verify).await
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Durability;
+
+    #[tokio::test]
+    async fn refusals_that_cannot_be_written_are_kept() {
+        let folder = std::env::temp_dir().join(format!("aman-refusals-{}", crate::id::fresh()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let store = Store::open(&folder.join("aman.db"), Durability::Normal).expect("a database");
+        let refusals = Refusals::default();
+        refusals.add([(("unauthorized", 401), 2)].into());
+        let counts = std::mem::take(&mut *refusals.lock());
+        store
+            .write(|tx| tx.rename_table_for_test("audit", "elsewhere"))
+            .await
+            .expect("a database that takes no record");
+        refusals.add([(("unauthorized", 401), 1), (("host_not_allowed", 421), 1)].into());
+        refusals.write(&store, 0, counts).await.expect_err("no table");
+        assert_eq!(*refusals.lock(), [(("unauthorized", 401), 3), (("host_not_allowed", 421), 1)].into());
+        store.write(|tx| tx.rename_table_for_test("elsewhere", "audit")).await.expect("as it was");
+        let counts = std::mem::take(&mut *refusals.lock());
+        refusals.write(&store, 0, counts).await.expect("written");
+        let verdict = store.read(|conn| audit::verify(conn, None)).await.expect("a verdict");
+        assert_eq!((verdict.checked, verdict.bad), (2, None));
+        drop(store);
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
 }

@@ -58,9 +58,7 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     };
     let (limit, before) = (query.limit()?, query.cursor::<2>("dlq")?.map(|[at, id]| (at, DeliveryId(id))));
     let ids = app.store.ids();
-    let mut found = app.store.read(move |conn| letters::list(conn, ids, &filter, before, limit + 1)).await?;
-    let more = found.len() > limit;
-    found.truncate(limit);
+    let (found, more) = app.store.read(move |conn| letters::list(conn, ids, &filter, before, limit)).await?;
     let next = found.last().filter(|_| more).map(|last| query::cursor("dlq", &[last.last_failed_ms, last.id.0]));
     let items: Vec<Value> = found.iter().map(|letter| letter_json(ids, letter)).collect();
     body::ok(&json!({ "items": items, "next_cursor": next }))
@@ -150,15 +148,12 @@ pub(super) async fn retry_group(app: Arc<App>, mut call: Call) -> Result<Reply, 
     fields.done()?;
     let (ids, wanted) = (app.store.ids(), fingerprint.clone());
     let found = if dry_run {
-        let filter = Filter { fingerprint: Some(wanted), ..Filter::default() };
-        app.store.read(move |conn| letters::list(conn, ids, &filter, None, GROUP_MAX)).await?
+        app.store.read(move |conn| letters::group(conn, ids, &wanted, GROUP_MAX)).await?
     } else {
         let draft = call.draft.clone();
         app.store
             .write(move |tx| {
-                let found = letters::with_fingerprint(tx, &wanted, GROUP_MAX)?;
-                let found: Vec<Letter> =
-                    found.into_iter().map(|id| letters::retry(tx, id, None)).collect::<Result<_, _>>()?;
+                let found = letters::retry_group(tx, &wanted, GROUP_MAX)?;
                 if !found.is_empty() {
                     draft.record(tx, &wanted, json!({ "count": found.len() }))?;
                 }

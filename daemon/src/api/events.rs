@@ -259,27 +259,33 @@ pub(super) async fn trace(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let wrong = || Error::invalid("trace_id", "must be 32 lower-case hex digits, not all zero.");
     let trace: TraceId = text.parse().map_err(|()| wrong())?;
     let ids = app.store.ids();
-    let found = app
+    let (found, truncated) = app
         .store
         .read(move |conn| {
-            let found = events::by_trace(conn, ids, trace, TRACE_EVENTS_MAX + 1)?;
-            found
-                .into_iter()
-                .map(|event| deliveries::of_event(conn, event.sequence).map(|records| (event, records)))
-                .collect::<Result<Vec<_>, _>>()
+            let (found, mut truncated) = events::by_trace(conn, ids, trace, TRACE_EVENTS_MAX)?;
+            let (mut shown, mut failures) = (Vec::new(), 0);
+            for event in found {
+                // What failed is told with each delivery, and may be more than the events.
+                if failures >= events::LIST_BYTES_MAX {
+                    truncated = true;
+                    break;
+                }
+                let records = deliveries::of_event(conn, event.sequence)?;
+                failures += records.iter().map(Record::weight).sum::<usize>();
+                shown.push((event, records));
+            }
+            Ok::<_, Error>((shown, truncated))
         })
         .await?;
     if found.is_empty() {
         return Err(absent(&app, "trace", text, Some(Uuid::from_bytes(trace.0))).await?);
     }
-    let truncated = found.len() > TRACE_EVENTS_MAX;
-    let found = &found[..found.len().min(TRACE_EVENTS_MAX)];
     let edges: Vec<Value> = found
         .iter()
         .filter_map(|(event, _)| Some(json!({ "from": event.causation.as_ref()?, "to": event.id() })))
         .collect();
     let mut records = Vec::new();
-    for (event, of_event) in found {
+    for (event, of_event) in &found {
         for record in of_event {
             let mut shown = delivery_json(ids, event.received_ms, record);
             shown["event_id"] = event.id().into();

@@ -135,12 +135,31 @@ impl Gate {
     }
 
     fn session(&self, headers: &HeaderMap, header: &HeaderValue, now_ms: Millis) -> Option<Principal> {
+        let header = header.as_bytes().trim_ascii();
+        self.cookies(headers).find_map(|cookie| self.secrets.session(cookie, header, now_ms))
+    }
+
+    /// Ends the sessions that these headers prove; false when they prove none.
+    pub fn log_out(&self, headers: &HeaderMap) -> bool {
+        let now_ms = self.clock.now_ms();
+        let mut ended = false;
+        for header in headers.get_all("x-aman-session") {
+            let header = header.as_bytes().trim_ascii();
+            // The header proves that the caller is no foreign page, which could send the cookie as well.
+            for cookie in self.cookies(headers).filter(|cookie| self.secrets.session(cookie, header, now_ms).is_some())
+            {
+                ended |= self.secrets.end_session(cookie);
+            }
+        }
+        ended
+    }
+
+    fn cookies<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a [u8]> {
         let lines = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-        let mut cookies = lines.filter_map(|pair| {
+        lines.filter_map(|pair| {
             let pair = pair.trim_ascii();
             pair.strip_prefix(self.cookie.as_bytes())?.strip_prefix(b"=")
-        });
-        cookies.find_map(|cookie| self.secrets.session(cookie, header.as_bytes().trim_ascii(), now_ms))
+        })
     }
 
     /// 401 for wrong credentials, or 429 when there were too many of them; either is never said to good ones.

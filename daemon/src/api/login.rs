@@ -87,13 +87,27 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     };
     let (cookie, header) = app.gate.secrets.make_session(principal, now_ms);
     let mut reply = html(LOGIN_PAGE.replace(SESSION_MARK, &header), &LOGIN_POLICY);
+    reply.headers.push(set_cookie(&app, &cookie, SESSION_IDLE_MS / 1000)?);
+    Ok(reply)
+}
+
+fn set_cookie(app: &App, value: &str, seconds: i64) -> Result<(HeaderName, HeaderValue), Error> {
     let secure = if app.settings.places.secure { "; Secure" } else { "" };
-    let cookie = format!(
-        "{}={cookie}; Path=/; HttpOnly; SameSite=Strict; Max-Age={}{secure}",
-        app.gate.cookie(),
-        SESSION_IDLE_MS / 1000
-    );
-    reply.headers.push((SET_COOKIE, HeaderValue::try_from(cookie).map_err(Error::internal("making a cookie"))?));
+    let name = app.gate.cookie();
+    let cookie = format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}");
+    Ok((SET_COOKIE, HeaderValue::try_from(cookie).map_err(Error::internal("making a cookie"))?))
+}
+
+/// `POST /auth/logout`: ends the caller's session, and has the browser forget its cookie.
+pub(super) async fn logout(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    call.fields().await?.done()?;
+    if !app.gate.log_out(&call.headers) {
+        let reason = "is required, with its cookie: only a browser's session can be logged out. A token is revoked.";
+        return Err(Error::invalid("x-aman-session", reason).into());
+    }
+    let mut reply = body::ok(&json!({ "ended": true }))?;
+    reply.headers.push(set_cookie(&app, "", 0)?);
     Ok(reply)
 }
 

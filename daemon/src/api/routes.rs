@@ -124,6 +124,7 @@ fn access() -> Vec<Route> {
         route!(GET "/" Public login::page),
         route!(GET "/auth/open" Public login::open),
         route!(POST "/auth/open" Admin login::code).audited("auth.open"),
+        route!(POST "/auth/logout" Admin login::logout).audited("auth.logout").in_any_phase(),
         route!(POST "/auth/ticket" EventsRead login::ticket).audited("auth.ticket"),
         route!(GET "/auth/token" Admin tokens::list),
         route!(POST "/auth/token" Admin tokens::create)

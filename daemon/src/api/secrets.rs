@@ -124,6 +124,11 @@ impl Secrets {
         (cookie, header)
     }
 
+    /// Ends the session of `cookie`; false when there is none.
+    pub fn end_session(&self, cookie: &[u8]) -> bool {
+        self.with(|kept| kept.sessions.remove(&sha256(cookie)).is_some())
+    }
+
     /// Whose session this is; only cookie and header together say it.
     pub fn session(&self, cookie: &[u8], header: &[u8], now_ms: Millis) -> Option<Principal> {
         let (cookie, header) = (sha256(cookie), sha256(header));

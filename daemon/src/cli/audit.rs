@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::client::Call;
 use super::failure::{FAILED, Failure};
-use super::out::{count, text, text_or_dash, time};
+use super::out::{clean, count, text, text_or_dash, time};
 use super::{Context, Paging};
 
 /// What can be done with the audit log.
@@ -49,16 +49,24 @@ pub struct ListArgs {
 
 /// Verifies the chain.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  aman audit verify && echo whole\n\nExit code 1 when a record does not fit the chain."
-)]
-pub struct VerifyArgs {}
+#[command(after_help = "\
+Examples:
+  aman audit verify && echo whole
+  aman audit verify --head 41:9f86d081884c7d65…
+
+Exit code 1 when a record does not fit the chain, or some at its end are missing. Whoever can write the database can
+also write a new chain with a new end: a head that you kept elsewhere tells.")]
+pub struct VerifyArgs {
+    /// The head that an earlier verification printed: also check that the log still holds it
+    #[arg(long, value_name = "SEQ:HASH")]
+    head: Option<String>,
+}
 
 /// Runs `aman audit …`.
 pub async fn run(context: &mut Context, command: AuditCommand) -> Result<(), Failure> {
     match command {
         AuditCommand::List(args) => list(context, &args).await,
-        AuditCommand::Verify(_) => verify(context).await,
+        AuditCommand::Verify(args) => verify(context, &args).await,
     }
 }
 
@@ -95,8 +103,8 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn verify(context: &mut Context) -> Result<(), Failure> {
-    let reply = context.call(Call::get("/audit-log/verify")).await?;
+async fn verify(context: &mut Context, args: &VerifyArgs) -> Result<(), Failure> {
+    let reply = context.call(Call::get("/audit-log/verify").query_some("head", args.head.as_ref())).await?;
     let answer = reply.json()?;
     let whole = answer["ok"].as_bool() == Some(true);
     if context.out.json() {
@@ -104,12 +112,18 @@ async fn verify(context: &mut Context) -> Result<(), Failure> {
     } else {
         let checked = count(answer["checked"].as_u64().unwrap_or(0), "record");
         let verdict = if whole {
-            format!("The audit log is whole: {checked} checked.")
+            let head = answer["head"].as_str().map(|head| format!("\nIts head, to keep elsewhere: {}", clean(head)));
+            format!("The audit log is whole: {checked} checked.{}", head.unwrap_or_default())
         } else {
             let first_bad = text_or_dash(&answer["first_bad"]);
-            format!("The audit log was changed: record {first_bad} does not fit the chain ({checked} checked).")
+            let what = match answer["fault"].as_str() {
+                Some("missing") => "and what followed is missing",
+                Some("replaced") => "is not the one of the head that was given",
+                _ => "does not fit the chain",
+            };
+            format!("The audit log was changed: record {first_bad} {what} ({checked} checked).")
         };
-        context.out.line(&verdict)?;
+        verdict.lines().try_for_each(|line| context.out.line(line))?;
     }
     if whole { Ok(()) } else { Err(Failure::Said(FAILED)) }
 }
@@ -122,10 +136,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_broken_chain_is_exit_code_1() {
-        let fake = Fake::answering(&[&Fake::json(200, r#"{"ok":false,"checked":9,"first_bad":7}"#)]).await;
+        let fake =
+            Fake::answering(&[&Fake::json(200, r#"{"ok":false,"checked":9,"first_bad":7,"fault":"altered"}"#)]).await;
         let printed = Printed::default();
         let mut context = Context::fake(&fake.base, printed.clone(), false);
-        let failure = run(&mut context, AuditCommand::Verify(VerifyArgs {})).await.expect_err("it is broken");
+        let failure =
+            run(&mut context, AuditCommand::Verify(VerifyArgs { head: None })).await.expect_err("it is broken");
         assert_eq!(failure.code(), 1);
         assert!(printed.text().contains("record 7 does not fit"));
     }

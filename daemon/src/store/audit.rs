@@ -1,4 +1,5 @@
-//! Who changed what: a chain of rows, each holding the hash of the one before.
+//! Who changed what: a chain of rows, each holding the hash of the one before. The newest one's number and hash are noted
+//! beside the chain in the same transaction, so that rows which are removed at its end show, too.
 
 use ring::digest::{SHA256, digest};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
@@ -79,6 +80,25 @@ pub struct Entry {
     pub hash: String,
 }
 
+/// The newest record: whoever keeps it elsewhere can tell later that the chain still holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Its number.
+    pub seq: i64,
+    /// Its hash.
+    pub hash: String,
+}
+
+impl Head {
+    /// Reads `SEQ:HASH`.
+    pub fn read(text: &str) -> Option<Head> {
+        let (seq, hash) = text.split_once(':')?;
+        let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let seq = seq.parse().ok().filter(|seq| *seq > 0 && is_hash)?;
+        Some(Head { seq, hash: hash.to_ascii_lowercase() })
+    }
+}
+
 fn unwritten(error: rusqlite::Error) -> Error {
     Error::internal("writing the audit log")(error)
 }
@@ -98,16 +118,16 @@ fn redacted(record: &Record) -> Record {
 
 /// Appends a record to the chain and returns its number.
 pub fn append(tx: &Tx<'_>, record: &Record) -> Result<i64, Error> {
-    let last: Option<(i64, String)> = tx
+    let last = tx
         .conn
         .prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
-        .and_then(|mut s| s.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+        .and_then(|mut s| s.query_row([], |row| Ok(Head { seq: row.get(0)?, hash: row.get(1)? })).optional())
         .map_err(unwritten)?;
-    let (last, prev_hash) = match last {
-        Some(last) => last,
-        None => anchor(tx.conn)?.map_or_else(|| (0, "0".repeat(64)), |anchor| (anchor.seq, anchor.hash)),
-    };
-    let seq = last + 1;
+    // No number twice, even when the rows at the end are gone.
+    let begins = anchor(tx.conn)?.map(|anchor| Head { seq: anchor.seq, hash: anchor.hash });
+    let known = begins.into_iter().chain(noted(tx.conn)?).chain(last);
+    let last = known.reduce(|one, other| if other.seq > one.seq { other } else { one });
+    let (seq, prev_hash) = last.map_or_else(|| (1, "0".repeat(64)), |last| (last.seq + 1, last.hash));
     let record = &redacted(record);
     let detail = record.detail.to_string();
     let body = body(
@@ -149,7 +169,20 @@ pub fn append(tx: &Tx<'_>, record: &Record) -> Result<i64, Error> {
             ])
         })
         .map_err(unwritten)?;
+    tx.conn
+        .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('audit_head', ?1)")
+        .and_then(|mut s| s.execute([format!("{seq}:{hash}")]))
+        .map_err(unwritten)?;
     Ok(seq)
+}
+
+/// The newest record as it was noted when it was written; none in an empty log.
+pub fn noted(conn: &Connection) -> Result<Option<Head>, Error> {
+    let text: Option<String> = conn
+        .prepare_cached("SELECT value FROM meta WHERE key = 'audit_head'")
+        .and_then(|mut s| s.query_row([], |row| row.get(0)).optional())
+        .map_err(unread)?;
+    Ok(text.and_then(|text| Head::read(&text)))
 }
 
 #[allow(clippy::too_many_arguments)] // one argument a column: the hash must cover every one of them
@@ -328,24 +361,56 @@ pub fn remove(tx: &mut Tx<'_>, through: i64, rows: i64) -> Result<usize, Error> 
 pub struct Verdict {
     /// Records that were checked.
     pub checked: i64,
-    /// The first record whose number, link or hash is wrong.
-    pub first_bad: Option<i64>,
+    /// The first record that is not as it was written, or not there any more, and what is wrong with it.
+    pub bad: Option<(i64, Fault)>,
+    /// The newest record, as it was noted when it was written.
+    pub head: Option<Head>,
     /// The newest record that retention removed, 0 = none.
     pub pruned_to: i64,
 }
 
-/// Checks every record against the one before, and where the chain begins against the record that says so.
-pub fn verify(conn: &Connection) -> Result<Verdict, Error> {
-    let begins = anchor(conn)?.unwrap_or_else(|| Anchor { seq: 0, hash: "0".repeat(64) });
-    let mut statement = conn.prepare(&format!("SELECT {COLUMNS} FROM audit ORDER BY seq")).map_err(unread)?;
+/// What is wrong with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Its number, link or hash does not fit.
+    Altered,
+    /// It was written, and is gone with all that followed.
+    Missing,
+    /// It is not the one that the caller kept the hash of.
+    Replaced,
+}
+
+impl Fault {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Altered => "altered",
+            Fault::Missing => "missing",
+            Fault::Replaced => "replaced",
+        }
+    }
+}
+
+/// Checks every record against the one before, the newest against what was noted of it, where the chain begins against
+/// the record that says so, and whether the record that the caller `kept` the hash of is still the same.
+pub fn verify(conn: &Connection, kept: Option<&Head>) -> Result<Verdict, Error> {
+    // One moment for the chain and the note.
+    let moment = conn.unchecked_transaction().map_err(unread)?;
+    let head = noted(&moment)?;
+    let begins = anchor(&moment)?.unwrap_or_else(|| Anchor { seq: 0, hash: "0".repeat(64) });
+    let mut statement = moment.prepare(&format!("SELECT {COLUMNS} FROM audit ORDER BY seq")).map_err(unread)?;
     let mut rows = statement.query([]).map_err(unread)?;
-    let (mut verdict, mut prev_hash) = (Verdict { checked: 0, first_bad: None, pruned_to: begins.seq }, begins.hash);
+    let mut verdict = Verdict { checked: 0, bad: None, head, pruned_to: begins.seq };
+    let mut prev_hash = begins.hash;
     let mut allowed: Option<Anchor> = None;
     while let Some(row) = rows.next().map_err(unread)? {
         let entry = entry_of(row).map_err(unread)?;
         let linked = entry.seq == begins.seq + verdict.checked + 1 && entry.prev_hash == prev_hash;
         if !linked || hash_of(&prev_hash, &entry.body) != entry.hash {
-            return Ok(Verdict { first_bad: Some(entry.seq), ..verdict });
+            return Ok(Verdict { bad: Some((entry.seq, Fault::Altered)), ..verdict });
+        }
+        if kept.is_some_and(|kept| kept.seq == entry.seq && kept.hash != entry.hash) {
+            return Ok(Verdict { bad: Some((entry.seq, Fault::Replaced)), ..verdict });
         }
         if entry.body["action"] == PRUNE
             && let Ok(anchor) = serde_json::from_value(entry.body["detail"]["audit"].clone())
@@ -355,8 +420,15 @@ pub fn verify(conn: &Connection) -> Result<Verdict, Error> {
         verdict.checked += 1;
         prev_hash = entry.hash;
     }
+    let last = begins.seq + verdict.checked;
+    let noted = verdict.head.as_ref().map_or((0, ""), |head| (head.seq, head.hash.as_str()));
     if begins.seq > 0 && allowed.is_none_or(|allowed| allowed.seq < begins.seq) {
-        verdict.first_bad = Some(begins.seq);
+        verdict.bad = Some((begins.seq, Fault::Altered));
+    } else if noted.0 > last || kept.is_some_and(|kept| kept.seq > last) {
+        verdict.bad = Some((last + 1, Fault::Missing));
+    } else if last > 0 && noted != (last, prev_hash.as_str()) {
+        // The note itself was changed.
+        verdict.bad = Some((last, Fault::Altered));
     }
     Ok(verdict)
 }

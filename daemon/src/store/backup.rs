@@ -211,7 +211,7 @@ fn move_on(conn: &Connection, from: &Path, now_ms: Millis) -> Result<(), Error> 
     };
     conn.execute_batch("BEGIN IMMEDIATE").map_err(failed("restoring the database"))?;
     let ids = Ids { node: migrate::node(conn)? };
-    let tx = Tx { conn, ids, counters, committed: Committed::default(), types: HashMap::new() };
+    let tx = Tx { conn, ids, counters, committed: Committed::default(), types: HashMap::new(), ending: false };
     retention::keep_floors(&tx)?;
     audit::append(
         &tx,

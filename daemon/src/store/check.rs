@@ -115,10 +115,10 @@ pub fn all(conn: &Connection) -> Report {
     let schema = migrate::check(conn).err().map(|error| error.chain().join(": "));
     checks.push(checked("schema", Ok(schema.into_iter().collect())));
     let mut audit_records = 0;
-    let chain = match audit::verify(conn) {
+    let chain = match audit::verify(conn, None) {
         Ok(verdict) => {
             audit_records = verdict.checked;
-            verdict.first_bad.map(|seq| format!("record {seq} was changed, or one before it is missing"))
+            verdict.bad.map(|(seq, _)| format!("record {seq} was changed, or one before it is missing"))
         }
         Err(error) => Some(error.chain().join(": ")),
     };

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{Tx, deliveries, events};
 use crate::clock::Millis;
 use crate::error::Error;
-use crate::event::Event;
+use crate::event::{Data, Event};
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
 use crate::redact;
 
@@ -122,6 +122,23 @@ pub fn retry(tx: &mut Tx<'_>, id: DeliveryId, note: Option<&str>) -> Result<Lett
     Ok(letter)
 }
 
+/// Opens every dead letter with this fingerprint again, oldest first and at most `limit`.
+/// They are given without the data of their events, which together may be larger than memory.
+pub fn retry_group(tx: &mut Tx<'_>, fingerprint: &str, limit: usize) -> Result<Vec<Letter>, Error> {
+    with_fingerprint(tx.conn, fingerprint, limit)?.into_iter().map(|id| retry(tx, id, None).map(lightened)).collect()
+}
+
+/// What [`retry_group`] would open.
+pub fn group(conn: &Connection, ids: Ids, fingerprint: &str, limit: usize) -> Result<Vec<Letter>, Error> {
+    let found = with_fingerprint(conn, fingerprint, limit)?;
+    found.into_iter().map(|id| find_dead(conn, ids, id).map(lightened)).collect()
+}
+
+fn lightened(mut letter: Letter) -> Letter {
+    letter.event.sent.data = Data::None;
+    letter
+}
+
 /// Throws a dead letter away; it stays as a tombstone.
 pub fn discard(tx: &Tx<'_>, id: DeliveryId, note: Option<&str>) -> Result<Letter, Error> {
     let letter = find_dead(tx.conn, tx.ids(), id)?;
@@ -227,16 +244,17 @@ pub struct Filter {
     pub fingerprint: Option<String>,
 }
 
-/// Dead letters, newest death first, those before `before` = (last failure, delivery); at most `limit`.
+/// Dead letters, newest death first, those before `before` = (last failure, delivery): at most `limit`, or about
+/// [`events::LIST_BYTES_MAX`]; and whether there are more.
 pub fn list(
     conn: &Connection,
     ids: Ids,
     filter: &Filter,
     before: Option<(Millis, DeliveryId)>,
     limit: usize,
-) -> Result<Vec<Letter>, Error> {
+) -> Result<(Vec<Letter>, bool), Error> {
     let (before_ms, before_id) = before.map_or((i64::MAX, i64::MAX), |(at, id)| (at, id.0));
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows_max = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
     let mut sql = String::from("WHERE l.state = 0 AND (l.last_failed_ms, l.delivery) < (?1, ?2)");
     let mut values: Vec<&dyn ToSql> = vec![&before_ms, &before_id];
     let wanted = [
@@ -252,7 +270,7 @@ pub fn list(
             sql.push_str(&format!(" AND {column} = ?{}", values.len()));
         }
     }
-    values.push(&limit);
+    values.push(&rows_max);
     let order = "ORDER BY l.last_failed_ms DESC, l.delivery DESC";
     // The page is chosen before any event is read: sorting whole events of thousands of letters would cost gigabytes.
     let page = format!(
@@ -260,11 +278,18 @@ pub fn list(
          LIMIT ?{}) {order}",
         values.len()
     );
-    conn.prepare_cached(&from(&page))
-        .map_err(unread)?
-        .query_map(values.as_slice(), |row| letter_of(ids, row).map(|(letter, _)| letter))
-        .and_then(Iterator::collect)
-        .map_err(unread)
+    let mut statement = conn.prepare_cached(&from(&page)).map_err(unread)?;
+    let mut rows = statement.query(values.as_slice()).map_err(unread)?;
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next().map_err(unread)? {
+        if found.len() == limit || bytes >= events::LIST_BYTES_MAX {
+            return Ok((found, true));
+        }
+        let (letter, _) = letter_of(ids, row).map_err(unread)?;
+        bytes += letter.event.weight() + letter.chain.iter().map(String::len).sum::<usize>();
+        found.push(letter);
+    }
+    Ok((found, false))
 }
 
 /// Dead letters per consumer name.
@@ -323,16 +348,15 @@ pub fn groups(conn: &Connection) -> Result<Vec<Group>, Error> {
 }
 
 /// Deliveries of the dead letters with this fingerprint, oldest first; at most `limit`.
-pub fn with_fingerprint(tx: &Tx<'_>, fingerprint: &str, limit: usize) -> Result<Vec<DeliveryId>, Error> {
+fn with_fingerprint(conn: &Connection, fingerprint: &str, limit: usize) -> Result<Vec<DeliveryId>, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    tx.conn
-        .prepare_cached(
-            "SELECT delivery FROM dead_letter WHERE state = 0 AND fingerprint = ?1 ORDER BY delivery LIMIT ?2",
-        )
-        .map_err(unread)?
-        .query_map(params![fingerprint, limit], |row| row.get(0).map(DeliveryId))
-        .and_then(Iterator::collect)
-        .map_err(unread)
+    conn.prepare_cached(
+        "SELECT delivery FROM dead_letter WHERE state = 0 AND fingerprint = ?1 ORDER BY delivery LIMIT ?2",
+    )
+    .map_err(unread)?
+    .query_map(params![fingerprint, limit], |row| row.get(0).map(DeliveryId))
+    .and_then(Iterator::collect)
+    .map_err(unread)
 }
 
 /// The sequence of a letter's event, for programs that only have its id.

@@ -363,6 +363,14 @@ pub struct Record {
     pub failures: Vec<(u32, Millis, Vec<String>)>,
 }
 
+impl Record {
+    /// About how many bytes it takes.
+    pub fn weight(&self) -> usize {
+        let failures: usize = self.failures.iter().flat_map(|(_, _, chain)| chain).map(String::len).sum();
+        256 + failures + self.result.as_ref().map_or(0, |result| result.to_string().len())
+    }
+}
+
 /// The deliveries of an event, in order.
 pub fn of_event(conn: &Connection, event: EventSeq) -> Result<Vec<Record>, Error> {
     let range: Option<(Option<i64>, Option<i64>)> = conn

@@ -25,7 +25,7 @@ pub const SCAN_ROWS_MAX: usize = 200_000;
 /// How long one request may look for rare events.
 const SCAN_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bytes of events that one listing gives at the most.
-const RECENT_BYTES_MAX: usize = 8 << 20;
+pub const LIST_BYTES_MAX: usize = 8 << 20;
 
 const COLUMNS: &str = "sequence, received_ms, source, type, priority, mode, trust, depth, data_kind, data, id, subject, \
     attributes, expires_ms, trace, correlation, causation, cause, principal";
@@ -453,9 +453,9 @@ pub fn by_id(conn: &Connection, ids: Ids, id: &str, source: Option<&str>) -> Res
     Ok(found)
 }
 
-/// Events of a trace in order of sequence, at most `limit`.
-pub fn by_trace(conn: &Connection, ids: Ids, trace: TraceId, limit: usize) -> Result<Vec<Event>, Error> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+/// Events of a trace in order of sequence: the first `limit` of them or about [`LIST_BYTES_MAX`], and whether there are
+/// more.
+pub fn by_trace(conn: &Connection, ids: Ids, trace: TraceId, limit: usize) -> Result<(Vec<Event>, bool), Error> {
     let mut found: Vec<Event> = Vec::new();
     if let Some((at_ms, sequence)) = ids.sequence_of(Uuid::from_bytes(trace.0))
         && let Some(event) = by_sequence(conn, ids, sequence)?
@@ -464,18 +464,25 @@ pub fn by_trace(conn: &Connection, ids: Ids, trace: TraceId, limit: usize) -> Re
     {
         found.push(event);
     }
-    let rest: Vec<Event> = select(conn, "WHERE trace = ?1 ORDER BY sequence LIMIT ?2")?
-        .query_map(params![trace.0, limit], |row| from_row(ids, row))
-        .and_then(Iterator::collect)
-        .map_err(unread)?;
-    found.extend(rest);
-    Ok(found)
+    let mut statement = select(conn, "WHERE trace = ?1 ORDER BY sequence")?;
+    let mut rows = statement.query([trace.0]).map_err(unread)?;
+    let mut bytes: usize = found.iter().map(Event::weight).sum();
+    while let Some(row) = rows.next().map_err(unread)? {
+        if found.len() >= limit || bytes >= LIST_BYTES_MAX {
+            return Ok((found, true));
+        }
+        let event = from_row(ids, row).map_err(unread)?;
+        bytes += event.weight();
+        found.push(event);
+    }
+    Ok((found, false))
 }
 
-/// Events that `cause` had as effects, each with the delivery that it came from.
+/// Events that `cause` had as effects, each with the delivery that it came from; without their data.
 pub fn effects_of(conn: &Connection, ids: Ids, cause: EventSeq) -> Result<Vec<(Event, Option<DeliveryId>)>, Error> {
+    let columns = COLUMNS.replace("data_kind, data,", "0, NULL,");
     conn.prepare_cached(&format!(
-        "SELECT {COLUMNS}, cause_delivery FROM event WHERE cause = ?1 ORDER BY sequence LIMIT 1000"
+        "SELECT {columns}, cause_delivery FROM event WHERE cause = ?1 ORDER BY sequence LIMIT 1000"
     ))
     .map_err(unread)?
     .query_map([cause.0], |row| Ok((from_row(ids, row)?, row.get::<_, Option<i64>>(19)?.map(DeliveryId))))
@@ -554,7 +561,7 @@ pub fn recent(
         let sequence = EventSeq(row.get(0).map_err(unread)?);
         // Type and source are looked at before the rest of the row is read.
         if filter.wants_row(row).map_err(unread)? {
-            if found.len() == limit || bytes >= RECENT_BYTES_MAX {
+            if found.len() == limit || bytes >= LIST_BYTES_MAX {
                 return Ok((found, Some(EventSeq(sequence.0 + 1))));
             }
             let event = from_row(ids, row).map_err(unread)?;

@@ -96,14 +96,33 @@ pub fn node(conn: &Connection) -> Result<u32, Error> {
         .map_err(Error::internal("reading the database's number"))
 }
 
-/// The highest row number ever used in `event` or `delivery`: the highest there, or the floor that pruning left.
+/// Notes that numbers up to these may have been given out (0 = none but those in the tables).
+///
+/// With `durability = normal` the newest transactions can be lost with the power, and their numbers would be used again:
+/// a cursor or an id would then mean two events. What is noted here was on disk before any such number was told.
+pub fn reserve(conn: &Connection, sequence: i64, delivery: i64) -> Result<(), Error> {
+    let mut statement = conn
+        .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")
+        .map_err(Error::internal("reserving row numbers"))?;
+    for (key, value) in [("event_reserved", sequence), ("delivery_reserved", delivery)] {
+        statement.execute(params![key, value]).map_err(Error::internal("reserving row numbers"))?;
+    }
+    Ok(())
+}
+
+/// The highest row number ever used in `event` or `delivery`: the highest there, the floor that pruning left, or what was
+/// reserved before an end that was not clean.
 pub fn counter(conn: &Connection, table: &str) -> Result<i64, Error> {
-    let (column, key) = if table == "event" { ("sequence", "event_floor") } else { ("id", "delivery_floor") };
+    let column = if table == "event" { "sequence" } else { "id" };
     let highest: i64 = conn
         .query_row(&format!("SELECT coalesce(max({column}), 0) FROM {table}"), [], |row| row.get(0))
         .map_err(Error::internal("reading the highest row number"))?;
     let floor: i64 = conn
-        .query_row("SELECT coalesce(max(value), 0) FROM meta WHERE key = ?1", [key], |row| row.get(0))
+        .query_row(
+            "SELECT coalesce(max(value), 0) FROM meta WHERE key IN (?1 || '_floor', ?1 || '_reserved')",
+            [table],
+            |row| row.get(0),
+        )
         .map_err(Error::internal("reading the row number floor"))?;
     Ok(highest.max(floor))
 }

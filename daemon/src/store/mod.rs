@@ -97,6 +97,13 @@ struct Counters {
     delivery: i64,
 }
 
+impl Counters {
+    /// True while every number up to these is reserved by `reserved`.
+    fn within(self, reserved: Counters) -> bool {
+        self.sequence <= reserved.sequence && self.delivery <= reserved.delivery
+    }
+}
+
 /// A write transaction, and what becomes visible when it commits.
 pub struct Tx<'a> {
     pub(in crate::store) conn: &'a Connection,
@@ -104,6 +111,8 @@ pub struct Tx<'a> {
     counters: Counters,
     committed: Committed,
     types: HashMap<String, events::TypeCount>,
+    /// True when the daemon ends: numbers that were reserved are free again.
+    ending: bool,
 }
 
 impl Tx<'_> {
@@ -125,6 +134,14 @@ impl Tx<'_> {
     /// The newest sequence, this transaction's own events included.
     pub fn sequence(&self) -> EventSeq {
         EventSeq(self.counters.sequence)
+    }
+
+    /// Makes a table unusable, for tests of what cannot be written.
+    #[cfg(test)]
+    pub fn rename_table_for_test(&self, from: &str, to: &str) -> Result<(), Error> {
+        self.conn
+            .execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}"))
+            .map_err(Error::internal("renaming a table"))
     }
 
     /// Has the consumer read all its work anew once this transaction is committed.
@@ -217,6 +234,7 @@ impl Store {
             files,
             ids,
             counters,
+            reserved: (durability == Durability::Normal).then_some(Counters { sequence: 0, delivery: 0 }),
             queue,
             queued: Arc::clone(&queued),
             commits: Arc::clone(&commits),
@@ -434,8 +452,15 @@ impl Store {
         self.inner.with_reader(query)
     }
 
-    /// Moves the write-ahead log into the database file, for a clean end.
+    /// Moves the write-ahead log into the database file, for a clean end: after it no number needs to be passed over.
     pub async fn checkpoint(&self) -> Result<(), Error> {
+        let ending = self.write(|tx| {
+            tx.ending = true;
+            migrate::reserve(tx.conn, 0, 0)
+        });
+        if let Err(error) = ending.await {
+            tracing::warn!(error = error.chain().join(": "), "The next start passes over some numbers.");
+        }
         self.checkpoint_as("TRUNCATE").await
     }
 
@@ -535,14 +560,30 @@ fn ignore_rows(error: rusqlite::Error) -> rusqlite::Result<()> {
 }
 
 fn configure(conn: &Connection, durability: Durability) -> Result<(), Error> {
+    // Incremental: a file that was made so can give space back later, in small steps. Means something only before the
+    // first table is made.
+    conn.execute_batch("PRAGMA auto_vacuum = INCREMENTAL").map_err(Error::internal("configuring the database"))?;
+    let mode: String = conn
+        .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
+        .map_err(Error::internal("configuring the database"))?;
+    if !mode.eq_ignore_ascii_case("wal") {
+        // Without it readers and the writer lock each other out, and what is acknowledged depends on luck.
+        return Err(Error::Internal {
+            context: "opening the database",
+            source: format!(
+                "{} cannot have a write-ahead log (its journal mode is '{mode}'), mostly because its file system shares \
+                 no memory between processes. Put the data folder on a local disk: AMAN_HOME, or XDG_DATA_HOME.",
+                conn.path().unwrap_or("the database")
+            )
+            .into(),
+        });
+    }
     let synchronous = match durability {
         Durability::Full => "FULL",
         Durability::Normal => "NORMAL",
     };
-    // Incremental: a file that was made so can give space back later, in small steps. Means something only before the
-    // first table is made.
     conn.execute_batch(&format!(
-        "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA busy_timeout = 5000;
+        "PRAGMA synchronous = {synchronous}; PRAGMA busy_timeout = 5000;
          PRAGMA foreign_keys = OFF; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16000;
          PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = {WAL_BYTES_KEPT};"
     ))
@@ -558,4 +599,17 @@ fn open_reader(path: &Path) -> Result<Connection, Error> {
         .map_err(Error::internal("configuring the database"))?;
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_without_a_write_ahead_log_is_refused() {
+        // A database in memory cannot have one, as a file on some network file systems cannot.
+        let error = Store::open(Path::new(":memory:"), Durability::Full).err().expect("refused");
+        let told = error.chain().join(": ");
+        assert!(told.contains("write-ahead log") && told.contains("local disk"), "{told}");
+    }
 }

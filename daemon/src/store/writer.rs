@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::disk::{self, Files};
 use super::fault::{Ending, Fault, Trouble};
-use super::{BATCH_MAX, CommitHook, Committed, Counters, Durability, Tx, events};
+use super::{BATCH_MAX, CommitHook, Committed, Counters, Durability, Tx, events, migrate};
 use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::id::Ids;
@@ -20,6 +20,8 @@ use crate::id::Ids;
 /// A lingering writer gathers more into one commit; it pays only when commits are slow and callers are many.
 const LINGER_DIVISOR: u32 = 30;
 const LINGER_MAX: Duration = Duration::from_millis(1);
+/// Row numbers that are reserved at a time; each time costs one sync of the disk.
+const RESERVED_AHEAD: i64 = 100_000;
 /// While writing, the free space of the disk is asked for this often at the most.
 const SPACE_LOOK: Duration = Duration::from_secs(1);
 /// Before a commit the files are looked at unless the last commit, which looks at its end, was just now.
@@ -102,6 +104,8 @@ pub(super) struct Writer {
     pub files: Files,
     pub ids: Ids,
     pub counters: Counters,
+    /// Numbers up to these are noted on disk as given out; none where each commit is on disk before it is told.
+    pub reserved: Option<Counters>,
     pub queue: Receiver<Job>,
     pub queued: Arc<AtomicUsize>,
     pub commits: Arc<AtomicU64>,
@@ -273,6 +277,7 @@ impl Writer {
             counters: self.counters,
             committed: Committed::default(),
             types: HashMap::new(),
+            ending: false,
         };
         for job in batch.iter_mut() {
             if job.isolated {
@@ -282,11 +287,30 @@ impl Writer {
             }
         }
         events::flush_types(&mut tx)?;
+        let reserving = match self.reserved {
+            Some(reserved) if !tx.ending && !tx.counters.within(reserved) => Some(reserve(tx.conn, tx.counters)?),
+            _ => None,
+        };
         let pages = tx.conn.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
         execute(tx.conn, "COMMIT")?;
+        let (counters, committed, ending) = (tx.counters, tx.committed, tx.ending);
+        self.counters = counters;
         self.tell_growth(pages);
-        self.counters = tx.counters;
-        Ok(tx.committed)
+        if let Some(reserved) = reserving {
+            self.make_durable(reserved);
+        } else if ending && self.reserved.is_some() {
+            self.reserved = Some(Counters { sequence: 0, delivery: 0 });
+        }
+        Ok(committed)
+    }
+
+    /// Puts the reservation on disk before any of its numbers is told: a checkpoint syncs the write-ahead log first.
+    fn make_durable(&mut self, reserved: Counters) {
+        match self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            Ok(()) => self.reserved = Some(reserved),
+            // The next commit tries again.
+            Err(error) => tracing::warn!(%error, "Row numbers could not be reserved on disk."),
+        }
     }
 
     fn tell_growth(&self, pages: i64) {
@@ -341,6 +365,13 @@ impl Writer {
             Err(error) => tracing::error!(%error, copy = %copy.display(), "The database was removed and not saved."),
         }
     }
+}
+
+/// Notes the next range of numbers, beyond those that this transaction used.
+fn reserve(conn: &Connection, used: Counters) -> Result<Counters, Undone> {
+    let next = Counters { sequence: used.sequence + RESERVED_AHEAD, delivery: used.delivery + RESERVED_AHEAD };
+    migrate::reserve(conn, next.sequence, next.delivery).map_err(|error| Undone::from_error(&error))?;
+    Ok(next)
 }
 
 fn run_isolated(job: &mut Job, tx: &mut Tx<'_>) -> Result<(), Undone> {

@@ -63,7 +63,7 @@ const OBJECTS: &[(&str, &str)] = &[
          prev_hash hash",
     ),
     ("AuditRecords", "items:[AuditRecord] next_cursor:text~"),
-    ("AuditVerdict", "ok:bool checked:int first_bad?:int"),
+    ("AuditVerdict", "ok:bool checked:int first_bad?:int fault?:text head:text~"),
     (
         "Skill",
         "name version description enabled:bool kind triggers:[any] permissions:any concurrency:any digest path stats:any",
@@ -75,6 +75,7 @@ const OBJECTS: &[(&str, &str)] = &[
     ("SkillVersion", "version digest created_at current:bool"),
     ("SkillVersions", "items:[SkillVersion] next_cursor:text~"),
     ("SkillsReloaded", "added:[text] changed:[text] removed:[text] failed:[any]"),
+    ("LoggedOut", "ended:bool"),
     ("Login", "path expires_at:time"),
     ("Ticket", "ticket expires_at:time"),
     ("Items", "items:[any] next_cursor:text~"),
