@@ -31,6 +31,7 @@ pub fn file(name: &str) -> PathBuf {
 fn example() -> Daemon {
     let daemon = Daemon::configured(
         "[debug]\nforce_enable_debug_endpoints = true\n\
+         [sinks.out]\nkind = \"webhook\"\nurl = \"http://127.0.0.1:9/in\"\ntypes = [\"order.paid\"]\nsecret = \"x\"\n\
          [sources.hook]\nkind = \"webhook\"\n\
          [sources.default]\nkind = \"files\"\npath = \"~/inbox\"\n",
     );

@@ -43,7 +43,7 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
 pub(super) fn query(path: &str, name: &str) -> Value {
     match (path, name) {
         (_, "limit" | "count") => json!({ "type": "integer", "minimum": 1 }),
-        (_, "dry_run" | "all" | "named" | "metrics" | "active_only") => json!({ "type": "boolean" }),
+        (_, "dry_run" | "all" | "named" | "metrics" | "active_only") => flag(),
         (_, "types") => json!({ "type": "string", "pattern": PATTERNS }),
         (_, "cursor") => json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]*$" }),
         ("/events/stream", "since") => json!({ "type": "integer", "minimum": 0, "maximum": INTEGER_MAX }),
@@ -56,6 +56,11 @@ pub(super) fn query(path: &str, name: &str) -> Value {
         (_, "q" | "code" | "id") => json!({ "type": "string", "minLength": 1 }),
         _ => json!({ "type": "string" }),
     }
+}
+
+/// As `Query::flag` reads it: the name alone is a yes.
+fn flag() -> Value {
+    json!({ "anyOf": [{ "type": "boolean" }, { "type": "string", "enum": ["", "yes", "no", "1", "0"] }] })
 }
 
 /// The schema of a value in a path.
