@@ -7,6 +7,7 @@ mod change;
 mod cron;
 mod keyring;
 mod paths;
+pub mod plugins;
 mod recipe;
 mod retention;
 mod sections;
@@ -175,6 +176,8 @@ pub struct Config {
     pub sources: Vec<sources::Source>,
     /// `[sinks.*]`
     pub sinks: Vec<sinks::Sink>,
+    /// `[plugin.*]`
+    pub plugins: Vec<plugins::PluginSection>,
     /// `[http_client] allow_private`: outgoing calls may reach loopback and private addresses.
     pub allow_private: bool,
     /// `[cron.*]`: jobs by id.
@@ -218,6 +221,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
     let sources = sources(file, &paths, &mut layers);
     let sinks = sinks(file, &paths, &mut layers);
+    let plugins = plugins(file, &mut layers);
     let allow_private = layers.flag("http_client.allow_private");
     let cron = cron::jobs(file, &mut layers);
     let (effective, warnings, wrong) = layers.finish(file);
@@ -234,6 +238,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         debug_endpoints,
         sources,
         sinks,
+        plugins,
         allow_private,
         cron,
         effective,
@@ -332,6 +337,11 @@ fn sources(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sources::Sou
 fn sinks(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sinks::Sink> {
     let Some(table) = file.get("sinks").and_then(Value::as_table) else { return Vec::new() };
     each_table("sinks", table, layers, |id, settings, faults| sinks::sink(id, settings, paths, faults))
+}
+
+fn plugins(file: &Table, layers: &mut Layers) -> Vec<plugins::PluginSection> {
+    let Some(table) = file.get("plugin").and_then(Value::as_table) else { return Vec::new() };
+    each_table("plugin", table, layers, plugins::section)
 }
 
 /// Reads every `[section.<id>]`; what is wrong goes to `layers`.
@@ -461,7 +471,7 @@ fn kept_secret(file: &std::path::Path) -> Result<String, Error> {
 }
 
 /// Settings that later parts of the program define; named so that a file written for them gives a fitting warning.
-const LATER: [&str; 4] = ["plugin", "workflows", "agents", "notifications"];
+const LATER: [&str; 3] = ["workflows", "agents", "notifications"];
 
 fn field(field: &str, reason: String) -> FieldError {
     FieldError { field: field.to_owned(), reason }
@@ -507,6 +517,14 @@ mod tests {
             ("sources = 5", "sources"),
             ("sources = []", "sources"),
             ("sinks = \"a\"", "sinks"),
+            ("plugin = 1", "plugin"),
+            ("[plugin.A]", "plugin.A"),
+            ("[plugin.a]\nbind = \"x\"", "plugin.a.bind"),
+            ("[plugin.a]\nbind = \"0.0.0.0:1\"", "plugin.a.bind"),
+            ("[plugin.a]\nsettings = { b = [1] }", "plugin.a.settings"),
+            ("[plugin.a]\nsettings = { B = 1 }", "plugin.a.settings"),
+            ("[plugin.a]\nsecrets = { B = \"short\" }", "plugin.a.secrets"),
+            ("[plugin.a]\nsecrets = { B = 1 }", "plugin.a.secrets"),
             ("[[cron]]\nid = \"a\"", "cron"),
             ("http = 5", "http"),
             ("http.tls = \"cert.pem\"", "http.tls"),

@@ -54,6 +54,15 @@ pub struct Ask {
     pub redirects_max: u8,
 }
 
+/// What one address may be asked with, decided anew wherever a redirect leads.
+#[derive(Debug, Clone, Default)]
+pub struct Leg {
+    /// Headers for this address alone, in place of others of the same name.
+    pub headers: Vec<(String, String)>,
+    /// May be at a loopback or private address.
+    pub private: bool,
+}
+
 /// What was answered.
 #[derive(Debug, Clone)]
 pub struct Heard {
@@ -98,6 +107,8 @@ pub enum EgressError {
     Unknown(String),
     /// The answer came and cannot be used.
     BadAnswer(String),
+    /// The answer came and has more bytes than were wanted.
+    TooLong(String),
 }
 
 impl fmt::Display for EgressError {
@@ -106,7 +117,8 @@ impl fmt::Display for EgressError {
             EgressError::Refused(why)
             | EgressError::NotSent(why)
             | EgressError::Unknown(why)
-            | EgressError::BadAnswer(why) => f.write_str(why),
+            | EgressError::BadAnswer(why)
+            | EgressError::TooLong(why) => f.write_str(why),
         }
     }
 }
@@ -133,8 +145,17 @@ impl Egress {
 
     /// Asks, and follows redirects of a `GET`.
     pub async fn ask(&self, ask: Ask) -> Result<Heard, EgressError> {
+        self.ask_by(ask, |_| Ok(Leg::default())).await
+    }
+
+    /// As [`Egress::ask`]; `rule` decides for the address and for wherever a redirect leads, or says why not.
+    pub async fn ask_by(
+        &self,
+        ask: Ask,
+        rule: impl Fn(&Url) -> Result<Leg, String> + Sync,
+    ) -> Result<Heard, EgressError> {
         let (time_max, sent) = (ask.time_max, Arc::new(OnceLock::new()));
-        match tokio::time::timeout(time_max, self.follow(ask, &sent)).await {
+        match tokio::time::timeout(time_max, self.follow(ask, &rule, &sent)).await {
             Ok(heard) => heard,
             Err(_) => {
                 let why = format!("no answer within {} s", time_max.as_secs_f64());
@@ -143,9 +164,15 @@ impl Egress {
         }
     }
 
-    async fn follow(&self, mut ask: Ask, sent: &OnceLock<()>) -> Result<Heard, EgressError> {
+    async fn follow(
+        &self,
+        mut ask: Ask,
+        rule: &(impl Fn(&Url) -> Result<Leg, String> + Sync),
+        sent: &OnceLock<()>,
+    ) -> Result<Heard, EgressError> {
         loop {
-            let heard = self.once(&ask, sent).await?;
+            let leg = rule(&ask.url).map_err(EgressError::Refused)?;
+            let heard = self.once(&ask, &leg, sent).await?;
             let moved = [301, 302, 303, 307, 308].contains(&heard.status);
             let Some(place) = heard.header(LOCATION.as_str()).filter(|_| moved && ask.method == Method::GET) else {
                 return Ok(heard);
@@ -166,14 +193,14 @@ impl Egress {
         }
     }
 
-    async fn once(&self, ask: &Ask, sent: &OnceLock<()>) -> Result<Heard, EgressError> {
-        let tcp = self.connect(&ask.url).await?;
+    async fn once(&self, ask: &Ask, leg: &Leg, sent: &OnceLock<()>) -> Result<Heard, EgressError> {
+        let tcp = self.connect(&ask.url, leg.private).await?;
         if !ask.url.is_tls() {
-            return exchange(tcp, ask, sent).await;
+            return exchange(tcp, ask, leg, sent).await;
         }
         let tls = self.encrypt(tcp, ask.url.host(), &Secured::default()).await;
         let tls = tls.map_err(EgressError::NotSent)?;
-        exchange(tls, ask, sent).await
+        exchange(tls, ask, leg, sent).await
     }
 
     /// Encrypts a connection to `host`, which must have a certificate for that name.
@@ -188,14 +215,15 @@ impl Egress {
         connector.connect(name, tcp).await.map_err(failed)
     }
 
-    /// Connects to an address that was checked: what the name means a moment later does not matter.
-    async fn connect(&self, url: &Url) -> Result<TcpStream, EgressError> {
+    /// Connects to an address that was checked: what the name means a moment later does not matter. `private` allows
+    /// private addresses for this connection.
+    async fn connect(&self, url: &Url, private: bool) -> Result<TcpStream, EgressError> {
+        let private = private || self.shared.allow_private;
         let host = url.host();
         let found = tokio::net::lookup_host((host, url.port())).await;
         let all: Vec<SocketAddr> =
             found.map_err(|error| EgressError::NotSent(format!("'{host}' cannot be resolved: {error}")))?.collect();
-        let allowed: Vec<&SocketAddr> =
-            all.iter().filter(|at| self.shared.allow_private || address::is_public(at.ip())).collect();
+        let allowed: Vec<&SocketAddr> = all.iter().filter(|at| private || address::is_public(at.ip())).collect();
         if allowed.is_empty() {
             let Some(first) = all.first() else {
                 return Err(EgressError::NotSent(format!("'{host}' has no address")));
@@ -221,12 +249,12 @@ impl Egress {
     }
 }
 
-async fn exchange<S>(stream: S, ask: &Ask, sent: &OnceLock<()>) -> Result<Heard, EgressError>
+async fn exchange<S>(stream: S, ask: &Ask, leg: &Leg, sent: &OnceLock<()>) -> Result<Heard, EgressError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let unsent = |error: hyper::Error| EgressError::NotSent(error.to_string());
-    let request = request(ask)?;
+    let request = request(ask, leg)?;
     let (mut sender, connection) =
         http1::Builder::new().max_buf_size(HEADER_BYTES_MAX).handshake(TokioIo::new(stream)).await.map_err(unsent)?;
     let driving = tokio::spawn(connection);
@@ -246,7 +274,7 @@ where
     heard
 }
 
-fn request(ask: &Ask) -> Result<Request<Full<Bytes>>, EgressError> {
+fn request(ask: &Ask, leg: &Leg) -> Result<Request<Full<Bytes>>, EgressError> {
     let bad = |what: &str| EgressError::Refused(format!("{what} cannot be sent as a header"));
     let mut request = Request::new(Full::new(ask.body.clone()));
     *request.method_mut() = ask.method.clone();
@@ -256,6 +284,12 @@ fn request(ask: &Ask) -> Result<Request<Full<Bytes>>, EgressError> {
     for (name, value) in &ask.headers {
         let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad(name))?;
         headers.append(header, HeaderValue::from_str(value).map_err(|_| bad(name))?);
+    }
+    for (name, value) in &leg.headers {
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad(name))?;
+        let mut value = HeaderValue::from_str(value).map_err(|_| bad(name))?;
+        value.set_sensitive(true);
+        headers.insert(header, value);
     }
     headers.insert(HOST, HeaderValue::from_str(ask.url.authority()).map_err(|_| bad("the host"))?);
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("aman/", env!("CARGO_PKG_VERSION"))));
@@ -271,7 +305,7 @@ async fn read(mut body: hyper::body::Incoming, bytes_max: usize) -> Result<Bytes
         let frame = frame.map_err(|error| EgressError::BadAnswer(format!("the answer was cut off: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.len() + data.len() > bytes_max {
-            return Err(EgressError::BadAnswer(format!("the answer has more than {bytes_max} bytes")));
+            return Err(EgressError::TooLong(format!("the answer has more than {bytes_max} bytes")));
         }
         whole.extend_from_slice(&data);
     }

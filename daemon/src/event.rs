@@ -111,7 +111,7 @@ coded!(Delivery, Delivery::AtMostOnce => 2 "at_most_once", Delivery::AtLeastOnce
     Delivery::ExactlyOnce => 1 "exactly_once");
 
 /// The payload, kept byte for byte.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Data {
     /// No data.
     #[default]
@@ -268,8 +268,8 @@ impl Visitor<'_> for Name {
     }
 }
 
-/// What a producer says of an event.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// What a producer says of an event. Its serde form is for what the daemon keeps for itself, not for anybody's input.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct NewEvent {
     /// The producer's id; without one the daemon makes a UUIDv7.
     pub id: Option<String>,
@@ -298,6 +298,7 @@ pub struct NewEvent {
     /// Events with an equal key keep their order.
     pub partition_key: Option<String>,
     /// The trace it belongs to, from `traceparent`.
+    #[serde(skip)]
     pub trace: Option<TraceId>,
     /// Further attributes, kept unchanged: strings, 32-bit integers and booleans.
     pub extensions: Map<String, Value>,

@@ -18,6 +18,7 @@ pub mod lock;
 pub mod outbox;
 pub mod package;
 pub mod plain;
+pub mod plugins;
 pub mod redact;
 pub mod registry;
 pub mod sandbox;

@@ -31,6 +31,7 @@ mod mqtt;
 mod openapi;
 mod package;
 mod peer;
+mod plugin_host;
 mod push;
 mod redaction;
 mod retention;

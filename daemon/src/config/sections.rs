@@ -9,11 +9,11 @@ use toml::Table;
 use crate::error::{Error, FieldError};
 
 /// Sections that take effect while the daemon runs.
-pub(super) const LIVE: [&str; 3] = ["sources", "sinks", "cron"];
+pub(super) const LIVE: [&str; 4] = ["sources", "sinks", "cron", "plugin"];
 /// Settings whose values are never shown, wherever they stand.
 const SECRET: [&str; 4] = ["secret", "password", "token", "key"];
 /// Settings that hold names with values that may be secrets.
-const SECRET_TABLES: [&str; 2] = ["env", "headers"];
+const SECRET_TABLES: [&str; 3] = ["env", "headers", "secrets"];
 
 /// What a change of a section came to, or would; things are named by id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -286,7 +286,7 @@ impl Layers {
             if section == "cron" {
                 continue;
             }
-            if section == "sources" || section == "sinks" {
+            if ["sources", "sinks", "plugin"].contains(&section.as_str()) {
                 if !content.is_table() {
                     let reason = format!("must be sections with an id each, such as [{section}.my-id].");
                     self.wrong.push(field(section, reason));

@@ -224,6 +224,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A table whose keys are the person's own.
+    pub fn raw_table(&mut self, key: &'static str) -> Option<&'a Table> {
+        let table = self.value(key)?.as_table();
+        if table.is_none() {
+            self.wrong(key, "must be a table of names and values.");
+        }
+        table
+    }
+
     /// Paths: `~/` is the person's home; anything else must be absolute.
     pub fn paths(&mut self, key: &'static str, home: Option<&std::path::Path>) -> Vec<std::path::PathBuf> {
         let all: Vec<_> = self.list(key).iter().map(|text| paths::expand(text, home)).collect();

@@ -76,7 +76,9 @@ impl Sink for WebhookSink {
                 Ok(heard) => self.judge(&heard).await,
                 // Refused addresses may be good ones later: names move.
                 Err(EgressError::Refused(why) | EgressError::NotSent(why)) => Sent::Later(why, None),
-                Err(EgressError::Unknown(why) | EgressError::BadAnswer(why)) => Sent::Unknown(why),
+                Err(EgressError::Unknown(why) | EgressError::BadAnswer(why) | EgressError::TooLong(why)) => {
+                    Sent::Unknown(why)
+                }
             }
         })
     }

@@ -249,6 +249,15 @@ pub fn next_retry(conn: &Connection, consumer: ConsumerId, now_ms: Millis) -> Re
         .map_err(unread)
 }
 
+/// Whether a delivery may have another attempt: it is open, or dead and may be retried.
+pub fn may_run(conn: &Connection, id: DeliveryId) -> Result<bool, Error> {
+    let status = conn
+        .prepare_cached("SELECT status FROM delivery WHERE id = ?1")
+        .and_then(|mut s| s.query_row([id.0], |row| row.get(0)).optional())
+        .map_err(unread)?;
+    Ok(status.map(Status::of_code).is_some_and(|status| status.is_open() || status == Status::Dead))
+}
+
 /// Claims an attempt durably; false when the delivery is no longer open.
 pub fn claim(tx: &Tx<'_>, id: DeliveryId, lease_ms: Millis, outside: bool) -> Result<bool, Error> {
     tx.conn

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod backup;
+mod base64_bytes;
 pub mod check;
 pub mod consumers;
 pub mod cron;
@@ -18,6 +19,8 @@ pub mod files;
 mod migrate;
 pub mod outbox;
 pub mod overrides;
+pub mod plugin_data;
+pub mod private;
 pub mod retention;
 pub mod sinks;
 pub mod skills;

@@ -1,0 +1,102 @@
+//! `[plugin.<name>]`: what the operator tells a plugin, and what is told for it to others.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use toml::{Table, Value};
+
+use super::Secret;
+use super::table::{Faults, Reader};
+
+/// Settings, or secrets, of one plugin.
+const ENTRIES_MAX: usize = 200;
+/// Shorter secrets could not be kept out of logs and answers without spoiling other texts.
+const SECRET_BYTES_MIN: usize = 8;
+
+/// What the file says of one plugin, whether it is installed or not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PluginSection {
+    /// The plugin's name.
+    pub name: String,
+    /// A loopback address of its own, where its routes are at `/`.
+    pub bind: Option<SocketAddr>,
+    /// What the plugin reads.
+    pub settings: BTreeMap<String, String>,
+    /// What the daemon puts into its requests; the plugin never sees it.
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// Reads the table of a plugin; `None` when it cannot be used, and then `faults` says why.
+pub(super) fn section(name: &str, table: &Table, faults: &mut Faults) -> Option<PluginSection> {
+    let mut reader = Reader::new(format!("plugin.{name}"), table);
+    let wrong_before = faults.wrong.len();
+    let bind = bind(&mut reader);
+    let settings = settings(&mut reader);
+    let secrets = reader.variables("secrets");
+    for (key, secret) in &secrets {
+        let value = secret.expose();
+        if value.len() < SECRET_BYTES_MIN || !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            let reason = format!("'{key}' must have at least {SECRET_BYTES_MIN} characters, all of them plain ASCII.");
+            reader.wrong("secrets", reason);
+        } else {
+            crate::redact::learn(value);
+        }
+    }
+    let many = settings.len().max(secrets.len());
+    if many > ENTRIES_MAX {
+        reader.wrong("settings", format!("and secrets have at most {ENTRIES_MAX} entries each."));
+    }
+    reader.finish(faults);
+    let section = PluginSection { name: name.to_owned(), bind, settings, secrets: secrets.into_iter().collect() };
+    (faults.wrong.len() == wrong_before).then_some(section)
+}
+
+fn bind(reader: &mut Reader<'_>) -> Option<SocketAddr> {
+    let text = reader.text("bind")?;
+    let address = text.parse::<SocketAddr>().ok().filter(|address| address.ip().is_loopback());
+    if address.is_none() {
+        reader.wrong("bind", "must be a loopback address and a port, such as 127.0.0.1:8080.");
+    }
+    address
+}
+
+/// Texts, numbers and truth values, all as texts.
+fn settings(reader: &mut Reader<'_>) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let Some(table) = reader.raw_table("settings") else { return found };
+    for (key, value) in table {
+        let named = !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        let text = match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Integer(number) => Some(number.to_string()),
+            Value::Float(number) => Some(number.to_string()),
+            Value::Boolean(flag) => Some(flag.to_string()),
+            Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
+        };
+        match text {
+            Some(text) if named => drop(found.insert(key.clone(), text)),
+            Some(_) => reader.wrong("settings", format!("'{key}' must be lower-case letters, digits and '_'.")),
+            None => reader.wrong("settings", format!("'{key}' must be a text, a number, true or false.")),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_become_texts_and_secrets_stay_hidden() {
+        let text = "bind = \"127.0.0.1:0\"\nsettings = { url = \"http://x\", days = 3, on = true }\n\
+                    secrets = { TOKEN = \"canary-of-a-plugin\" }\ncolour = 1";
+        let (table, mut faults) = (text.parse::<Table>().expect("TOML"), Faults::default());
+        let section = section("feeds", &table, &mut faults).expect("good");
+        let settings: Vec<(&str, &str)> = section.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(settings, [("days", "3"), ("on", "true"), ("url", "http://x")]);
+        assert_eq!(section.secrets["TOKEN"].expose(), "canary-of-a-plugin");
+        assert!(!format!("{section:?}").contains("canary"));
+        assert_eq!(faults.unknown[0].0, "plugin.feeds.colour");
+        assert_eq!(crate::redact::text("a canary-of-a-plugin"), "a redacted");
+    }
+}

@@ -1,0 +1,308 @@
+//! What the daemon does for plugins: the one implementation of [`HostApi`], and what it works with.
+//!
+//! [`Api`] serves routes and tools, where everything takes effect at once; [`Staging`] serves one delivery or poll, whose
+//! effects commit with its end.
+
+mod convert;
+mod http;
+mod metrics;
+mod sql;
+mod staging;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aman_plugin_host::{
+    Caller, Error as Refusal, HostApi, KvChange, KvPage, Level, Metric, NewEvent as Sent, OutgoingRequest,
+    OutgoingResponse, Reply, Rows, Statement,
+};
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::RwLock;
+
+use crate::bus::{Bus, Origin, Publish};
+use crate::config::plugins::PluginSection;
+use crate::egress::Egress;
+use crate::error::Error;
+use crate::event::{NewEvent, Trust};
+use crate::package::Manifest;
+use crate::redact;
+use crate::store::private::Private;
+use crate::store::{Tx, plugin_data};
+
+pub use convert::{trust_from, trust_of};
+pub use staging::{Begun, Ready, Staging, Work};
+
+use convert::{change_of, refusal};
+use metrics::Metrics;
+
+/// What the host functions of all plugins work with; cheap to clone.
+#[derive(Clone)]
+pub struct Services {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bus: Bus,
+    egress: Egress,
+    folder: PathBuf,
+    /// The daemon's own: what is polled on the guests' must not do I/O there, nor be cut off half-way.
+    runtime: Handle,
+    sections: ArcSwap<BTreeMap<String, PluginSection>>,
+    rooms: Mutex<HashMap<String, Arc<Room>>>,
+    metrics: Metrics,
+}
+
+/// What a plugin has, whichever of its versions runs.
+struct Room {
+    plugin: String,
+    /// Its private database, opened when it is first needed. Whoever holds it is alone with it.
+    sql: Arc<tokio::sync::Mutex<Option<Private>>>,
+    sql_file: PathBuf,
+    /// Held to write by a delivery whose SQL is committed, until the rest of it is: nobody may change a key in between.
+    gate: Arc<RwLock<()>>,
+}
+
+impl Services {
+    /// Services over `bus` and `egress`, with private databases in `folder`. Must be called in the daemon's runtime.
+    pub fn new(bus: &Bus, egress: &Egress, folder: &Path, sections: &[PluginSection]) -> Services {
+        let inner = Inner {
+            bus: bus.clone(),
+            egress: egress.clone(),
+            folder: folder.to_owned(),
+            runtime: Handle::current(),
+            sections: ArcSwap::default(),
+            rooms: Mutex::default(),
+            metrics: Metrics::default(),
+        };
+        let services = Services { inner: Arc::new(inner) };
+        services.configure(sections);
+        services
+    }
+
+    /// Puts what the configuration says of plugins in force, at once.
+    pub fn configure(&self, sections: &[PluginSection]) {
+        let named = sections.iter().map(|section| (section.name.clone(), section.clone())).collect();
+        self.inner.sections.store(Arc::new(named));
+    }
+
+    /// Appends the metrics that plugins made, as Prometheus text.
+    pub fn write_metrics(&self, out: &mut String) {
+        self.inner.metrics.write(out);
+    }
+
+    /// Removes the private database and the metrics of a plugin that does not run any more; blocks.
+    pub fn purge_files(&self, plugin: &str) -> Result<(), Error> {
+        self.inner.metrics.forget(plugin);
+        let room = self.room(plugin);
+        let Ok(mut open) = room.sql.try_lock() else {
+            return Err(Error::conflict("invalid_state", format!("The database of '{plugin}' is in use; try again.")));
+        };
+        *open = None;
+        for suffix in ["", "-wal", "-shm"] {
+            let mut file = room.sql_file.clone().into_os_string();
+            file.push(suffix);
+            match std::fs::remove_file(file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::internal("removing the database of a plugin")(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn room(&self, plugin: &str) -> Arc<Room> {
+        let mut rooms = self.inner.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || {
+            Arc::new(Room {
+                plugin: plugin.to_owned(),
+                sql: Arc::default(),
+                sql_file: self.inner.folder.join(format!("{plugin}.db")),
+                gate: Arc::default(),
+            })
+        };
+        Arc::clone(rooms.entry(plugin.to_owned()).or_insert_with(make))
+    }
+}
+
+/// Removes the keys and values of a plugin.
+pub fn purge_rows(tx: &mut Tx<'_>, plugin: &str) -> Result<(), Error> {
+    plugin_data::purge(tx, plugin)
+}
+
+/// How much of what it may keep a plugin keeps, in bytes; no quota = not granted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Keys and values.
+    pub kv_bytes: u64,
+    /// What the manifest asks for.
+    pub kv_quota: Option<u64>,
+    /// The private database.
+    pub sql_bytes: u64,
+    /// What the manifest asks for.
+    pub sql_quota: Option<u64>,
+}
+
+/// The daemon as one version of a plugin sees it, as its manifest grants.
+pub struct Api {
+    services: Services,
+    room: Arc<Room>,
+    manifest: Arc<Manifest>,
+}
+
+impl Api {
+    /// Host functions for `plugin`, a plugin that was approved with `manifest`.
+    pub fn of(plugin: &str, manifest: &Arc<Manifest>, services: &Services) -> Arc<Api> {
+        Arc::new(Api { services: services.clone(), room: services.room(plugin), manifest: Arc::clone(manifest) })
+    }
+
+    /// What the plugin keeps.
+    pub async fn usage(&self) -> Result<Usage, Error> {
+        let plugin = self.room.plugin.clone();
+        let kv_bytes = self.bus().store().read(move |conn| plugin_data::bytes(conn, &plugin)).await?;
+        let sql_bytes = std::fs::metadata(&self.room.sql_file).map_or(0, |file| file.len());
+        let permissions = &self.manifest.permissions;
+        Ok(Usage { kv_bytes, kv_quota: permissions.kv, sql_bytes, sql_quota: permissions.sql })
+    }
+
+    /// The event that the plugin means, with everything that the daemon adds; checked, and allowed by the manifest.
+    pub fn new_event(&self, sent: Sent) -> Result<NewEvent, Refusal> {
+        self.may_publish(&sent.type_)?;
+        let event = convert::event(sent, &self.source(), self.bus().clock().now_ms()).map_err(refusal)?;
+        event.check().and_then(|()| self.bus().types().check(&event.kind, &event.data)).map_err(refusal)?;
+        Ok(event)
+    }
+
+    fn may_publish(&self, kind: &str) -> Result<(), Refusal> {
+        if kind.starts_with("aman.") {
+            return Err(Refusal::Denied(format!("'{kind}' begins with 'aman.', which only the daemon uses")));
+        }
+        if self.manifest.permissions.publish.iter().any(|pattern| pattern.matches(kind)) {
+            return Ok(());
+        }
+        Err(Refusal::Denied(format!("the manifest does not ask to publish '{kind}'")))
+    }
+
+    fn bus(&self) -> &Bus {
+        &self.services.inner.bus
+    }
+
+    fn source(&self) -> String {
+        format!("plugin/{}", self.room.plugin)
+    }
+
+    fn kv_quota(&self) -> Result<u64, Refusal> {
+        self.manifest.permissions.kv.ok_or_else(|| Refusal::Denied("the manifest does not ask for kv".to_owned()))
+    }
+}
+
+impl HostApi for Api {
+    fn check_publish(&self, event: &Sent) -> Result<(), Refusal> {
+        self.new_event(event.clone()).map(drop)
+    }
+
+    fn publish<'a>(&'a self, caller: &'a Caller, event: Sent) -> Reply<'a, String> {
+        let trust = trust_from(caller.trust).min(Trust::Plugin);
+        let trace = caller.trace_id.parse().ok();
+        let publish = self.new_event(event).map(|event| {
+            // Reserved names were refused above; this source is ours to use.
+            let origin = Origin { principal: self.source(), trust, internal: true };
+            Publish::one(NewEvent { trace, ..event }, origin)
+        });
+        Box::pin(async move {
+            let (bus, publish) = (self.bus().clone(), publish?);
+            // It ends even if the call does not.
+            let accepted = self.services.inner.runtime.spawn(async move { bus.publish(publish).await }).await;
+            let accepted = accepted.map_err(|error| refusal(Error::internal("publishing for a plugin")(error)))?;
+            let mut accepted = accepted.map_err(refusal)?;
+            accepted.pop().map(|one| one.id).ok_or_else(|| Refusal::Internal("one event has one id".to_owned()))
+        })
+    }
+
+    fn kv_get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<Vec<u8>>> {
+        Box::pin(async move {
+            self.kv_quota()?;
+            let (plugin, key) = (self.room.plugin.clone(), key.to_owned());
+            self.bus().store().read(move |conn| plugin_data::get(conn, &plugin, &key)).await.map_err(refusal)
+        })
+    }
+
+    fn kv_list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: u32) -> Reply<'a, KvPage> {
+        Box::pin(async move {
+            self.kv_quota()?;
+            let (plugin, prefix, after) = (self.room.plugin.clone(), prefix.to_owned(), after.map(str::to_owned));
+            // One more, to know whether there is more.
+            let read = move |conn: &_| plugin_data::list(conn, &plugin, &prefix, after.as_deref(), limit + 1);
+            let mut keys = self.bus().store().read(read).await.map_err(refusal)?;
+            let more = keys.len() > limit as usize;
+            keys.truncate(limit as usize);
+            let next = keys.last().filter(|_| more).cloned();
+            Ok(KvPage { keys, next })
+        })
+    }
+
+    fn kv_change<'a>(&'a self, change: KvChange) -> Reply<'a, bool> {
+        Box::pin(async move {
+            let (quota, plugin) = (self.kv_quota()?, self.room.plugin.clone());
+            let gate = Arc::clone(&self.room.gate).read_owned().await;
+            let changes = [change_of(change)];
+            let write = move |tx: &mut Tx<'_>| {
+                let _open = gate;
+                plugin_data::change(tx, &plugin, &changes, quota)
+            };
+            match self.bus().store().write(write).await {
+                Ok(()) => Ok(true),
+                Err(Error::Conflict { code: plugin_data::SWAP_LOST, .. }) => Ok(false),
+                Err(error) => Err(refusal(error)),
+            }
+        })
+    }
+
+    fn sql_execute<'a>(&'a self, statements: Vec<Statement>) -> Reply<'a, Vec<u64>> {
+        Box::pin(self.execute_now(statements))
+    }
+
+    fn sql_query<'a>(&'a self, statement: Statement) -> Reply<'a, Rows> {
+        Box::pin(self.query_now(statement))
+    }
+
+    fn http_send<'a>(&'a self, _caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse> {
+        Box::pin(self.send(request))
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        let sections = self.services.inner.sections.load();
+        let settings = sections.get(&self.room.plugin).map(|section| &section.settings);
+        settings.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    fn setting(&self, key: &str) -> Option<String> {
+        self.services.inner.sections.load().get(&self.room.plugin)?.settings.get(key).cloned()
+    }
+
+    fn log(&self, caller: &Caller, level: Level, message: &str, fields: &[(String, String)]) {
+        let (plugin, trace) = (self.room.plugin.as_str(), caller.trace_id.as_str());
+        let fields: BTreeMap<&str, &str> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let fields = if fields.is_empty() { None } else { serde_json::to_string(&fields).ok() };
+        // What is not text is made visible, so that no plugin writes what looks like another line, or moves a cursor.
+        let message: String = message.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        let message = redact::text(&message);
+        match level {
+            Level::Debug => tracing::debug!(plugin, trace, fields, "{message}"),
+            Level::Info => tracing::info!(plugin, trace, fields, "{message}"),
+            Level::Warn => tracing::warn!(plugin, trace, fields, "{message}"),
+            Level::Error => tracing::error!(plugin, trace, fields, "{message}"),
+        }
+    }
+
+    fn metric(&self, name: &str, change: Metric, labels: &[(String, String)]) -> Result<(), Refusal> {
+        self.services.inner.metrics.change(&self.room.plugin, name, change, labels)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.bus().clock().now_ms().max(0).unsigned_abs()
+    }
+}

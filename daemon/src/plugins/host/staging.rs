@@ -1,0 +1,291 @@
+//! A delivery or a poll: its effects are staged, and commit with its end.
+//!
+//! SQL is the exception, since it changes a file of its own. All of it is one transaction that also stores what else the
+//! call asked for, and commits first. When the daemon dies before the rest commits, the next attempt finds that row and
+//! ends with what it holds; the guest is not called again.
+
+use std::mem;
+use std::sync::Arc;
+
+use aman_plugin_host::{
+    Caller, Error as Refusal, HostApi, KvChange, KvPage, Level, Metric, NewEvent as Sent, OutgoingRequest,
+    OutgoingResponse, Polled, Reply, Rows, Staged, Statement, Words,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::Api;
+use super::convert::{change_of, refusal, rows, statement};
+use super::sql::Session;
+use crate::bus::StateWrite;
+use crate::error::Error;
+use crate::event::NewEvent;
+use crate::id::DeliveryId;
+use crate::store::Tx;
+use crate::store::plugin_data::{self, Change};
+use crate::store::private::{self, Private, Until};
+
+/// What a plugin is called for.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// An event.
+    Delivery {
+        /// Number of the delivery.
+        number: DeliveryId,
+        /// Its id.
+        id: String,
+    },
+    /// News of a source.
+    Poll {
+        /// Id of the source.
+        source: String,
+        /// Counts the polls that ended well; raised in the transaction that stores the poll's cursor.
+        number: u64,
+    },
+}
+
+impl Work {
+    fn key(&self) -> (String, i64) {
+        match self {
+            Work::Delivery { number, id } => (id.clone(), number.0),
+            Work::Poll { source, number } => (format!("poll/{source}"), i64::try_from(*number).unwrap_or(i64::MAX)),
+        }
+    }
+}
+
+/// How far some work is.
+pub enum Begun {
+    /// The guest is to be called with this.
+    Fresh(Arc<Staging>),
+    /// The guest has done it before a crash; only this is left to be done.
+    Settled(Ready),
+}
+
+/// Everything that commits with the end of some work.
+pub struct Ready {
+    /// Events: what was staged, then what a poll found.
+    pub publish: Vec<NewEvent>,
+    /// Changes of the plugin's keys.
+    pub state: Option<StateWrite>,
+    /// What the next poll gets.
+    pub cursor: Option<String>,
+    /// When to poll next, in milliseconds.
+    pub next_ms: Option<u64>,
+}
+
+/// [`Ready`] as it is kept with SQL that was committed.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    publish: Vec<NewEvent>,
+    changes: Vec<Change>,
+    cursor: Option<String>,
+    next_ms: Option<u64>,
+}
+
+/// The daemon as a plugin sees it during one delivery or poll.
+pub struct Staging {
+    api: Arc<Api>,
+    work: Work,
+    sql: Mutex<Sql>,
+}
+
+enum Sql {
+    /// The manifest does not ask for it.
+    None,
+    /// Its turn, from the beginning of the work on: handlers of a plugin with a database run one at a time.
+    Turn(Session),
+    /// SQLite undid the transaction, or a call was cut off: what comes now would be half of it.
+    Lost,
+    Over,
+}
+
+fn lost() -> Error {
+    Error::conflict("invalid_state", "the transaction was undone after an error; end the call, it will be tried again")
+}
+
+impl Api {
+    /// Begins a delivery or a poll. An error means that it can be tried again later.
+    pub async fn begin(self: &Arc<Api>, work: Work) -> Result<Begun, Error> {
+        let mut sql = Sql::None;
+        if let Some(quota) = self.manifest.permissions.sql {
+            let (key, number) = work.key();
+            let look = move |private: &mut Private, _: &Until| private.settled(&key, number);
+            let (session, kept) = self.session(quota).await.run(self, look).await?;
+            if let Some(kept) = kept? {
+                let kept = serde_json::from_slice(&kept).map_err(Error::internal("reading what a plugin asked for"))?;
+                drop(session);
+                return Ok(Begun::Settled(self.ready(kept, None).await));
+            }
+            sql = Sql::Turn(session);
+        }
+        Ok(Begun::Fresh(Arc::new(Staging { api: Arc::clone(self), work, sql: Mutex::new(sql) })))
+    }
+
+    /// What is to commit with the end of the work; `gate` is held until it has.
+    async fn ready(&self, kept: Kept, gate: Option<Gate>) -> Ready {
+        let Kept { publish, changes, cursor, next_ms } = kept;
+        let mut state: Option<StateWrite> = None;
+        if !changes.is_empty() {
+            let gate = match gate {
+                Some(gate) => gate,
+                None => Gate::Shared { _open: Arc::clone(&self.room.gate).read_owned().await },
+            };
+            let (plugin, quota) = (self.room.plugin.clone(), self.manifest.permissions.kv.unwrap_or(0));
+            state = Some(Box::new(move |tx: &mut Tx<'_>| {
+                let _gate = gate;
+                plugin_data::change(tx, &plugin, &changes, quota)
+            }));
+        }
+        Ready { publish, state, cursor, next_ms }
+    }
+}
+
+/// Held until changes of keys commit.
+enum Gate {
+    Shared { _open: tokio::sync::OwnedRwLockReadGuard<()> },
+    Alone { _closed: tokio::sync::OwnedRwLockWriteGuard<()> },
+}
+
+impl Staging {
+    /// Ends the work well: what it asked for is checked, and its SQL commits. Whatever is not committed when the work is
+    /// dropped never was.
+    ///
+    /// An error means that the attempt failed without a trace: an event that breaks a rule, a full room, a swap that was
+    /// lost, a database that takes nothing.
+    pub async fn commit(&self, staged: Staged, polled: Option<Polled>) -> Result<Ready, Error> {
+        let (kept, api) = (self.kept(staged, polled)?, &self.api);
+        let session = match mem::replace(&mut *self.sql.lock().await, Sql::Over) {
+            Sql::None => return Ok(api.ready(kept, None).await),
+            Sql::Turn(session) => session,
+            Sql::Lost | Sql::Over => return Err(lost()),
+        };
+        if !session.is_begun() {
+            drop(session);
+            return Ok(api.ready(kept, None).await);
+        }
+        let gate = self.close_gate(&kept.changes).await?;
+        let store = api.bus().store();
+        let (session, old) = session.run(api, |private, _| private.old_deliveries()).await?;
+        let old = old?;
+        let over = if old.is_empty() { old } else { store.read(move |conn| private::over(conn, &old)).await? };
+        let effects = serde_json::to_vec(&kept).map_err(Error::internal("keeping what a plugin asked for"))?;
+        let ((key, number), now_ms) = (self.work.key(), api.bus().clock().now_ms());
+        let settle = move |private: &mut Private, _: &Until| {
+            private.forget(&over)?;
+            private.settle(&key, number, &effects, now_ms)
+        };
+        let (session, done) = session.run(api, settle).await?;
+        drop(session);
+        done?;
+        Ok(api.ready(kept, gate).await)
+    }
+
+    /// Once the SQL is committed the changes of keys must succeed: what could prevent that waits from now on.
+    async fn close_gate(&self, changes: &[Change]) -> Result<Option<Gate>, Error> {
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let (api, changes) = (&self.api, changes.to_vec());
+        let gate = Gate::Alone { _closed: Arc::clone(&api.room.gate).write_owned().await };
+        let (plugin, quota) = (api.room.plugin.clone(), api.manifest.permissions.kv.unwrap_or(0));
+        // By the writer, since whoever had the gate before may not have committed yet.
+        api.bus().store().write(move |tx| plugin_data::check(tx, &plugin, &changes, quota)).await?;
+        Ok(Some(gate))
+    }
+
+    fn kept(&self, staged: Staged, polled: Option<Polled>) -> Result<Kept, Error> {
+        let (cursor, next_ms) = polled.as_ref().map_or((None, None), |it| (it.cursor.clone(), it.next_ms));
+        let events = staged.publish.into_iter().chain(polled.into_iter().flat_map(|polled| polled.events));
+        let mut publish = Vec::new();
+        for (n, event) in events.enumerate() {
+            let refused = |why: Refusal| Error::invalid(format!("events/{n}"), Words(&why).to_string());
+            publish.push(self.api.new_event(event).map_err(refused)?);
+        }
+        Ok(Kept { publish, changes: staged.kv.into_iter().map(change_of).collect(), cursor, next_ms })
+    }
+
+    /// Runs SQL within the one transaction of the work.
+    async fn within<R: Send + 'static>(
+        &self,
+        run: impl FnOnce(&mut Private, &Until) -> Result<R, Error> + Send + 'static,
+    ) -> Result<R, Refusal> {
+        self.api.sql_quota()?;
+        let mut sql = self.sql.lock().await;
+        // Whatever happens now, even the end of this future, must not let half of a transaction pass for all of it.
+        let session = match mem::replace(&mut *sql, Sql::Lost) {
+            Sql::Turn(session) => session,
+            Sql::None | Sql::Lost | Sql::Over => return Err(refusal(lost())),
+        };
+        let run = move |private: &mut Private, until: &Until| {
+            if !private.is_begun() {
+                private.begin()?;
+            }
+            run(private, until)
+        };
+        let (session, done) = session.run(&self.api, run).await.map_err(refusal)?;
+        if session.is_begun() {
+            *sql = Sql::Turn(session);
+        }
+        done.map_err(refusal)
+    }
+}
+
+fn never() -> Refusal {
+    Refusal::Internal("a staged call changes nothing directly".to_owned())
+}
+
+impl HostApi for Staging {
+    fn check_publish(&self, event: &Sent) -> Result<(), Refusal> {
+        self.api.check_publish(event)
+    }
+
+    fn publish<'a>(&'a self, _caller: &'a Caller, _event: Sent) -> Reply<'a, String> {
+        Box::pin(async { Err(never()) })
+    }
+
+    fn kv_get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<Vec<u8>>> {
+        self.api.kv_get(key)
+    }
+
+    fn kv_list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: u32) -> Reply<'a, KvPage> {
+        self.api.kv_list(prefix, after, limit)
+    }
+
+    fn kv_change<'a>(&'a self, _change: KvChange) -> Reply<'a, bool> {
+        Box::pin(async { Err(never()) })
+    }
+
+    fn sql_execute<'a>(&'a self, statements: Vec<Statement>) -> Reply<'a, Vec<u64>> {
+        let statements: Vec<_> = statements.into_iter().map(statement).collect();
+        Box::pin(self.within(move |private, until| private.execute(&statements, until)))
+    }
+
+    fn sql_query<'a>(&'a self, query: Statement) -> Reply<'a, Rows> {
+        let query = statement(query);
+        Box::pin(async move { self.within(move |private, until| private.query(&query, until)).await.map(rows) })
+    }
+
+    fn http_send<'a>(&'a self, caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse> {
+        self.api.http_send(caller, request)
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        self.api.settings()
+    }
+
+    fn setting(&self, key: &str) -> Option<String> {
+        self.api.setting(key)
+    }
+
+    fn log(&self, caller: &Caller, level: Level, message: &str, fields: &[(String, String)]) {
+        self.api.log(caller, level, message, fields);
+    }
+
+    fn metric(&self, name: &str, change: Metric, labels: &[(String, String)]) -> Result<(), Refusal> {
+        self.api.metric(name, change, labels)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.api.now_ms()
+    }
+}
