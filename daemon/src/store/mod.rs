@@ -611,7 +611,8 @@ mod tests {
     #[test]
     fn a_database_without_a_write_ahead_log_is_refused() {
         // A database in memory cannot have one, as a file on some network file systems cannot.
-        let error = Store::open(Path::new(":memory:"), Durability::Full).err().expect("refused");
+        let conn = Connection::open_in_memory().expect("memory");
+        let error = configure(&conn, Durability::Full).expect_err("refused");
         let told = error.chain().join(": ");
         assert!(told.contains("write-ahead log") && told.contains("local disk"), "{told}");
     }
