@@ -563,9 +563,7 @@ fn ignore_rows(error: rusqlite::Error) -> rusqlite::Result<()> {
 }
 
 fn configure(conn: &Connection, durability: Durability) -> Result<(), Error> {
-    // Incremental: a file that was made so can give space back later, in small steps. Means something only before the
-    // first table is made.
-    conn.execute_batch("PRAGMA auto_vacuum = INCREMENTAL").map_err(Error::internal("configuring the database"))?;
+    make_incremental(conn).map_err(Error::internal("configuring the database"))?;
     let mode: String = conn
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
         .map_err(Error::internal("configuring the database"))?;
@@ -593,6 +591,13 @@ fn configure(conn: &Connection, durability: Durability) -> Result<(), Error> {
     .map_err(Error::internal("configuring the database"))?;
     conn.set_prepared_statement_cache_capacity(128);
     Ok(())
+}
+
+/// A file that was made so can give space back later, in small steps. Said before the first table is made, the only time
+/// that it means something: said again it would be a write, and a start that ends in a refusal must not have written.
+fn make_incremental(conn: &Connection) -> rusqlite::Result<()> {
+    let pages: i64 = conn.pragma_query_value(None, "page_count", |row| row.get(0))?;
+    if pages == 0 { conn.execute_batch("PRAGMA auto_vacuum = INCREMENTAL") } else { Ok(()) }
 }
 
 fn open_reader(path: &Path) -> Result<Connection, Error> {

@@ -37,7 +37,10 @@ fn a_damaged_page_is_told() {
         match Daemon::try_start_in(daemon.home(), &[]) {
             Err(log) => {
                 assert!(log.contains("aman db check") && log.contains("aman db restore"), "page {page}: {log}");
-                assert!(fs::read(&db).expect("the database") == damaged, "page {page}: a refused start changed it");
+                assert!(
+                    fs::read(&db).expect("the database") == damaged,
+                    "page {page}: a refused start changed it: {log}"
+                );
                 refused += 1;
             }
             Ok(mut started) => {
