@@ -548,10 +548,10 @@ mod tests {
 
     #[test]
     fn unknown_keys_warn_with_a_suggestion() {
-        let config = check("[http]\nbin = \"127.0.0.1:1\"\n[buss]\n[plugin.x]\n").expect("valid");
+        let config = check("[http]\nbin = \"127.0.0.1:1\"\n[buss]\n[workflows.x]\n").expect("valid");
         let all = config.warnings.join("\n");
         assert!(all.contains("http.bin") && all.contains("http.bind"), "{all}");
-        assert!(all.contains("buss") && all.contains("plugin"), "{all}");
+        assert!(all.contains("buss") && all.contains("workflows"), "{all}");
     }
 
     #[test]
