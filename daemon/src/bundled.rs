@@ -1,5 +1,7 @@
 //! What comes inside the binary.
 
+pub mod templates;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;

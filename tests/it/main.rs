@@ -4,6 +4,7 @@ mod abuse;
 mod access;
 mod audit;
 mod auth_coverage;
+mod authoring;
 mod bounds;
 mod browser;
 mod bus;

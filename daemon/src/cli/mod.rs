@@ -16,6 +16,8 @@ mod fake;
 mod jq;
 mod logs;
 mod out;
+mod plugin;
+mod plugin_author;
 mod service;
 mod sink;
 mod skill;
@@ -113,6 +115,9 @@ pub enum Command {
     /// Where events go: look at it, switch it off and on, try it
     #[command(subcommand)]
     Sink(sink::SinkCommand),
+    /// Plugins: write, build, pack and sign them
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
     /// Jobs that run by a time plan
     #[command(subcommand)]
     Cron(cron::CronCommand),
@@ -307,6 +312,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Skill(command) => skill::run(context, command).await,
         Command::Source(command) => source::run(context, command).await,
         Command::Sink(command) => sink::run(context, command).await,
+        Command::Plugin(command) => plugin::run(context, command).await,
         Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
         Command::Db(command) => db::run(context, command).await,

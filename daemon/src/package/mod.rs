@@ -3,6 +3,7 @@
 
 mod archive;
 mod grant;
+pub mod key;
 mod manifest;
 mod names;
 pub mod pack;
