@@ -137,7 +137,7 @@ fn packages_are_signed_for_the_stock_tool() {
         assert_eq!(open(&package, &at("opened")).signed_by.as_deref(), Some(id));
         let (fine, said) = minisign(&at("opened"), &["-V", "-p", &format!("../keys/{n}.pub"), "-m", "SHA256SUMS"], "");
         assert!(fine && said.contains(&format!("{name} 0.1.0")), "{said}");
-        assert_eq!(fs::read_dir(&source).expect("there").filter(|e| hidden(e)).count(), 1, "only .gitignore is hidden");
+        assert_eq!(fs::read_dir(&source).expect("there").filter(hidden).count(), 1, "only .gitignore is hidden");
 
         // The key's own file serves the stock tool, too.
         let secret = format!("../{key}");
