@@ -52,6 +52,7 @@ pub(super) fn query(path: &str, name: &str) -> Value {
         ("/cron/{id}/runs", "status") => {
             json!({ "type": "string", "enum": ["queued", "running", "done", "failed", "skipped"] })
         }
+        (_, "head") => json!({ "type": "string", "pattern": "^[1-9][0-9]{0,17}:[0-9a-fA-F]{64}$" }),
         (_, "trace_id") => trace_id(),
         (_, "q" | "code" | "id") => json!({ "type": "string", "minLength": 1 }),
         _ => json!({ "type": "string" }),
