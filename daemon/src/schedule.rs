@@ -119,6 +119,10 @@ fn parse_expression(text: &str) -> Result<Cron, String> {
             NICKNAMES.join(", ")
         ));
     }
+    // croner takes "," for no minute at all, and looks for it through thousands of years.
+    if text.split_whitespace().flat_map(|field| field.split(',')).any(str::is_empty) {
+        return Err(format!("'{text}' is no time plan: a comma has nothing before or behind it."));
+    }
     let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
     parser.parse(text).map_err(|error| format!("'{text}' is no time plan: {error}"))
 }

@@ -203,3 +203,13 @@ fn every_wrong_field_is_named() {
         assert_eq!(check_id(id).is_ok(), good, "{id}");
     }
 }
+
+/// Goal: a list with nothing in a place is refused at once; looking for no minute at all takes seconds.
+#[test]
+fn empty_items_of_lists_are_refused() {
+    for plan in [", 8 * * *", "0, 8 * * *", "0 ,8 * * *", "0 8 * * 1,,5", "0 8 , * *", ",,,, * * * *"] {
+        let (zone, reason) = Schedule::parse(plan, "UTC").expect_err(plan);
+        assert!(!zone && reason.contains("comma"), "{plan}: {reason}");
+    }
+    assert!(Schedule::parse("0,30 8 * * 1,5", "UTC").is_ok());
+}
