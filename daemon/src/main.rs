@@ -7,6 +7,7 @@ use aman::cli::{Cli, Command, Files, ServeArgs};
 use aman::clock::Clock;
 use aman::config::{self, Config, Flags, Paths};
 use aman::error::Error;
+use aman::plugins;
 use aman::store::{backup, check};
 use clap::Parser;
 use serde_json::json;
@@ -27,6 +28,9 @@ fn main() -> ExitCode {
     // First of all, before any thread: a confined command begins by running this program once more.
     if std::env::args_os().nth(1).is_some_and(|arg| arg == "__sandbox") {
         std::process::exit(aman::sandbox::child_main());
+    }
+    if let Some(output) = plugins::compiles() {
+        std::process::exit(plugins::compile_main(&output));
     }
     let cli = Cli::parse();
     match &cli.command {

@@ -19,15 +19,46 @@ const FAULTS_MAX: usize = 20;
 /// What a pattern of a schema may cost, in bytes of its compiled form.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
-struct Entry {
+/// A schema, ready to check with.
+pub struct Schema {
     schema: Value,
     validator: Validator,
+}
+
+impl Schema {
+    /// Makes a schema ready; the error says what is wrong with it.
+    pub fn new(schema: Value) -> Result<Schema, String> {
+        // This engine has no back-tracking: no text makes it slow.
+        let patterns = PatternOptions::regex().size_limit(PATTERN_BYTES_MAX);
+        let options = jsonschema::options().with_pattern_options(patterns).should_validate_formats(true);
+        let validator = options.build(&schema).map_err(|error| format!("is no JSON Schema: {error}."))?;
+        Ok(Schema { schema, validator })
+    }
+
+    /// The schema itself.
+    pub fn value(&self) -> &Value {
+        &self.schema
+    }
+
+    /// Checks a value; each fault is named as `name/path`, without the value itself. `what` says whose schema it is.
+    pub fn check(&self, name: &str, what: &str, value: &Value) -> Result<(), Error> {
+        let faults: Vec<FieldError> = self
+            .validator
+            .iter_errors(value)
+            .take(FAULTS_MAX)
+            .map(|fault| FieldError {
+                field: format!("{name}{}", fault.instance_path()),
+                reason: format!("does not fit {what}: {}.", fault.masked()),
+            })
+            .collect();
+        if faults.is_empty() { Ok(()) } else { Err(Error::Invalid { code: "invalid_input", fields: faults }) }
+    }
 }
 
 /// Types and their schemas; made anew when the folder is read again.
 #[derive(Default)]
 pub struct Registry {
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, Schema>,
 }
 
 impl Registry {
@@ -64,11 +95,7 @@ impl Registry {
     }
 
     fn add(&mut self, kind: &str, schema: Value) -> Result<(), String> {
-        // This engine has no back-tracking: no text makes it slow.
-        let patterns = PatternOptions::regex().size_limit(PATTERN_BYTES_MAX);
-        let options = jsonschema::options().with_pattern_options(patterns).should_validate_formats(true);
-        let validator = options.build(&schema).map_err(|error| format!("is no JSON Schema: {error}."))?;
-        self.entries.insert(kind.to_owned(), Entry { schema, validator });
+        self.entries.insert(kind.to_owned(), Schema::new(schema)?);
         Ok(())
     }
 
@@ -80,17 +107,7 @@ impl Registry {
     /// Checks the data of an event of type `kind`; each fault is named as `data/path`, without the value itself.
     pub fn check(&self, kind: &str, data: &Data) -> Result<(), Error> {
         let Some(entry) = self.entries.get(kind) else { return Ok(()) };
-        let value = data.to_value();
-        let faults: Vec<FieldError> = entry
-            .validator
-            .iter_errors(&value)
-            .take(FAULTS_MAX)
-            .map(|fault| FieldError {
-                field: format!("data{}", fault.instance_path()),
-                reason: format!("does not fit the schema of {kind}: {}.", fault.masked()),
-            })
-            .collect();
-        if faults.is_empty() { Ok(()) } else { Err(Error::Invalid { code: "invalid_input", fields: faults }) }
+        entry.check("data", &format!("the schema of {kind}"), &data.to_value())
     }
 }
 

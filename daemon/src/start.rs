@@ -20,6 +20,8 @@ use crate::egress::Egress;
 use crate::error::Error;
 use crate::lock::{self, Locked};
 use crate::outbox::{self, Sink, Sinks};
+use crate::plugins::Plugins;
+use crate::plugins::host::Services;
 use crate::registry::Registry;
 use crate::sandbox::{Private, Sandbox};
 use crate::skills::{self, Skills};
@@ -46,6 +48,7 @@ pub struct Daemon {
     lifecycle: Arc<Lifecycle>,
     cron: Cron,
     sources: Sources,
+    plugins: Plugins,
     config: Config,
     /// Held for as long as the daemon runs.
     _lock: Locked,
@@ -108,6 +111,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
+    let plugins = start_plugins(&config, &bus, &egress).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
     settle_config(&config, &bus).await?;
@@ -127,6 +131,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         sources: sources.clone(),
         sinks,
         upkeep,
+        plugins: plugins.clone(),
     };
     let app = App::new(api_settings(&config, auth), parts)?;
     let server = Server::start(app, listeners(&config, listener)?);
@@ -134,7 +139,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     write_address(&config.paths, &url)?;
     lifecycle.enter(Phase::Ready);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "Ready.");
-    Ok(Daemon { address, url, bus, server, supervisor, lifecycle, cron, sources, config, _lock: lock })
+    Ok(Daemon { address, url, bus, server, supervisor, lifecycle, cron, sources, plugins, config, _lock: lock })
 }
 
 impl Daemon {
@@ -165,12 +170,13 @@ impl Daemon {
 
     /// Walks the start back: sources, new work, running deliveries, connections, disk.
     pub async fn stop(self) {
-        let Daemon { bus, server, supervisor, lifecycle, cron, sources, config, .. } = self;
+        let Daemon { bus, server, supervisor, lifecycle, cron, sources, plugins, config, .. } = self;
         tracing::info!("Shutting down.");
         lifecycle.begin_drain();
         bus.live().wake();
         cron.stop().await;
         sources.stop().await;
+        plugins.stop();
         if !bus.drain(config.drain_timeout).await {
             tracing::warn!("Some work was cut off at shutdown; the next start takes it up.");
         }
@@ -264,6 +270,12 @@ async fn settle_config(config: &Config, bus: &Bus) -> Result<(), Error> {
         tracing::warn!(error = error.chain().join(": "), "No copy of the configuration could be kept.");
     }
     Ok(())
+}
+
+async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Plugins, Error> {
+    let services = Services::new(bus, egress, &config.paths.data.join("plugins/.data"), &config.plugins);
+    let program = std::env::current_exe().map_err(Error::internal("finding this program"))?;
+    Plugins::start(bus, services, &config.paths.data, &program).await
 }
 
 fn skill_settings(config: &Config) -> skills::Settings {

@@ -33,6 +33,7 @@ mod openapi;
 mod package;
 mod peer;
 mod plugin_host;
+mod plugins;
 mod push;
 mod redaction;
 mod retention;

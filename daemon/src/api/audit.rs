@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hyper::{HeaderMap, StatusCode, Uri};
@@ -39,6 +39,8 @@ struct Inner {
     principal: String,
     claimed_operator: Option<String>,
     trace: String,
+    /// What is changed, once a change outside the database has begun.
+    begun: OnceLock<String>,
     /// True once the record is in a transaction that is to commit.
     written: AtomicBool,
     /// True when there is nothing to record.
@@ -68,10 +70,21 @@ impl Draft {
                 principal: principal.map_or("anonymous", |p| &p.name).to_owned(),
                 claimed_operator: operator.filter(|text| !text.trim().is_empty()),
                 trace: trace.to_string(),
+                begun: OnceLock::new(),
                 written: AtomicBool::new(false),
                 skipped: AtomicBool::new(false),
             })),
         }
+    }
+
+    /// Records that a change begins whose effect is outside the database; its end is recorded as usual, or by the next
+    /// start as unknown.
+    pub fn begin(&self, tx: &Tx<'_>, target: &str, detail: Value) -> Result<(), Error> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        audit::append(tx, &inner.as_record(target, Outcome::Begun, StatusCode::ACCEPTED, detail))?;
+        // A second beginning of one request would be a bug of its handler; the first one stands.
+        let _first = inner.begun.set(target.to_owned());
+        Ok(())
     }
 
     /// Records the change as done, in its own transaction. `target` is the thing that was changed.
@@ -122,7 +135,7 @@ impl Draft {
                 (outcome, problem.status, json!({ "code": problem.code }))
             }
         };
-        let record = inner.as_record(&inner.target, outcome, status, detail);
+        let record = inner.as_record(inner.begun.get().unwrap_or(&inner.target), outcome, status, detail);
         match app.store.write(move |tx| audit::append(tx, &record)).await {
             Ok(_) => result,
             // A change that is not recorded must not look like a success.

@@ -93,6 +93,8 @@ pub enum Body {
     Full(Option<Bytes>),
     /// Server-sent events.
     Stream(Box<Stream>),
+    /// What a plugin makes while it is sent.
+    Guest(Box<crate::plugins::Stream>),
 }
 
 impl Body {
@@ -104,29 +106,33 @@ impl Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = std::io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         match &mut *self {
             Body::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Stream(stream) => stream.poll_bytes(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Guest(stream) => stream.poll_piece(cx).map(|piece| {
+                let frame = |piece: Vec<u8>| Frame::data(Bytes::from(piece));
+                piece.map(|piece| piece.map(frame).map_err(std::io::Error::other))
+            }),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Body::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Body::Stream(_) => false,
+            Body::Stream(_) | Body::Guest(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Body::Stream(_) => SizeHint::default(),
+            Body::Stream(_) | Body::Guest(_) => SizeHint::default(),
         }
     }
 }

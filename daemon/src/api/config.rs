@@ -323,6 +323,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
     let sections =
         [app.sinks.apply(&new.sinks).await, app.cron.apply(&new.cron).await, app.sources.apply(&new.sources).await];
     tell_sections(&mut answer, &applied, &sections);
+    app.plugins.services().configure(&new.plugins);
     apply(&app, new)?;
     app.lifecycle.leave_safe_mode();
     body::ok(&answer)

@@ -116,6 +116,7 @@ async fn answer(
         route: mounted,
         principal,
         parent_trace,
+        trace,
         draft,
         again: Again::default(),
     };

@@ -119,6 +119,7 @@ pub(super) async fn prometheus(app: Arc<App>, _: Call) -> Result<Reply, Problem>
     for (status, count) in stored.outbox {
         text.line("outbox_open", &[("status", status)], count);
     }
+    plugins(&app, &mut text);
     process(&mut text);
     Ok(Reply {
         status: StatusCode::OK,
@@ -129,11 +130,34 @@ pub(super) async fn prometheus(app: Arc<App>, _: Call) -> Result<Reply, Problem>
     })
 }
 
+fn plugins(app: &App, text: &mut Text) {
+    let used = app.plugins.used();
+    text.head("plugins_calls_total", "counter", "Calls of plugins since their code was loaded.");
+    for one in &used {
+        text.line("plugins_calls_total", &[("plugin", &one.name)], one.calls);
+    }
+    text.head("plugins_faults_total", "counter", "Faults of plugins, by kind.");
+    for one in &used {
+        for (kind, count) in &one.faults.faults {
+            text.line("plugins_faults_total", &[("plugin", &one.name), ("fault", kind)], count);
+        }
+    }
+    text.head("plugins_instances", "gauge", "Instances of plugins that run, wait or stream.");
+    for one in &used {
+        text.line("plugins_instances", &[("plugin", &one.name)], one.instances);
+    }
+    text.head("plugins_resting", "gauge", "1 = a plugin failed too often and rests.");
+    for one in &used {
+        text.line("plugins_resting", &[("plugin", &one.name)], u8::from(one.faults.rests_ms.is_some()));
+    }
+    app.plugins.services().write_metrics(&mut text.0);
+}
+
 fn requests(app: &App, text: &mut Text) {
     text.head("http_requests_total", "counter", "Answers, by route and class of status.");
     for mounted in app.routes.load().all() {
         let (method, path) = (mounted.route.method.as_str(), mounted.route.path.as_str());
-        for (class, count) in ["1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(&mounted.answers) {
+        for (class, count) in ["1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(mounted.answers.iter()) {
             let count = count.load(Relaxed);
             if count > 0 {
                 text.line("http_requests_total", &[("method", method), ("route", path), ("status", class)], count);

@@ -11,6 +11,7 @@ mod db;
 mod dlq;
 mod events;
 pub mod gate;
+mod guests;
 mod handle;
 mod health;
 pub mod jwt;
@@ -19,6 +20,7 @@ mod login;
 mod metrics;
 pub mod openapi;
 pub mod parse;
+mod plugins;
 pub mod problem;
 mod query;
 pub mod rates;
@@ -54,6 +56,7 @@ use crate::cron::Cron;
 use crate::error::Error;
 use crate::id::TraceId;
 use crate::outbox::Sinks;
+use crate::plugins::Plugins;
 use crate::skills::Skills;
 use crate::sources::Sources;
 use crate::store::{Store, tokens as tokens_stored};
@@ -64,7 +67,7 @@ use gate::Gate;
 use listen::{Conn, Listener};
 use problem::Problem;
 use rates::{Limits, Rates};
-use routes::{Mounted, Route, Table};
+use routes::{Mounted, Table};
 pub use runtime::{Lifecycle, Phase};
 
 /// Request line and headers together, in bytes.
@@ -113,6 +116,8 @@ pub struct Parts {
     pub sinks: Sinks,
     /// Retention.
     pub upkeep: Upkeep,
+    /// What was installed.
+    pub plugins: Plugins,
 }
 
 /// Counts since the start that no other module keeps.
@@ -143,6 +148,7 @@ pub struct App {
     sources: Sources,
     sinks: Sinks,
     upkeep: Upkeep,
+    plugins: Plugins,
     settings: Settings,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -174,6 +180,8 @@ pub struct Call {
     principal: Option<Principal>,
     /// The trace that the client gave.
     parent_trace: Option<TraceId>,
+    /// The trace of the request: that one, or a new one.
+    trace: TraceId,
     head_only: bool,
     draft: audit::Draft,
     again: again::Again,
@@ -212,14 +220,14 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins } = parts;
         let mut settings = settings;
         let clock = bus.clock().clone();
         let cookie = format!("aman_session_{:08x}", bus.store().ids().node);
         let gate = Gate::new(std::mem::replace(&mut settings.auth, Auth::None), clock.clone(), cookie);
         let now_ms = clock.now_ms();
         bus.store().read_now(|conn| tokens_stored::good(conn, now_ms))?.iter().for_each(|token| gate.add(token));
-        Ok(Arc::new(App {
+        let app = Arc::new(App {
             store: bus.store().clone(),
             live: bus.live().clone(),
             clock,
@@ -231,6 +239,7 @@ impl App {
             sources,
             sinks,
             upkeep,
+            plugins,
             rates: Rates::new(settings.limits),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),
@@ -238,21 +247,18 @@ impl App {
             configured: config::Configured::new(settings.config.clone()),
             settings,
             gate,
-            routes: ArcSwap::from_pointee(Table::new(routes::core())?),
+            routes: ArcSwap::from_pointee(Table::new(routes::core(), None)?),
             counters: Counters::default(),
             rooms: body::Rooms::default(),
             refusals: audit::Refusals::default(),
             public_streams: Arc::new(Semaphore::new(stream::PUBLIC_STREAMS_MAX)),
             running: TaskTracker::new(),
-        }))
-    }
-
-    /// Replaces the routes that are not the core's; all or nothing.
-    pub fn mount(&self, added: Vec<Route>) -> Result<(), Error> {
-        let mut routes = routes::core();
-        routes.extend(added);
-        self.routes.store(Arc::new(Table::new(routes)?));
-        Ok(())
+        });
+        let mounting = Arc::downgrade(&app);
+        app.plugins.open(Box::new(move |wanted, is_trial| {
+            mounting.upgrade().map_or(Ok(()), |app| app.mount(wanted, is_trial))
+        }));
+        Ok(app)
     }
 }
 

@@ -79,6 +79,8 @@ fn tag(path: &str) -> &str {
         "skill" | "skills" | "llm-skills" => "skills",
         "event-source" | "event-sources" | "source" | "sources" | "im-channel" => "sources",
         "sink" | "sinks" => "sinks",
+        "plugin" | "plugins" | "ui" => "plugins",
+        "capabilities" => "tools",
         "config" | "agent" => "runtime",
         first => first,
     }

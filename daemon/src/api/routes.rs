@@ -1,7 +1,7 @@
 //! THE route table: method, path, scope, audit flag, confirmation, limits, handler. The router, the counters and the
 //! tests of access all come from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -15,10 +15,11 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, openapi, runtime, sinks, skills, sources,
-    stream, tokens, why,
+    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, openapi, plugins, runtime, sinks, skills,
+    sources, stream, tokens, why,
 };
 use crate::error::Error;
+use crate::plugins::Wanted;
 
 /// What a handler gives back.
 pub type Handling = Pin<Box<dyn Future<Output = Result<Reply, Problem>> + Send>>;
@@ -27,6 +28,11 @@ pub type Handler = fn(Arc<App>, Call) -> Handling;
 
 /// Largest body of a route that says nothing else, in bytes.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// A packed plugin, and how long its compilation may take.
+const INSTALL_BYTES_MAX: usize = 64 << 20;
+const INSTALL_TIME_MAX: Duration = Duration::from_secs(300);
+/// Longer than the limits of any plugin.
+const TOOL_TIME_MAX: Duration = Duration::from_secs(700);
 /// Time limit of a route that says nothing else.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -65,6 +71,8 @@ pub struct Route {
     pub in_any_phase: bool,
     /// Whether requests may carry an `Idempotency-Key`.
     pub creates: Creates,
+    /// The plugin whose route it is; none = the daemon's own.
+    pub plugin: Option<Arc<Wanted>>,
     /// Who answers.
     pub handler: Handler,
 }
@@ -82,6 +90,7 @@ impl Route {
             time_max: TIME_MAX,
             in_any_phase: false,
             creates: Creates::No,
+            plugin: None,
             handler,
         }
     }
@@ -104,6 +113,23 @@ impl Route {
     fn lasting(mut self, time_max: Duration) -> Route {
         self.time_max = time_max;
         self
+    }
+
+    fn slow(mut self, time_max: Duration) -> Route {
+        self.time_max = time_max;
+        self
+    }
+
+    fn large(mut self, body_bytes_max: usize) -> Route {
+        self.body_bytes_max = body_bytes_max;
+        self
+    }
+
+    /// Whose it is.
+    fn owner(&self) -> String {
+        self.plugin
+            .as_ref()
+            .map_or_else(|| "aman itself".to_owned(), |wanted| format!("the plugin '{}'", wanted.plugin))
     }
 
     fn in_any_phase(mut self) -> Route {
@@ -139,7 +165,46 @@ pub fn core() -> Vec<Route> {
     let mut all = access();
     all.extend(work());
     all.extend(upkeep());
+    all.extend(extensions());
     all
+}
+
+/// Plugins, and what they add besides routes of their own.
+fn extensions() -> Vec<Route> {
+    vec![
+        route!(GET "/plugins" Admin plugins::list),
+        route!(POST "/plugin/install" Admin plugins::install)
+            .audited("plugin.install")
+            .confirmed(Confirm::WhenStrict)
+            .creates(Creates::Yes)
+            .large(INSTALL_BYTES_MAX)
+            .slow(INSTALL_TIME_MAX),
+        route!(GET "/plugin/{name}" Admin plugins::show),
+        route!(POST "/plugin/{name}/approve" Admin plugins::approve)
+            .audited("plugin.approve")
+            .confirmed(Confirm::Always)
+            .slow(INSTALL_TIME_MAX),
+        route!(POST "/plugin/{name}/enable" Admin plugins::enable).audited("plugin.enable").slow(INSTALL_TIME_MAX),
+        route!(POST "/plugin/{name}/disable" Admin plugins::disable)
+            .audited("plugin.disable")
+            .confirmed(Confirm::Always),
+        route!(POST "/plugin/{name}/rollback" Admin plugins::rollback)
+            .audited("plugin.rollback")
+            .confirmed(Confirm::Always)
+            .slow(INSTALL_TIME_MAX),
+        route!(POST "/plugin/{name}/uninstall" Admin plugins::uninstall)
+            .audited("plugin.uninstall")
+            .confirmed(Confirm::WhenStrict)
+            .slow(INSTALL_TIME_MAX),
+        route!(GET "/capabilities" Chat plugins::tools),
+        route!(GET "/tools" Admin plugins::tools),
+        route!(POST "/tools/{name}/execute" Admin plugins::execute)
+            .audited("tool.execute")
+            .confirmed(Confirm::WhenStrict)
+            .slow(TOOL_TIME_MAX),
+        route!(GET "/ui/pages" Public plugins::pages),
+        route!(GET "/ui/plugin/{name}/{*path}" Public plugins::page),
+    ]
 }
 
 /// The database.
@@ -231,7 +296,7 @@ pub struct Mounted {
     /// The row.
     pub route: Route,
     /// Answers by status class, 1xx to 5xx.
-    pub answers: [AtomicU64; 5],
+    pub answers: Arc<[AtomicU64; 5]>,
 }
 
 /// The routes as they are served; replaced as a whole.
@@ -255,22 +320,39 @@ pub enum Found {
 }
 
 impl Table {
-    /// A table of `routes`; fails when two of them cannot be told apart.
-    pub fn new(routes: Vec<Route>) -> Result<Table, Error> {
+    /// A table of `routes`, which counts on where `before` is; fails when two of them cannot be told apart.
+    pub fn new(routes: Vec<Route>, before: Option<&Table>) -> Result<Table, Error> {
+        let known = before.iter().flat_map(|before| &before.all);
+        let known: HashMap<(&Method, &str), &Arc<Mounted>> =
+            known.map(|mounted| ((&mounted.route.method, mounted.route.path.as_str()), mounted)).collect();
         let mut by_path: BTreeMap<String, Vec<Arc<Mounted>>> = BTreeMap::new();
         let mut table = Table::default();
         for route in routes {
-            let mounted = Arc::new(Mounted { route, answers: Default::default() });
+            let answers = known.get(&(&route.method, route.path.as_str())).map(|mounted| Arc::clone(&mounted.answers));
+            let mounted = Arc::new(Mounted { route, answers: answers.unwrap_or_default() });
             let same_path = by_path.entry(mounted.route.path.clone()).or_default();
-            if same_path.iter().any(|other| other.route.method == mounted.route.method) {
-                let taken = format!("{} {} is there already.", mounted.route.method, mounted.route.path);
+            if let Some(other) = same_path.iter().find(|other| other.route.method == mounted.route.method) {
+                let (method, path, owner) = (&mounted.route.method, &mounted.route.path, other.route.owner());
+                let taken = format!("{method} {path} is there already: {owner} serves it.");
                 return Err(Error::conflict("already_exists", taken));
             }
             same_path.push(Arc::clone(&mounted));
             table.all.push(mounted);
         }
+        // The daemon's own first, so that whoever clashes with them is named as the one who does.
+        let mut by_path: Vec<_> = by_path.into_iter().collect();
+        by_path.sort_by_key(|(_, routes)| routes.iter().all(|mounted| mounted.route.plugin.is_some()));
         for (path, routes) in by_path {
-            let clash = |error: matchit::InsertError| Error::conflict("already_exists", format!("{path}: {error}"));
+            let clash = |error: matchit::InsertError| {
+                let owner = match &error {
+                    matchit::InsertError::Conflict { with } => {
+                        let other = table.all.iter().find(|mounted| mounted.route.path == *with);
+                        other.map_or_else(String::new, |other| format!(", which {} serves", other.route.owner()))
+                    }
+                    _ => String::new(),
+                };
+                Error::conflict("already_exists", format!("{path} cannot be served: {error}{owner}."))
+            };
             table.paths.insert(path.clone(), routes).map_err(clash)?;
         }
         Ok(table)
@@ -320,7 +402,7 @@ mod tests {
     use super::*;
 
     fn check(method: Method, path: &str) -> String {
-        let table = Table::new(core()).expect("the table is sound");
+        let table = Table::new(core(), None).expect("the table is sound");
         match table.find(&method, path) {
             Ok(Found::Route(mounted, params)) => {
                 let params: Vec<String> = params.into_iter().map(|(name, value)| format!("{name}={value}")).collect();

@@ -1,12 +1,12 @@
 //! What an operator agrees to when a plugin is installed, each in a sentence, and what an upgrade adds to it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::manifest::{Host, HttpGrant, Manifest};
 use crate::event::TypePattern;
 
 /// One thing that a plugin may do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// The same for the same right, whatever the amount: `kv`, `publish feed.**`, `http GET api.example.org`.
     pub key: String,

@@ -72,6 +72,11 @@ pub fn check_name(name: &str) -> Result<(), String> {
     if RESERVED.contains(&name) { Err(format!("'{name}' is reserved; choose another.")) } else { Ok(()) }
 }
 
+/// Checks the path of a file within a package, so that it stays within its folder.
+pub fn check_file(path: &str) -> Result<(), String> {
+    names::check(path)
+}
+
 impl Package {
     /// Unpacks into `into`, an empty folder on the file system where it will stay, and checks everything that can be told
     /// without running it. On an error the folder holds whatever was written; it is the caller's to remove.

@@ -15,6 +15,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0007_tokens", include_str!("../../../schemas/sql/0007_tokens.sql")),
     ("0008_retention", include_str!("../../../schemas/sql/0008_retention.sql")),
     ("0009_plugin_data", include_str!("../../../schemas/sql/0009_plugin_data.sql")),
+    ("0010_plugins", include_str!("../../../schemas/sql/0010_plugins.sql")),
 ];
 
 /// Applies what is missing, all or nothing. Refuses a database that a newer aman wrote, or whose applied files differ

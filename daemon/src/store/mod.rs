@@ -20,6 +20,7 @@ mod migrate;
 pub mod outbox;
 pub mod overrides;
 pub mod plugin_data;
+pub mod plugins;
 pub mod private;
 pub mod retention;
 pub mod sinks;

@@ -2,6 +2,7 @@
 
 mod calls;
 mod compile;
+mod fixtures;
 mod guest;
 mod harness;
 mod hostile;

@@ -32,6 +32,8 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ("Reason", closed(json!({ "reason": or_null(json!({ "type": "string" })) }), &[])),
         ("Fingerprint", closed(json!({ "fingerprint": { "type": "string", "minLength": 1 } }), &["fingerprint"])),
         ("Digest", closed(json!({ "digest": { "type": ["string", "null"], "pattern": "^[0-9a-fA-F]{64}$" } }), &[])),
+        ("Uninstall", closed(json!({ "purge_data": { "type": ["boolean", "null"] } }), &[])),
+        ("ToolInput", closed(json!({ "input": {} }), &[])),
         ("ConfigSet", config_set()),
         ("MintToken", mint_token()),
         ("CronJob", cron_job(&["id", "expression"])),
@@ -43,7 +45,10 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
 pub(super) fn query(path: &str, name: &str) -> Value {
     match (path, name) {
         (_, "limit" | "count") => json!({ "type": "integer", "minimum": 1 }),
-        (_, "dry_run" | "all" | "named" | "metrics" | "active_only") => flag(),
+        (
+            _,
+            "dry_run" | "approve" | "allow_unsigned" | "allow_downgrade" | "all" | "named" | "metrics" | "active_only",
+        ) => flag(),
         (_, "types") => json!({ "type": "string", "pattern": PATTERNS }),
         (_, "cursor") => json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]*$" }),
         ("/events/stream", "since") => json!({ "type": "integer", "minimum": 0, "maximum": INTEGER_MAX }),

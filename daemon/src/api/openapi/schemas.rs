@@ -76,6 +76,18 @@ const OBJECTS: &[(&str, &str)] = &[
     ("SkillVersions", "items:[SkillVersion] next_cursor:text~"),
     ("SkillsReloaded", "added:[text] changed:[text] removed:[text] failed:[any]"),
     ("LoggedOut", "ended:bool"),
+    ("Grant", "key text amount:int"),
+    (
+        "Installed",
+        "name version digest signed_by:text~ permissions:any routes:[text] status grants:[Grant] added:[Grant] \
+         replaces:text~ dry_run?:bool",
+    ),
+    (
+        "Plugin",
+        "name state reason version:text~ digest:text~ description:text~ signed_by:text~ publisher:text~ routes:[text] \
+         granted:[Grant] pending:any previous:any changed_at:time manifest:any permissions:any health?:any used?:any",
+    ),
+    ("Pages", "items:[any]"),
     ("Login", "path expires_at:time"),
     ("Ticket", "ticket expires_at:time"),
     ("Items", "items:[any] next_cursor:text~"),

@@ -1,0 +1,191 @@
+//! The routes of plugins: a request without credentials goes in, an answer without anything that is the daemon's own
+//! business comes out.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::auth::{Principal, Scope};
+use super::body::{Body, Reply};
+use super::problem::Problem;
+use super::routes::{Route, Table};
+use super::{App, Call, routes};
+use crate::error::{Error, FieldError};
+use crate::event::Trust;
+use crate::plugins::host::trust_of;
+use crate::plugins::{Caller, Kind, Payload, Refusal, Request, Served, Wanted};
+
+/// Headers of one connection only (RFC 9110, section 7.6.1), and what proxies add.
+const HOP: [&str; 16] = [
+    "connection",
+    "content-length",
+    "forwarded",
+    "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+    "x-client-ip",
+    "x-real-ip",
+    "expect",
+];
+/// What tells who calls: plugins get that as a value.
+const CREDENTIALS: [&str; 4] = ["authorization", "cookie", "traceparent", "idempotency-key"];
+/// What only the daemon says: who may read an answer, how its origin behaves, and cookies, which all ports of a host share.
+const OWN: [&str; 13] = [
+    "alt-svc",
+    "clear-site-data",
+    "content-security-policy",
+    "content-security-policy-report-only",
+    "date",
+    "refresh",
+    "server",
+    "service-worker-allowed",
+    "set-cookie",
+    "strict-transport-security",
+    "traceparent",
+    "www-authenticate",
+    "x-content-type-options",
+];
+/// A plugin's answer never runs as a page of the daemon's origin, whatever type it claims.
+const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
+const BINARY: &str = "application/octet-stream";
+
+/// The row of a plugin's route.
+fn row(wanted: Wanted) -> Route {
+    let method = hyper::Method::from_bytes(wanted.route.method.as_bytes()).unwrap_or(hyper::Method::GET);
+    let scope = if wanted.route.public { Scope::Public } else { Scope::Admin };
+    let mut row = Route::new(method.clone(), wanted.route.mounted(), scope, |app, call| Box::pin(serve(app, call)));
+    // Whoever calls a public route is nobody: as with webhooks, what it leads to is recorded where it is stored.
+    row.audited = (method != hyper::Method::GET && !wanted.route.public).then_some("plugin.call");
+    row.body_bytes_max = usize::try_from(wanted.route.body).unwrap_or(routes::BODY_BYTES_MAX);
+    row.time_max = wanted.time_max;
+    row.plugin = Some(Arc::new(wanted));
+    row
+}
+
+impl App {
+    /// Replaces the routes of plugins, all or none; with `is_trial` only says whether that would go.
+    pub(super) fn mount(&self, wanted: Vec<Wanted>, is_trial: bool) -> Result<(), Error> {
+        let mut all = routes::core();
+        all.extend(wanted.into_iter().map(row));
+        let table = Table::new(all, Some(&self.routes.load()))?;
+        if !is_trial {
+            self.routes.store(Arc::new(table));
+        }
+        Ok(())
+    }
+}
+
+/// Answers a request to a plugin's route.
+async fn serve(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    let Some(wanted) = call.route.route.plugin.clone() else {
+        return Err(Problem::internal("a plugin's route names no plugin".to_owned()));
+    };
+    let body = call.bytes().await?;
+    let request = request(&call, &wanted, body.into());
+    match app.plugins.serve(&wanted.plugin, request).await {
+        Ok(served) => reply(served),
+        Err(refusal) => Err(problem(refusal)),
+    }
+}
+
+/// The caller as plugins see him.
+pub(super) fn caller(principal: Option<&Principal>, trace: crate::id::TraceId) -> Caller {
+    Caller {
+        principal: principal.map_or("anonymous", |principal| &principal.name).to_owned(),
+        trust: trust_of(principal.map_or(Trust::Web, |principal| principal.trust)),
+        trace_id: trace.to_string(),
+        extensions: Vec::new(),
+    }
+}
+
+fn request(call: &Call, wanted: &Wanted, body: Vec<u8>) -> Request {
+    let path = call.uri.path();
+    let path = if wanted.route.root { path } else { path.strip_prefix("/api/v1").unwrap_or(path) };
+    Request {
+        method: wanted.route.method.clone(),
+        route: wanted.route.path.clone(),
+        path: path.to_owned(),
+        params: call.params.clone(),
+        query: call.uri.query().map(str::to_owned),
+        headers: passed_on(&call.headers),
+        body,
+        caller: caller(call.principal.as_ref(), call.trace),
+        extensions: Vec::new(),
+    }
+}
+
+/// What a plugin may see of the headers.
+fn passed_on(headers: &HeaderMap) -> Vec<(String, String)> {
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
+        .collect();
+    let kept = |name: &str| {
+        !HOP.contains(&name)
+            && !CREDENTIALS.contains(&name)
+            && !name.starts_with("x-aman-")
+            && !name.starts_with("x-forwarded-")
+            && !named.iter().any(|hop| hop == name)
+    };
+    let kept = headers.iter().filter(|(name, _)| kept(name.as_str()));
+    kept.filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))).collect()
+}
+
+fn reply(served: Served) -> Result<Reply, Problem> {
+    let broken = |what: &str| {
+        let detail = format!("The plugin answered {what}.");
+        Problem::new((StatusCode::BAD_GATEWAY, "plugin_trap"), detail)
+    };
+    let status = StatusCode::from_u16(served.status).ok().filter(|status| (200..600).contains(&status.as_u16()));
+    let status = status.ok_or_else(|| broken("with a status that is none"))?;
+    let mut headers = Vec::with_capacity(served.headers.len() + 1);
+    for (name, value) in served.headers {
+        let name = HeaderName::try_from(name).map_err(|_| broken("with a header whose name is none"))?;
+        let value = HeaderValue::try_from(value).map_err(|_| broken("with a header whose value is none"))?;
+        let text = name.as_str();
+        let is_ours = OWN.contains(&text) || HOP.contains(&text);
+        if !is_ours && !text.starts_with("access-control-") && !text.starts_with("x-aman-") {
+            headers.push((name, value));
+        }
+    }
+    headers.push((header::CONTENT_SECURITY_POLICY, SANDBOX));
+    let body = match served.body {
+        Payload::Bytes(bytes) => Body::full(Bytes::from(bytes)),
+        Payload::Stream(stream) => Body::Guest(Box::new(stream)),
+    };
+    Ok(Reply { status, content_type: BINARY, headers, body, trace: None })
+}
+
+/// What HTTP says of a plugin that gives no answer.
+pub(super) fn problem(refusal: Refusal) -> Problem {
+    let status_and_code = match refusal.kind {
+        Kind::Absent => (StatusCode::NOT_FOUND, "not_found"),
+        Kind::Trap => (StatusCode::BAD_GATEWAY, "plugin_trap"),
+        Kind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "plugin_timeout"),
+        Kind::Limit => (StatusCode::SERVICE_UNAVAILABLE, "plugin_limit"),
+        Kind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "plugin_unavailable"),
+        Kind::Internal => return Problem::internal(refusal.detail),
+        Kind::SaysDenied => (StatusCode::FORBIDDEN, "plugin_denied"),
+        Kind::SaysNotFound => (StatusCode::NOT_FOUND, "not_found"),
+        Kind::SaysInvalid => (StatusCode::BAD_REQUEST, "invalid_input"),
+        Kind::SaysConflict => (StatusCode::CONFLICT, "invalid_state"),
+        Kind::SaysFailed => (StatusCode::BAD_GATEWAY, "plugin_failed"),
+    };
+    let mut problem = Problem::new(status_and_code, refusal.detail.clone());
+    problem.fields.extend(refusal.field.map(|field| FieldError { field, reason: refusal.detail }));
+    match refusal.retry_after_ms {
+        Some(after_ms) => problem.retry_after_ms(after_ms),
+        None => problem,
+    }
+}

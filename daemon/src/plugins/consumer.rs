@@ -1,0 +1,172 @@
+//! The consumer behind a plugin with `[[events]]`: event in, guest, effects out.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use aman_plugin_host::{self as guest, Attribute};
+use serde_json::Value;
+
+use super::host::{Begun, Ready, Work, trust_of};
+use super::running::{CallFault, Running};
+use super::{Inner, health};
+use crate::bus::{
+    Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, Failure, Outcome, RetryPolicy, Rule, Standing,
+};
+use crate::clock::rfc3339;
+use crate::event::{Data, Delivery, Event, Priority, Trust};
+use crate::package::Manifest;
+
+/// How much longer than a plugin's own limits the bus waits, so that the plugin host ends a call and says so.
+const SLACK: Duration = Duration::from_secs(10);
+/// How often a delivery follows its plugin to a new version.
+const FOLLOWS_MAX: usize = 5;
+
+/// What the bus must know of a plugin; `None` when it wants no events.
+pub fn spec(manifest: &Manifest, enabled: bool) -> Option<ConsumerSpec> {
+    if manifest.events.is_empty() {
+        return None;
+    }
+    let rules = manifest.events.iter().flat_map(|subscription| {
+        let rule = |pattern: &crate::event::TypePattern| Rule {
+            pattern: pattern.clone(),
+            condition: subscription.when.clone(),
+        };
+        subscription.types.iter().map(rule)
+    });
+    // One consumer has one lane: the strictest of its subscriptions decides.
+    let narrowest = manifest.events.iter().map(|subscription| subscription.concurrency).min().unwrap_or(1);
+    Some(ConsumerSpec {
+        name: format!("plugin/{}", manifest.name),
+        kind: "plugin",
+        rules: rules.collect(),
+        concurrency: if narrowest <= 1 { Concurrency::Serial } else { Concurrency::Parallel(narrowest) },
+        retry: RetryPolicy::default(),
+        // A plugin that rests is waited for within the attempt, so that a rest costs no attempts.
+        timeout: manifest.limits.time + manifest.limits.wait + health::REST_MAX + SLACK,
+        trust: Trust::Plugin,
+        standing: if enabled { Standing::Active } else { Standing::Disabled },
+        acts_outside: !manifest.permissions.http.is_empty(),
+    })
+}
+
+/// Delivers to whichever version of a plugin runs.
+pub struct Events {
+    /// The plugins.
+    pub plugins: Weak<Inner>,
+    /// The plugin's name.
+    pub name: String,
+}
+
+impl Consumer for Events {
+    fn deliver(&self, attempt: Attempt) -> Delivered<'_> {
+        Box::pin(async move {
+            for _ in 0..FOLLOWS_MAX {
+                let Some(running) = self.plugins.upgrade().and_then(|plugins| plugins.running(&self.name)) else {
+                    return retry(format!("the plugin {} is switched off", self.name));
+                };
+                if let Some(left) = running.rests() {
+                    tokio::select! {
+                        () = tokio::time::sleep(left) => {}
+                        () = attempt.cancel.cancelled() => return retry("the plugin rests".to_owned()),
+                        () = running.stop.cancelled() => {}
+                    }
+                    continue;
+                }
+                match handle(&running, &attempt).await {
+                    Err(CallFault::Closed | CallFault::Resting(_)) => {}
+                    Ok(outcome) => return outcome,
+                    Err(fault @ CallFault::Fault(guest::Fault::Timeout { .. })) => {
+                        return Outcome::Retry(Failure { timed_out: true, ..Failure::new(fault.text()) }, None);
+                    }
+                    Err(fault) => return retry(fault.text()),
+                }
+            }
+            retry("the plugin is replaced again and again".to_owned())
+        })
+    }
+}
+
+fn retry(why: String) -> Outcome {
+    Outcome::Retry(Failure::new(why), None)
+}
+
+fn effects(ready: Ready) -> Outcome {
+    Outcome::Done(Effects { publish: ready.publish, state: ready.state, ..Effects::default() })
+}
+
+/// One attempt.
+async fn handle(running: &Running, attempt: &Attempt) -> Result<Outcome, CallFault> {
+    let work = Work::Delivery { number: attempt.delivery, id: attempt.delivery_id.clone() };
+    let staging = match running.api.begin(work).await {
+        Ok(Begun::Fresh(staging)) => staging,
+        Ok(Begun::Settled(ready)) => return Ok(effects(ready)),
+        Err(error) => return Ok(retry(error.chain().join(": "))),
+    };
+    let caller = running.caller(attempt.event.trace);
+    let called = running.event(staging.clone(), caller, to_guest(&attempt.event));
+    let (outcome, staged) = tokio::select! {
+        called = called => called?,
+        () = attempt.cancel.cancelled() => return Ok(retry("the attempt was ended before the plugin was done".to_owned())),
+    };
+    Ok(match outcome {
+        guest::Outcome::Done => match staging.commit(staged, None).await {
+            Ok(ready) => effects(ready),
+            Err(error) => retry(error.chain().join(": ")),
+        },
+        guest::Outcome::Retry(wanted) => {
+            let why = Failure::new(format!("the plugin asks to be tried again: {}", wanted.reason));
+            Outcome::Retry(why, wanted.after_ms.map(Duration::from_millis))
+        }
+        guest::Outcome::Reject(reason) => {
+            Outcome::Reject(Failure::new(format!("the plugin rejects the event: {reason}")))
+        }
+    })
+}
+
+/// The event as plugins see it.
+fn to_guest(event: &Event) -> guest::Event {
+    let sent = &event.sent;
+    let data = match &sent.data {
+        Data::None => None,
+        Data::Json(text) | Data::Text(text) => Some(text.clone().into_bytes()),
+        Data::Binary(bytes) => Some(bytes.clone()),
+    };
+    let attributes = sent.extensions.iter().filter_map(|(name, value)| {
+        let value = match value {
+            Value::String(text) => Attribute::Text(text.clone()),
+            Value::Bool(value) => Attribute::Boolean(*value),
+            Value::Number(number) => Attribute::Integer(i32::try_from(number.as_i64()?).ok()?),
+            _ => return None,
+        };
+        Some((name.clone(), value))
+    });
+    guest::Event {
+        id: event.id(),
+        source: sent.source.clone(),
+        type_: sent.kind.clone(),
+        time: sent.time.clone().unwrap_or_else(|| rfc3339(event.received_ms)),
+        subject: sent.subject.clone(),
+        data_content_type: sent.content_type.clone(),
+        data,
+        sequence: event.sequence.0.unsigned_abs(),
+        trace_id: event.trace.to_string(),
+        correlation_id: event.correlation.clone(),
+        causation_id: event.causation.clone(),
+        trust: trust_of(event.trust),
+        priority: match sent.priority {
+            Priority::Low => guest::Priority::Low,
+            Priority::Normal => guest::Priority::Normal,
+            Priority::High => guest::Priority::High,
+        },
+        delivery: match sent.delivery {
+            Delivery::AtMostOnce => guest::Delivery::AtMostOnce,
+            Delivery::AtLeastOnce => guest::Delivery::AtLeastOnce,
+            Delivery::ExactlyOnce => guest::Delivery::ExactlyOnce,
+        },
+        expiry_time: sent.expires_ms.map(rfc3339),
+        agent_id: sent.agent_id.clone(),
+        partition_key: sent.partition_key.clone(),
+        attributes: attributes.collect(),
+        extensions: Vec::new(),
+    }
+}

@@ -1,0 +1,250 @@
+//! Plugins through the real daemon: installed, agreed to, called, upgraded, gone back, switched off, misbehaving.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aman::package::pack::Content;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Daemon, Folder, TOKEN};
+use crate::package as packages;
+
+const MANIFEST: &str = r#"
+name = "probe"
+description = "A probe"
+interface = "0.1"
+component = "plugin.wasm"
+[[routes]]
+method = "GET"
+path = "/t"
+[[routes]]
+method = "GET"
+path = "/sse"
+[[routes]]
+method = "GET"
+path = "/trap"
+[[routes]]
+method = "GET"
+path = "/loops"
+[[tools]]
+name = "probe_it"
+description = "Probes"
+schema = "schemas/probe.json"
+[[pages]]
+id = "main"
+title = "Probe"
+path = "ui/index.html"
+[limits]
+time = "200ms"
+"#;
+
+/// Guests that the tests of the plugin host make of their text, and keep the same.
+const ONE: &[u8] = include_bytes!("../fixtures/guests/one.wasm");
+const TWO: &[u8] = include_bytes!("../fixtures/guests/two.wasm");
+
+/// The package of a plugin that says `text` ("one" or "two"); `more` goes behind its manifest.
+fn packed(version: &str, text: &str, more: &str) -> Vec<u8> {
+    package(&format!("version = \"{version}\"\n{MANIFEST}{more}"), if text == "one" { ONE } else { TWO })
+}
+
+fn package(manifest: &str, component: &[u8]) -> Vec<u8> {
+    let folder = Folder::new("plugin");
+    for (name, bytes) in [
+        ("plugin.toml", manifest.as_bytes()),
+        ("plugin.wasm", component),
+        ("schemas/probe.json", br#"{"type":"object","properties":{"n":{"type":"integer"}}}"#),
+        ("ui/index.html", b"<h1>Probe</h1>"),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("it has one")).expect("a folder");
+        std::fs::write(path, bytes).expect("a file");
+    }
+    let mut packed = Vec::new();
+    Content::read(folder.path()).expect("a sound plugin").write(&mut packed).expect("in memory");
+    packed
+}
+
+const PUBLISH: &str = "[permissions]\npublish = [\"test.**\"]\n";
+const EVENTS: &str = "[[events]]\ntypes = [\"in.*\"]\n";
+
+fn install(daemon: &Daemon, packed: &[u8], query: &str) -> Answer {
+    let token = format!("Bearer {TOKEN}");
+    let headers = [("authorization", token.as_str()), ("content-type", "application/gzip")];
+    daemon.send_bytes("POST", &format!("/plugin/install?allow_unsigned=true&{query}"), &headers, packed)
+}
+
+fn installed(daemon: &Daemon, packed: &[u8], query: &str) -> Value {
+    let answer = install(daemon, packed, query);
+    assert_eq!(answer.status, 201, "{answer:?}; {}", daemon.log());
+    answer.json
+}
+
+fn body(answer: &Answer) -> String {
+    String::from_utf8_lossy(&answer.body).into_owned()
+}
+
+/// Goal: what needs no consent runs at once and is served at once; it survives a kill; pages, tools and streams work.
+#[test]
+fn installed_served_and_kept() {
+    let mut daemon = Daemon::start();
+    assert_eq!(daemon.get("/api/v1/t").status, 404);
+    let manifest = packed("1.0.0", "one", PUBLISH);
+    let token = format!("Bearer {TOKEN}");
+    let headers = [("authorization", token.as_str()), ("content-type", "application/gzip")];
+    let unsigned = daemon.send_bytes("POST", "/plugin/install", &headers, &manifest);
+    assert_eq!((unsigned.status, unsigned.code()), (403, "unsigned_plugin"));
+    let waiting = installed(&daemon, &manifest, "");
+    assert_eq!(waiting["status"], "pending_consent");
+    assert_eq!(waiting["added"][0]["key"], "publish test.**");
+    assert_eq!(daemon.get("/api/v1/t").status, 404);
+    assert_eq!(daemon.post("/plugin/probe/approve", &json!({})).code(), "confirmation_required");
+    assert_eq!(daemon.post_confirmed("/plugin/probe/approve", &json!({})).json["state"], "active");
+    for _ in 0..2 {
+        let answer = daemon.get("/api/v1/t");
+        assert_eq!((answer.status, body(&answer).as_str()), (200, "one"), "{}", daemon.log());
+        assert!(answer.header("content-security-policy").is_some_and(|policy| policy.starts_with("sandbox")));
+        assert_eq!(daemon.send("GET", "/api/v1/t", &[], None).status, 401);
+        assert_eq!(daemon.call("POST", "/api/v1/t", None).status, 405);
+        assert!(body(&daemon.get("/api/v1/sse")).contains("data: 1\n\ndata: 1\n\ndata: 1\n\n"));
+        let page = daemon.send("GET", "/ui/plugin/probe/index.html", &[("sec-fetch-site", "cross-site")], None);
+        assert_eq!((page.status, page.header("content-type")), (200, Some("text/html")));
+        assert_eq!(daemon.get("/ui/plugin/probe/..%2fplugin.toml").status, 404);
+        let pages = daemon.send("GET", "/ui/pages", &[], None).json;
+        assert_eq!(pages["items"][0]["url"], "/ui/plugin/probe/index.html");
+        assert_eq!(daemon.get("/capabilities").json["items"][0]["name"], "probe_it");
+        let called = daemon.post("/tools/probe_it/execute", &json!({ "input": { "n": 1 } }));
+        assert_eq!((called.status, &called.json["output"]), (200, &Value::Null), "{called:?}");
+        let wrong = daemon.post("/tools/probe_it/execute", &json!({ "input": { "n": "x" } }));
+        assert_eq!((wrong.status, &wrong.json["errors"][0]["field"]), (400, &json!("input/n")));
+        daemon.kill();
+        daemon.again();
+    }
+    let gone = daemon.post("/plugin/probe/uninstall", &json!({ "purge_data": true }));
+    assert_eq!(gone.json["deleted"], true, "{gone:?}");
+    assert_eq!(daemon.get("/api/v1/t").status, 404);
+    assert_eq!(daemon.get("/plugin/probe").status, 404);
+    assert!(!daemon.home().join("plugins/probe").exists());
+    assert_eq!(daemon.get("/audit-log/verify").json["ok"], true);
+    let actions = daemon.get("/audit-log?action=plugin.install").items();
+    assert!(actions.iter().any(|row| row["outcome"] == "begun") && actions.iter().any(|row| row["outcome"] == "done"));
+}
+
+/// Goal: an upgrade that asks for more waits while the old version serves, consent switches it, a rollback goes back; an
+/// older one is refused; routes that somebody else has are refused by name.
+#[test]
+fn upgrades_wait_for_consent_and_can_be_taken_back() {
+    let daemon = Daemon::start();
+    installed(&daemon, &packed("1.0.0", "one", PUBLISH), "approve=true");
+    let more = format!("{PUBLISH}kv = \"1MiB\"\n");
+    let planned = install(&daemon, &packed("1.1.0", "two", &more), "dry_run=true");
+    assert_eq!((planned.status, &planned.json["status"]), (200, &json!("pending_consent")), "{planned:?}");
+    assert!(daemon.get("/plugin/probe").json["pending"].is_null());
+    let waiting = installed(&daemon, &packed("1.1.0", "two", &more), "");
+    assert_eq!((&waiting["added"][0]["key"], &waiting["replaces"]), (&json!("kv"), &json!("1.0.0")));
+    assert_eq!(body(&daemon.get("/api/v1/t")), "one");
+    assert_eq!(daemon.get("/plugin/probe").json["pending"]["version"], "1.1.0");
+    let wrong = daemon.post_confirmed("/plugin/probe/approve", &json!({ "digest": "0".repeat(64) }));
+    assert_eq!(wrong.code(), "version_conflict");
+    assert_eq!(daemon.post_confirmed("/plugin/probe/approve", &json!({})).json["version"], "1.1.0");
+    assert_eq!(body(&daemon.get("/api/v1/t")), "two");
+    assert_eq!(install(&daemon, &packed("1.0.5", "one", PUBLISH), "").code(), "plugin_downgrade");
+    assert_eq!(daemon.post_confirmed("/plugin/probe/rollback", &json!({})).json["version"], "1.0.0");
+    assert_eq!(body(&daemon.get("/api/v1/t")), "one");
+    let other = packed("1.0.0", "one", PUBLISH);
+    let clash = package(
+        "name = \"other\"\nversion = \"1.0.0\"\ndescription = \"d\"\ninterface = \"0.1\"\ncomponent = \"plugin.wasm\"\n\
+         permissions = { publish = [\"test.**\"] }\n[[routes]]\nmethod = \"GET\"\npath = \"/t\"\n",
+        ONE,
+    );
+    let refused = install(&daemon, &clash, "approve=true");
+    assert_eq!((refused.status, refused.code()), (409, "already_exists"));
+    assert!(refused.json["detail"].as_str().is_some_and(|text| text.contains("'probe'")), "{refused:?}");
+    assert_eq!(install(&daemon, &other, "").status, 201);
+}
+
+/// Goal: no event is lost while a plugin is upgraded and taken back under load, and no request to other routes fails.
+#[test]
+fn nothing_is_lost_under_load() {
+    let daemon = Arc::new(Daemon::start());
+    let with = format!("{EVENTS}{PUBLISH}");
+    installed(&daemon, &packed("1.0.0", "one", &with), "approve=true");
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = {
+        let (daemon, stop) = (Arc::clone(&daemon), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            let mut pushed = 0;
+            while !stop.load(Ordering::Relaxed) {
+                daemon.push("in.one", json!({ "n": pushed }));
+                assert_eq!(daemon.get("/health/live").status, 200);
+                let own = daemon.get("/api/v1/t");
+                assert!(own.status == 200, "{own:?}");
+                pushed += 1;
+            }
+            pushed
+        })
+    };
+    installed(&daemon, &packed("1.1.0", "two", &with), "approve=true");
+    assert_eq!(daemon.post_confirmed("/plugin/probe/rollback", &json!({})).status, 200);
+    stop.store(true, Ordering::Relaxed);
+    let pushed = load.join().expect("no request failed");
+    daemon.settle();
+    assert_eq!(daemon.recent("test.kind").len(), pushed.min(1000), "each event had one effect");
+    assert_eq!(daemon.get("/dlq/depth").json["depth"], 0);
+}
+
+/// Goal: a plugin that crashes is 502, one that hangs 504; too often, and it rests and comes back by itself; it is told.
+#[test]
+fn misbehaviour_ends_in_a_rest_and_comes_back() {
+    let daemon = Daemon::start();
+    installed(&daemon, &packed("1.0.0", "one", PUBLISH), "approve=true");
+    let hung = daemon.get("/api/v1/loops");
+    assert_eq!((hung.status, hung.code()), (504, "plugin_timeout"), "{hung:?}");
+    for _ in 0..4 {
+        let crashed = daemon.get("/api/v1/trap");
+        assert_eq!((crashed.status, crashed.code()), (502, "plugin_trap"), "{crashed:?}");
+    }
+    let resting = daemon.get("/api/v1/t");
+    assert_eq!((resting.status, resting.code()), (503, "plugin_unavailable"));
+    assert!(resting.header("retry-after").is_some());
+    assert_eq!(daemon.get("/plugin/probe").json["state"], "quarantined");
+    daemon.wait("the quarantine is told", || daemon.recent("aman.plugin.quarantined").pop());
+    daemon.wait("it comes back", || (daemon.get("/api/v1/t").status == 200).then_some(()));
+    let told = daemon.wait("the first failure is told", || daemon.recent("aman.plugin.failed").pop());
+    assert_eq!(told["data"]["plugin"], "probe");
+    let rows = daemon.get("/audit-log?action=plugin.quarantined").items();
+    assert_eq!(rows.len(), 1);
+    let metrics = body(&daemon.get("/metrics"));
+    assert!(metrics.contains("aman_plugins_faults_total{plugin=\"probe\",fault=\"trap\"} 4"), "{metrics}");
+}
+
+/// Goal: a source is polled, its events are stored, and a plugin that is switched off polls no more and takes its
+/// waiting events when it is back.
+#[test]
+fn sources_are_polled_and_stop() {
+    let daemon = Daemon::start();
+    let with = format!("{EVENTS}[[sources]]\nid = \"tick\"\nevery = \"1s\"\n{PUBLISH}");
+    installed(&daemon, &packed("1.0.0", "one", &with), "approve=true");
+    daemon.wait("two polls", || (daemon.recent("test.kind").len() >= 2).then_some(()));
+    let found = daemon.recent("test.kind");
+    assert_eq!((&found[0]["source"], &found[0]["trust"]), (&json!("plugin/probe"), &json!("plugin")));
+    assert_eq!(daemon.post_confirmed("/plugin/probe/disable", &json!({})).json["state"], "disabled");
+    assert_eq!(daemon.get("/api/v1/t").status, 404);
+    assert_eq!(daemon.post("/plugin/probe/enable", &json!({})).json["state"], "active");
+    assert_eq!(daemon.get("/api/v1/t").status, 200);
+}
+
+/// Goal: nothing hostile is installed over HTTP, nothing of it stays, and the daemon serves on.
+#[test]
+fn hostile_packages_leave_nothing() {
+    let daemon = Daemon::start();
+    for (name, packed, said) in packages::hostile() {
+        let answer = install(&daemon, &packed, "approve=true");
+        assert_eq!(answer.status, 400, "{name}: {answer:?}");
+        let text = answer.json["detail"].as_str().unwrap_or_default();
+        assert!(text.contains(said), "{name}: {text}");
+    }
+    assert_eq!(daemon.get("/plugins").items(), Vec::<Value>::new());
+    let left = std::fs::read_dir(daemon.home().join("plugins/.staging")).expect("the folder").count();
+    assert_eq!(left, 0);
+    assert_eq!(daemon.get("/health/ready").status, 200);
+}
