@@ -37,7 +37,8 @@ pub fn document() -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for route in routes::core() {
         let operation = operations::of(&route);
-        let methods = paths.entry(route.path.clone()).or_insert_with(|| json!({}));
+        // A name that takes the rest of a path is written like any other: OpenAPI has no word for it.
+        let methods = paths.entry(route.path.replace("{*", "{")).or_insert_with(|| json!({}));
         methods[route.method.as_str().to_lowercase()] = operation_json(&route, operation);
     }
     json!({
@@ -124,7 +125,7 @@ fn operation_id(route: &Route) -> String {
     let mut id = route.method.as_str().to_lowercase();
     for part in route.path.split(['/', '-', '.', '_']).filter(|part| !part.is_empty()) {
         let (by, word) = match part.trim_end_matches('}').strip_prefix('{') {
-            Some(name) => ("By", name),
+            Some(name) => ("By", name.trim_start_matches('*')),
             None => ("", part.trim_end_matches('}')),
         };
         id.push_str(by);
