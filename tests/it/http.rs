@@ -42,6 +42,16 @@ fn requests_for_nobody() {
         (many.as_str(), 431, "headers_too_large"),
         ("GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip, chunked\r\n", 501, "unsupported_coding"),
         (
+            "GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked, chunked\r\n",
+            501,
+            "unsupported_coding",
+        ),
+        (
+            "GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+            501,
+            "unsupported_coding",
+        ),
+        (
             "GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 18446744073709551615\r\n",
             431,
             "headers_too_large",

@@ -263,3 +263,28 @@ fn a_sink_that_is_gone_can_be_resumed() {
     daemon.wait("the next call", || (peer.requests().len() == 3).then_some(()));
     daemon.wait("the count", || (state(&daemon)["sent"] == 2).then_some(()));
 }
+
+/// Goal: what was to be sent by a sink that was taken out of the configuration does not wait for ever: once it is too old
+/// it is given up, and shown as that when the sink is there again.
+#[test]
+fn what_a_removed_sink_left_is_given_up() {
+    let peer = Peer::start();
+    peer.answer("503 Service Unavailable", &[("retry-after", "3600")], "");
+    let mut daemon = Daemon::configured(&toml(&peer, true));
+    let id = daemon.push("order.paid", json!({ "n": 1 }));
+    daemon.wait("the call", || (daemon.get("/sink/out").json["retries"] == 1).then_some(()));
+    assert_eq!(daemon.terminate(), Some(0));
+    let database = rusqlite::Connection::open(daemon.home().join("aman.db")).expect("the database");
+    assert_eq!(database.execute("UPDATE outbox SET expires_ms = 1 WHERE status = 0", []).expect("one waits"), 1);
+    drop(database);
+    std::fs::write(daemon.home().join("aman.toml"), "").expect("written");
+    daemon.again();
+    daemon.wait("the end", || daemon.log().contains("by sinks that are not there any more").then_some(()));
+    assert_eq!(daemon.terminate(), Some(0));
+    std::fs::write(daemon.home().join("aman.toml"), toml(&peer, true)).expect("written");
+    daemon.again();
+    let failed = daemon.get("/sink/out/failures").items().remove(0);
+    assert_eq!((&failed["outcome"], &failed["event"]["id"]), (&json!("failed"), &json!(id)), "{failed}");
+    assert!(failed["error"].as_str().is_some_and(|why| why.contains("too old")), "{failed}");
+    assert_eq!(peer.requests().len(), 1);
+}

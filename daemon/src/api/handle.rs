@@ -123,14 +123,18 @@ async fn answer(
     run(app, call).await
 }
 
-/// Refuses codings that nobody would undo: a body may be chunked, and no more (RFC 9112, section 6.1).
+/// Refuses codings that nobody would undo: a body may be chunked, once, and no more (RFC 9112, section 6.1).
 fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let is_plain = codings.all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    let is_plain = match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
+    };
     if is_plain {
         return Ok(());
     }
-    let detail = "The only Transfer-Encoding that is understood here is 'chunked'.";
+    let detail = "The only Transfer-Encoding that is understood here is 'chunked', once.";
     Err(Problem::new((StatusCode::NOT_IMPLEMENTED, "unsupported_coding"), detail))
 }
 

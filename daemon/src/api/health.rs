@@ -1,7 +1,6 @@
 //! Health, for those who watch over the daemon. Public: details name no hosts, paths or keys.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
@@ -57,7 +56,7 @@ pub(super) async fn ready(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
     let now_ms = app.clock.now_ms();
     let detail = if is_plausible(now_ms) { "plausible" } else { "the machine's clock is wrong: set it" };
     checks.insert("clock".to_owned(), check(is_plausible(now_ms), detail));
-    let starved = app.counters.starved.load(Ordering::Relaxed);
+    let starved = app.counters.is_starved();
     let detail = if starved { "no more can be accepted: too many files are open" } else { "accepted" };
     checks.insert("connections".to_owned(), check(!starved, detail));
     let config = !app.configured.is_broken();

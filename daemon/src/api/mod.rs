@@ -35,9 +35,9 @@ mod stream;
 mod tokens;
 mod why;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
@@ -77,6 +77,8 @@ const HEADER_WAIT: Duration = Duration::from_secs(30);
 /// What a connection buffers at the most, in each direction.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// So long after the last connection that could not be accepted all is well again.
+const ACCEPT_CALM: Duration = Duration::from_secs(1);
 
 /// What the API must be told.
 pub struct Settings {
@@ -131,8 +133,21 @@ pub(in crate::api) struct Counters {
     refused: AtomicU64,
     /// Handlers that panicked.
     panics: AtomicU64,
-    /// Connections wait that cannot be accepted.
-    starved: AtomicBool,
+    /// When a connection could not be accepted.
+    unaccepted: Mutex<Option<Instant>>,
+}
+
+impl Counters {
+    /// Notes that a connection could not be accepted.
+    fn starves(&self) {
+        *self.unaccepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether connections wait that cannot be accepted. While they do, it is tried again and again.
+    fn is_starved(&self) -> bool {
+        let last = *self.unaccepted.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() <= ACCEPT_CALM)
+    }
 }
 
 /// Handles of everything that handlers call.
@@ -328,6 +343,7 @@ impl Accepting {
             .half_close(true)
             .max_header_size(HEADER_BYTES_MAX)
             .max_buf_size(BUFFER_BYTES_MAX);
+        let mut told = false;
         loop {
             let accepted = async {
                 let permit = Arc::clone(&self.permits).acquire_owned().await;
@@ -340,14 +356,17 @@ impl Accepting {
             };
             match (permit, accepted) {
                 (Ok(permit), Ok(accepted)) => {
-                    if self.app.counters.starved.swap(false, Ordering::Relaxed) {
+                    if told && !self.app.counters.is_starved() {
+                        told = false;
                         tracing::info!("Connections are accepted again.");
                     }
                     self.serve(&http, accepted, permit);
                 }
-                // Out of file descriptors, mostly: wait for some to come back rather than spin, and say it once.
+                // Out of file descriptors, mostly: wait for some to come back rather than spin, and say it once, also when
+                // a single connection gets in between.
                 (_, Err(error)) => {
-                    if !self.app.counters.starved.swap(true, Ordering::Relaxed) {
+                    self.app.counters.starves();
+                    if !std::mem::replace(&mut told, true) {
                         let what_to_do = "Close programs that hold connections, or raise the limit (`ulimit -n`).";
                         tracing::error!(%error, what_to_do, "Connections cannot be accepted; those that wait do so.");
                     }

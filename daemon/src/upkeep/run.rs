@@ -12,10 +12,14 @@ use crate::config::Retention;
 use crate::error::Error;
 use crate::id::{EventSeq, Ids};
 use crate::store::retention::{self, Aged, Due, Stop};
-use crate::store::{Reading, audit, space};
+use crate::store::{Reading, Tx, audit, outbox, space};
 
 /// After a step the writer is left alone for as long as the step took, and for this long at the least.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
+/// A sink at work ends what became too old within this time.
+const STRANDED_MS: Millis = 3_600_000;
+/// Intents of a step.
+const STRANDED_ROWS: i64 = 256;
 /// How much longer when changes are waiting for the writer.
 const PAUSE_WHEN_BUSY: u32 = 4;
 /// Rows of a step of audit records.
@@ -135,6 +139,7 @@ impl<'a> Run<'a> {
 
     /// Removes all that is due, besides audit records.
     pub async fn all(mut self) -> Result<Report, Error> {
+        self.strand().await?;
         for (what, cutoff_ms) in aged(&self.policy, self.now_ms) {
             let Some(cutoff_ms) = cutoff_ms else { continue };
             loop {
@@ -161,6 +166,22 @@ impl<'a> Run<'a> {
         let audit = self.upkeep.store().read(move |conn| audit_due(conn, &policy, now_ms)).await?;
         self.report.audit = audit.map_or(0, |(_, rows)| rows);
         Ok(self.report)
+    }
+
+    /// Ends what waits for sinks that are not there any more, so that it holds its events no longer.
+    async fn strand(&mut self) -> Result<(), Error> {
+        let now_ms = self.now_ms;
+        loop {
+            let begun = Instant::now();
+            let write = move |tx: &mut Tx<'_>| outbox::strand(tx, now_ms - STRANDED_MS, now_ms, STRANDED_ROWS);
+            let rows = self.upkeep.store().write(write).await?;
+            if rows > 0 {
+                tracing::warn!(rows, "What was to be sent by sinks that are not there any more was given up.");
+            }
+            if rows < STRANDED_ROWS || !self.goes_on(begun).await {
+                return Ok(());
+            }
+        }
     }
 
     async fn too_large(&self, limit: u64) -> Result<bool, Error> {
