@@ -8,9 +8,8 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
-use crate::api::auth::{Auth, Places};
+use crate::api::auth::Auth;
 use crate::api::listen::{self, Listener};
-use crate::api::rates::Limits;
 use crate::api::{self, App, Lifecycle, Parts, Phase, Server};
 use crate::bus::{self, Bus, Consumer, ConsumerSpec};
 use crate::clock::{Clock, is_plausible, rfc3339};
@@ -79,9 +78,6 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let lifecycle = Arc::new(Lifecycle::default());
     let (config, store) = open_store(config)?;
     telemetry::open_files(&config);
-    if config.broken.is_some() {
-        lifecycle.set_safe_mode();
-    }
     let listener = TcpListener::bind(config.http.bind).await.map_err(|error| {
         Error::invalid("http.bind", format!("{} cannot be listened on: {error}.", config.http.bind))
     })?;
@@ -133,7 +129,8 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         upkeep,
         plugins: plugins.clone(),
     };
-    let app = App::new(api_settings(&config, auth), parts)?;
+    let connections_max = affordable(config.http.max_connections);
+    let app = App::new(api::Settings { auth, connections_max, config: config.clone() }, parts)?;
     let server = Server::start(app, listeners(&config, listener)?);
     let url = format!("{}://{address}", if config.http.tls.is_some() { "https" } else { "http" });
     write_address(&config.paths, &url)?;
@@ -266,9 +263,7 @@ async fn settle_config(config: &Config, bus: &Bus) -> Result<(), Error> {
         tracing::error!(error, "The configuration file is broken: safe mode, with the last one that was good.");
         return api::config::tell_broken(bus, config, error).await;
     }
-    if let Err(error) = config.keep_as_last_good() {
-        tracing::warn!(error = error.chain().join(": "), "No copy of the configuration could be kept.");
-    }
+    config.keep_copy();
     Ok(())
 }
 
@@ -331,26 +326,12 @@ fn private(config: &Config) -> Private {
     ];
     hidden.extend(config.http.tls.iter().map(|(_, key)| key.clone()));
     hidden.extend(config.http.socket.clone());
-    // Whoever writes there decides what runs next, and with which permissions.
-    let mut unwritable = vec![paths.data.join("bundled"), paths.data.join("skills"), paths.data.join("schemas")];
+    // What plugins keep is theirs.
+    hidden.push(paths.data.join("plugins/.data"));
+    // Whoever writes there decides what runs next, and with which permissions; what plugins were compiled to even runs in
+    // the daemon itself.
+    let mut unwritable: Vec<PathBuf> =
+        ["bundled", "skills", "schemas", "plugins"].iter().map(|folder| paths.data.join(folder)).collect();
     unwritable.extend(config.skill_paths.iter().cloned());
     Private { hidden, unwritable }
-}
-
-fn api_settings(config: &Config, auth: Auth) -> api::Settings {
-    let lower = |texts: &[String]| texts.iter().map(|text| text.to_lowercase()).collect();
-    api::Settings {
-        auth,
-        places: Places {
-            hosts: lower(&config.http.allowed_hosts),
-            origins: lower(&config.http.allowed_origins),
-            secure: config.http.tls.is_some(),
-        },
-        limits: Limits { owner: config.http.owner_rate_limit, others: config.http.rate_limit },
-        public_stream: config.http.public_stream,
-        strict_confirm: config.http.strict_confirm,
-        debug_endpoints: config.debug_endpoints,
-        connections_max: affordable(config.http.max_connections),
-        config: config.clone(),
-    }
 }

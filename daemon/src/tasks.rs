@@ -14,19 +14,10 @@ use crate::error::Error;
 const RESTART_FIRST: Duration = Duration::from_secs(1);
 const RESTART_MAX: Duration = Duration::from_secs(60);
 
-/// What happens when a task fails or panics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnExit {
-    /// It is started again, after 1 s, then twice as long each time, up to 60 s.
-    Restart,
-    /// It stays ended, and the status says so.
-    Degrade,
-}
-
 /// How a task stands.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// `running`, `waiting` (to be restarted), `failed` or `ended`.
+    /// `running`, `waiting` (to be restarted), `failed` (with the daemon's end) or `ended`.
     pub state: &'static str,
     /// How often it was started again.
     pub restarts: u32,
@@ -55,8 +46,8 @@ impl Supervisor {
     }
 
     /// Starts a task. `make` is called for every start; the future ends with `Ok` once the stop token is cancelled or
-    /// its work is done.
-    pub fn spawn<F, T>(&self, name: impl Into<String>, on_exit: OnExit, make: F)
+    /// its work is done. One that fails or panics is started again after 1 s, then twice as long each time, up to 60 s.
+    pub fn spawn<F, T>(&self, name: impl Into<String>, make: F)
     where
         F: Fn() -> T + Send + 'static,
         T: Future<Output = Result<(), Error>> + Send + 'static,
@@ -77,7 +68,7 @@ impl Supervisor {
                     tracing::error!(task = name, error = why, "A background task failed.");
                     told.clone_from(&why);
                 }
-                if on_exit == OnExit::Degrade || supervisor.stop.is_cancelled() {
+                if supervisor.stop.is_cancelled() {
                     return supervisor.set(&name, "failed", Some(why), false);
                 }
                 if begun.elapsed() > RESTART_MAX {

@@ -431,7 +431,7 @@ fn tls() {
 fn unix_socket() {
     let folder = crate::harness::Folder::new("socket");
     let path = folder.path().join("aman.sock");
-    let mut daemon = Daemon::configured(&format!("[http]\nsocket = {path:?}\n"));
+    let mut daemon = Daemon::configured(&format!("[http]\nsocket = {path:?}\nmax_connections = 1\n"));
     let ask = |headers: &[(&str, &str)]| {
         let mut socket = UnixStream::connect(&path).expect("it listens");
         socket.set_read_timeout(Some(PATIENCE)).expect("a time limit");
@@ -441,6 +441,7 @@ fn unix_socket() {
         Answer::read(&bytes).expect("HTTP").status
     };
     assert_eq!((ask(&[]), ask(&[("x-aman-token", TOKEN)])), (401, 200));
+    assert_eq!(daemon.get("/runtime/status").status, 200, "one place is enough for each of two listeners");
     assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o600);
     let url = format!("unix:{}", path.display());
     assert_eq!(daemon.cli(&["status", "--url", &url]).0, 0);

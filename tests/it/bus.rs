@@ -19,7 +19,7 @@ use aman::store::{dead_letters, deliveries, events, outbox};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::harness::{Folder, PATIENCE};
+use crate::harness::{Folder, PATIENCE, exchange, request, wait};
 
 /// What a scripted consumer does with an attempt.
 #[derive(Clone)]
@@ -451,6 +451,39 @@ async fn sending_that_was_cut_off() {
         };
         tokio::time::timeout(PATIENCE, ended).await.expect("ends in time");
     }
+}
+
+/// A sink whose task never comes far.
+struct PanickingSink;
+
+impl Sink for PanickingSink {
+    fn name(&self) -> &str {
+        "test"
+    }
+    fn is_idempotent(&self) -> bool {
+        true
+    }
+    fn retry(&self) -> RetryPolicy {
+        RetryPolicy::default()
+    }
+    fn send<'a>(&'a self, _: &'a str, _: &'a Value) -> Sending<'a> {
+        panic!("scripted")
+    }
+}
+
+/// Goal: a background task that fails whenever it is started again is a failed check of `/health`; the daemon goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_always_fails_is_told() {
+    let (consumer, _handle) = scripted(spec("test/out", "a.b"), &[], Step::Everything);
+    let bench = start(vec![consumer], vec![Arc::new(PanickingSink)]).await;
+    let address = bench.daemon.address().to_string();
+    let health = || exchange(&address, &request("GET", "/health", &[], b"")).expect("an answer");
+    assert_eq!(health().json["checks"]["tasks"]["ok"], true);
+    bench.push(event("a.b")).await;
+    let told =
+        wait("the check", || Some(health()).filter(|now| now.json["checks"]["tasks"]["ok"] == false), String::new);
+    assert_eq!((told.status, &told.json["status"]), (200, &json!("ok")));
+    assert!(told.json["checks"]["tasks"]["detail"].as_str().is_some_and(|text| text.starts_with("1 failed")));
 }
 
 /// Goal: a dead letter that is tried again runs the same path under the same id, and is settled for good when it works.

@@ -29,11 +29,13 @@ fn changes_are_live_kept_and_recorded() {
     let mut daemon = Daemon::configured("[http]\npublic_stream = \"metadata\"\n");
     assert_eq!(setting(&daemon, "http.public_stream")["origin"], "file");
     assert_eq!(setting(&daemon, "http.bind")["origin"], "env");
-    assert_eq!(Stream::open(&daemon, "/events/stream", &[]).status, 200);
+    let mut open = Stream::open(&daemon, "/events/stream", &[]);
+    assert_eq!(open.status, 200);
     let answer = set(&daemon, json!({ "http.public_stream": "off", "bus.durability": "normal" }));
     assert_eq!((&answer["version"], &answer["applied"]), (&json!(1), &json!(["http.public_stream"])));
     assert_eq!(answer["requires_restart"], json!(["bus.durability"]));
     assert_eq!(Stream::open(&daemon, "/events/stream", &[]).status, 401, "it holds at once");
+    assert_eq!(open.next(), None, "also for those that were let in before");
     assert_eq!(setting(&daemon, "http.public_stream")["origin"], "override");
     assert_eq!(setting(&daemon, "bus.durability")["running"], "full");
     let record = daemon.get("/audit-log?action=config.set").items()[0].clone();

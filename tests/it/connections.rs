@@ -86,7 +86,8 @@ fn memory(daemon: &Daemon) -> (u64, u64) {
 #[test]
 fn half_sent_bodies_are_bounded() {
     let daemon = Daemon::configured(
-        "[sources.door]\nkind = \"webhook\"\nverify = { scheme = \"gitlab\", secret = \"0123456789abcdef\" }\n",
+        "[sources.door]\nkind = \"webhook\"\nverify = { scheme = \"gitlab\", secret = \"0123456789abcdef\" }\n\
+         [sources.known]\nkind = \"webhook\"\n",
     );
     for round in 0..3 {
         let mut held: Vec<TcpStream> = (0..200).map(|_| half_sent(&daemon, "/events/push", Some(TOKEN))).collect();
@@ -105,6 +106,9 @@ fn half_sent_bodies_are_bounded() {
     let _strangers: Vec<TcpStream> = (0..60).map(|_| half_sent(&daemon, "/hooks/door", None)).collect();
     let whole = json!({ "source": "s", "type": "a.b", "data": "x".repeat(900_000) });
     daemon.wait("room for a large body", || (daemon.post("/events/push", &whole).status == 202).then_some(()));
+    // Nor do they keep a sender out whose token the hook asks for.
+    let called = daemon.send("POST", "/hooks/known", &[("x-aman-token", TOKEN)], Some(&whole));
+    assert_eq!(called.status, 202, "{called:?}");
     let (most, _) = memory(&daemon);
     assert!(most < 300, "{most} MiB at the most");
     daemon.wait("the memory to come back", || (memory(&daemon).1 < 150).then_some(()));

@@ -1,5 +1,5 @@
 //! Parsers of bytes from strangers, fed with the seeds of `tests/fuzz` and with what mutations make of them: the same in
-//! every run. `cargo fuzz` runs the same targets for as long as one likes.
+//! every run, as far as it comes. `cargo fuzz` runs the same targets for as long as one likes.
 
 #[path = "../fuzz/entries.rs"]
 mod entries;
@@ -13,6 +13,8 @@ use crate::harness::say;
 /// Mutations of each target; fewer on a machine that takes longer for them than [`TIME_MAX`].
 const MUTATIONS: u32 = 20_000;
 const TIME_MAX: Duration = Duration::from_secs(10);
+/// So many in any case.
+const MUTATIONS_MIN: u32 = 500;
 /// Inputs grow to this many bytes.
 const BYTES_MAX: usize = 4096;
 /// Pieces that mean something to one of the parsers.
@@ -93,11 +95,23 @@ fn run(name: &str) {
     let seeds = seeds(name);
     seeds.iter().for_each(|seed| check(seed));
     let (mut rng, begun, mut done) = (fastrand::Rng::with_seed(1), Instant::now(), 0);
-    while done < MUTATIONS && begun.elapsed() < TIME_MAX {
+    while done < MUTATIONS_MIN || done < MUTATIONS && begun.elapsed() < TIME_MAX {
         check(&mutated(&mut rng, &seeds));
         done += 1;
     }
     say(&format!("{name}: {} seeds, {done} mutations", seeds.len()));
+}
+
+/// Goal: mutations begin at calls that are good, save those of a wrong time.
+#[test]
+fn seeds_of_webhooks_are_signed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds/webhook");
+    for entry in std::fs::read_dir(&folder).expect("seeds") {
+        let file = entry.expect("a seed").path();
+        let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+        let good = entries::is_signed(&std::fs::read(&file).expect("a seed"), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        assert_eq!(good, !name.starts_with("before-time"), "{name}");
+    }
 }
 
 macro_rules! targets {

@@ -119,6 +119,7 @@ fn listed_origins_and_head() {
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"));
     assert!(answer.header("access-control-allow-headers").is_some_and(|all| all.contains("authorization")));
+    assert!(answer.header("access-control-allow-methods").is_some_and(|all| all.contains("PATCH")));
     let refused = daemon.send("POST", "/events/push", &[origin], None);
     assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, Some("https://app.example")));
     assert!(refused.header("www-authenticate").is_some());

@@ -183,6 +183,17 @@ fn unsound() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("unknown permission", manifest("[permissions]\nfiles = []"), "unknown field `files`"),
         ("route into the core", manifest("[[routes]]\nmethod = \"GET\"\npath = \"/../events\""), "no part of a path"),
         ("route of no method", manifest("[[routes]]\nmethod = \"CONNECT\"\npath = \"/x\""), "routes[0].method"),
+        ("route of HEAD", manifest("[[routes]]\nmethod = \"HEAD\"\npath = \"/x\""), "GET answers HEAD too"),
+        (
+            "route of large bodies",
+            manifest("[[routes]]\nmethod = \"PUT\"\npath = \"/x\"\nbody = \"65MiB\""),
+            "64 MiB at the most",
+        ),
+        (
+            "public route of large bodies",
+            manifest("[[routes]]\nmethod = \"PUT\"\npath = \"/x\"\npublic = true\nbody = \"17MiB\""),
+            "16 MiB at the most on a public route",
+        ),
         ("page outside ui", manifest("[[pages]]\nid = \"a\"\ntitle = \"A\"\npath = \"plugin.toml\""), "below ui/"),
         ("page that is missing", manifest("[[pages]]\nid = \"a\"\ntitle = \"A\"\npath = \"ui/a.html\""), "missing"),
         (

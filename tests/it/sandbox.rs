@@ -341,6 +341,9 @@ fn the_daemons_own_is_granted_to_nobody() {
     fs::write(home.join("token"), "TOKEN-OF-THE-DAEMON").expect("token");
     fs::create_dir(home.join("box")).expect("folder");
     fs::hard_link(home.join("token"), home.join("box/hard")).expect("hard link");
+    for folder in ["plugins/.code", "plugins/.data", "plugins/probe/0"] {
+        fs::create_dir_all(home.join(folder)).expect("folder");
+    }
     let cases = [
         ("all", "read:$AMAN_DATA", true),
         ("above", "write:/", true),
@@ -349,6 +352,11 @@ fn the_daemons_own_is_granted_to_nobody() {
         ("config", "write:$AMAN_DATA/aman.toml", true),
         ("run", "read:$AMAN_DATA/run/work", true),
         ("skills", "write:$AMAN_DATA/skills", true),
+        ("schemas", "write:$AMAN_DATA/schemas", true),
+        ("plugins", "write:$AMAN_DATA/plugins", true),
+        ("compiled", "write:$AMAN_DATA/plugins/.code", true),
+        ("installed", "write:$AMAN_DATA/plugins/probe/0", true),
+        ("kept", "read:$AMAN_DATA/plugins/.data", true),
         ("other-name", "read:$AMAN_DATA/box/hard", false),
     ];
     for (name, permissions, told) in cases {

@@ -26,6 +26,10 @@ fn sources_are_shown() {
         let items = daemon.get(list).items();
         let ids: Vec<&str> = items.iter().filter_map(|item| item["id"].as_str()).collect();
         assert_eq!(ids, ["gh", "inbox"]);
+        let first = daemon.get(&format!("{list}?limit=1"));
+        assert_eq!((first.items().len(), first.json["next_cursor"].is_string()), (1, true));
+        let paged: Vec<Value> = daemon.all(&format!("{list}?limit=1"));
+        assert_eq!(paged.iter().map(|item| item["id"].as_str()).collect::<Vec<_>>(), [Some("gh"), Some("inbox")]);
     }
     let gh = source(&daemon, "gh");
     assert_eq!(
@@ -138,6 +142,42 @@ fn silence_is_told_once() {
     assert!(alerts.iter().all(|alert| alert["data"]["id"] == "quiet"));
     assert!(alerts[0]["data"]["last_event_at"].is_string() && alerts[1]["data"]["last_event_at"].is_null());
     assert_eq!(source(&daemon, "never")["health"], "ok");
+}
+
+/// Goal: a pause is no silence: time counts from its end.
+#[test]
+fn a_pause_is_no_silence() {
+    let daemon = Daemon::configured("[sources.quiet]\nkind = \"webhook\"\nexpect_every = \"1s\"\n");
+    assert_eq!(daemon.post("/hooks/quiet", &json!({})).status, 202);
+    assert_eq!(daemon.post("/source/quiet/pause", &json!({})).status, 200);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let mark = daemon.dump(&daemon.push("t.mark", Value::Null))["event"]["time"].clone();
+    assert_eq!(daemon.post("/source/quiet/resume", &json!({})).status, 200);
+    // Both are written alike, so they sort as texts.
+    let later = |alert: &Value| alert["data"]["since"].as_str() >= mark.as_str();
+    daemon.wait("an alert of the time since", || daemon.recent("aman.source.silent").iter().any(later).then_some(()));
+    assert!(
+        daemon.recent("aman.source.silent").iter().all(|alert| later(alert) || alert["time"].as_str() < mark.as_str())
+    );
+}
+
+/// Goal: settings with which a source cannot start are refused, and nothing of them stays; what could not start can later.
+#[test]
+fn settings_that_cannot_work_are_not_kept() {
+    let daemon = Daemon::start();
+    let inbox = daemon.home().join("inbox");
+    daemon.wait("the inbox", || inbox.is_dir().then_some(()));
+    std::fs::remove_dir(&inbox).expect("it is empty");
+    std::fs::write(&inbox, "in the way").expect("a file");
+    let wanted = json!({ "patterns": ["*.md"] });
+    let refused = put(&daemon, "/source/default/config", &wanted);
+    assert_eq!((refused.status, refused.code()), (409, "invalid_state"), "{refused:?}");
+    let shown = source(&daemon, "default");
+    assert_eq!((&shown["health"], &shown["changed"]), (&json!("failing"), &json!([])), "{shown}");
+    std::fs::remove_file(&inbox).expect("ours");
+    let taken = put(&daemon, "/source/default/config", &wanted);
+    assert_eq!((taken.status, &taken.json["changed"]), (200, &json!(["patterns"])), "{taken:?}");
+    daemon.wait("it to be well", || (source(&daemon, "default")["health"] == "ok").then_some(()));
 }
 
 /// Goal: the command line lists, shows, pauses and resumes.

@@ -265,9 +265,7 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     };
     let (limit, before) = (query.limit()?, query.cursor::<1>("audit")?.map(|[seq]| seq));
     let mut entries = app.store.read(move |conn| audit::list(conn, &filter, before, limit + 1)).await?;
-    let more = entries.len() > limit;
-    entries.truncate(limit);
-    let next_cursor = entries.last().filter(|_| more).map(|last| query::cursor("audit", &[last.seq]));
+    let next_cursor = query::cut(&mut entries, limit, "audit", |entry| entry.seq);
     let items: Vec<Value> = entries.into_iter().map(entry_json).collect();
     body::ok(&json!({ "items": items, "next_cursor": next_cursor }))
 }

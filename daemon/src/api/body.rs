@@ -17,9 +17,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::Problem;
 use super::stream::Stream;
-use crate::error::{Error, FieldError};
+use crate::error::{Error, FieldError, distance};
 use crate::event;
 use crate::id::TraceId;
+use crate::package::PUBLIC_BODY_MAX;
 
 /// How long a client may take to send its body.
 const BODY_WAIT: Duration = Duration::from_secs(20);
@@ -28,19 +29,22 @@ const BODY_WAIT: Duration = Duration::from_secs(20);
 const ROOM_FREE_BYTES: usize = 16 << 10;
 /// Bytes that the bodies of callers with credentials may have together, from their first byte to their answer.
 const ROOM_BYTES_MAX: usize = 64 << 20;
-/// The same for everybody else, as whoever calls a webhook.
-const ROOM_BYTES_MAX_PUBLIC: usize = 16 << 20;
+/// The same for everybody else, as whoever calls a webhook; and once more for strangers at the routes of plugins.
+const ROOM_BYTES_MAX_PUBLIC: usize = PUBLIC_BODY_MAX;
 /// Room is taken in steps of this size.
 const ROOM_STEP_BYTES: usize = 64 << 10;
 /// Bodies that may become this large are in pages of their own.
 const PAGES_FROM_BYTES: usize = 64 << 10;
 const ROOM_RETRY_MS: u64 = 2000;
+/// Hex digits of a SHA-256.
+const DIGEST_DIGITS: usize = 64;
 
 /// The memory that bodies may take, shared by all connections. Strangers have their own, so that they cannot take that
-/// of callers with credentials.
+/// of callers with credentials; at the routes of plugins another, so that a slow plugin cannot take that of webhooks.
 pub struct Rooms {
     known: Arc<Semaphore>,
     public: Arc<Semaphore>,
+    guests: Arc<Semaphore>,
 }
 
 impl Default for Rooms {
@@ -48,14 +52,20 @@ impl Default for Rooms {
         Rooms {
             known: Arc::new(Semaphore::new(ROOM_BYTES_MAX)),
             public: Arc::new(Semaphore::new(ROOM_BYTES_MAX_PUBLIC)),
+            guests: Arc::new(Semaphore::new(ROOM_BYTES_MAX_PUBLIC)),
         }
     }
 }
 
 impl Rooms {
     /// Room for the body of one request; none is taken yet.
-    pub fn of(&self, is_known: bool) -> Room {
-        Room { rooms: Arc::clone(if is_known { &self.known } else { &self.public }), taken: None }
+    pub fn of(&self, is_known: bool, is_guest: bool) -> Room {
+        let rooms = match (is_known, is_guest) {
+            (true, _) => &self.known,
+            (false, false) => &self.public,
+            (false, true) => &self.guests,
+        };
+        Room { rooms: Arc::clone(rooms), taken: None }
     }
 }
 
@@ -84,6 +94,26 @@ impl Room {
             None => self.taken = Some(permit),
         }
         Ok(())
+    }
+
+    /// Lets `bytes` have the room: it is given back with the last that refers to them.
+    pub fn leave_to(&mut self, bytes: Bytes) -> Bytes {
+        match self.taken.take() {
+            Some(room) => Bytes::from_owner(Housed { bytes, _room: room }),
+            None => bytes,
+        }
+    }
+}
+
+/// Bytes with the room that they take.
+struct Housed {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Housed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -335,6 +365,17 @@ impl Fields {
         }
     }
 
+    /// The digest of some content, as it is shown; `null` counts as absent.
+    pub fn digest(&mut self, name: &'static str) -> Option<String> {
+        let text = self.text(name)?;
+        if text.len() == DIGEST_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Some(text);
+        }
+        let reason = format!("must be the {DIGEST_DIGITS} hex digits that are shown.");
+        self.wrong.push(FieldError { field: name.to_owned(), reason });
+        None
+    }
+
     /// Any value; `null` counts as absent.
     pub fn value(&mut self, name: &'static str) -> Option<Value> {
         self.known.push(name);
@@ -383,21 +424,6 @@ pub fn unknown(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// Edits (insert, remove, replace) between two names.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().collect());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let replaced = corner + usize::from(x != y);
-            corner = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,8 +453,19 @@ mod tests {
         assert!(wrong[0].1.contains("'reason'"), "{}", wrong[0].1);
     }
 
+    /// Whoever keeps only the bytes keeps no more than their room, and everyone else's is there again with their end.
     #[test]
-    fn distances() {
-        assert_eq!((distance("", "abc"), distance("kitten", "sitting"), distance("a", "a")), (3, 3, 0));
+    fn room_goes_with_the_bytes() {
+        let rooms = Rooms::default();
+        let (mut one, mut two) = (rooms.of(true, false), rooms.of(true, false));
+        assert!(one.grow(ROOM_BYTES_MAX).is_ok());
+        let bytes = one.leave_to(Bytes::from_static(b"x"));
+        drop(one);
+        assert!(two.grow(ROOM_BYTES_MAX).is_err());
+        assert!(rooms.of(false, false).grow(PUBLIC_BODY_MAX).is_ok(), "strangers have their own");
+        let mut guest = rooms.of(false, true);
+        assert!(guest.grow(PUBLIC_BODY_MAX).is_ok() && rooms.of(false, false).grow(PUBLIC_BODY_MAX).is_ok());
+        drop((bytes.slice(..), bytes));
+        assert!(two.grow(ROOM_BYTES_MAX).is_ok());
     }
 }

@@ -12,11 +12,11 @@ use super::body::{self, Reply};
 use super::problem::Problem;
 use super::query::Query;
 use super::rates::Limits;
-use super::{App, Call, Settings};
+use super::{App, Call};
 use crate::bus::{self, Origin, Publish};
 use crate::config::{self, Applied, Change, Config, Effective, Overrides, PublicStream};
 use crate::error::{Error, FieldError};
-use crate::event::{self, NewEvent, Trust};
+use crate::event::{self, NewEvent, Trust, View};
 use crate::redact;
 use crate::registry::Registry;
 use crate::store::Store;
@@ -39,20 +39,40 @@ pub struct Tuned {
 }
 
 impl Tuned {
-    /// As the API is told at its start.
-    pub(super) fn at_start(settings: &Settings) -> Tuned {
+    /// As `config` says. `secure`: whether the listeners that run are encrypted, which a start alone can change.
+    pub(super) fn of(config: &Config, secure: bool) -> Tuned {
+        let lower = |texts: &[String]| texts.iter().map(|text| text.to_lowercase()).collect();
         Tuned {
-            places: settings.places.clone(),
-            public_stream: settings.public_stream,
-            strict_confirm: settings.strict_confirm,
-            debug_endpoints: settings.debug_endpoints,
+            places: Places {
+                hosts: lower(&config.http.allowed_hosts),
+                origins: lower(&config.http.allowed_origins),
+                secure,
+            },
+            public_stream: config.http.public_stream,
+            strict_confirm: config.http.strict_confirm,
+            debug_endpoints: config.debug_endpoints,
+        }
+    }
+
+    /// What a stream without credentials shows; nothing when there may be none.
+    pub(super) fn public_view(&self) -> Option<View> {
+        match self.public_stream {
+            PublicStream::Off => None,
+            PublicStream::Metadata => Some(View::Metadata),
+            PublicStream::Full => Some(View::Full),
         }
     }
 }
 
+/// The request rates that `config` says.
+pub(super) fn limits(config: &Config) -> Limits {
+    Limits { owner: config.http.owner_rate_limit, others: config.http.rate_limit }
+}
+
 /// The configuration in force.
 pub struct Configured {
-    current: ArcSwap<Config>,
+    /// With the version of what was set over HTTP: whoever sees one sees the other.
+    current: ArcSwap<(Config, i64)>,
     /// What the parts that are made once were made from.
     started: Arc<Config>,
     /// Held by whoever changes it.
@@ -61,14 +81,14 @@ pub struct Configured {
 
 impl Configured {
     /// As it is at the start.
-    pub(super) fn new(config: Config) -> Configured {
-        let started = Arc::new(config);
-        Configured { current: ArcSwap::new(Arc::clone(&started)), started, changing: Mutex::new(()) }
+    pub(super) fn new(config: Config, version: i64) -> Configured {
+        let started = Arc::new(config.clone());
+        Configured { current: ArcSwap::from_pointee((config, version)), started, changing: Mutex::new(()) }
     }
 
     /// True in safe mode: the file is broken and an older one is in force.
     pub(super) fn is_broken(&self) -> bool {
-        self.current.load().broken.is_some()
+        self.current.load().0.broken.is_some()
     }
 
     /// Keys whose value in `config` is not the one that runs, because they hold after a start only.
@@ -88,30 +108,24 @@ fn differences<'a>(old: &'a Config, new: &'a Config) -> impl Iterator<Item = (&'
 }
 
 /// Puts `config` in force as far as that works without a start.
-fn apply(app: &App, config: Config) -> Result<(), Error> {
-    let lower = |texts: &[String]| texts.iter().map(|text| text.to_lowercase()).collect();
-    let secure = app.settings.places.secure;
-    let places =
-        Places { hosts: lower(&config.http.allowed_hosts), origins: lower(&config.http.allowed_origins), secure };
+fn apply(app: &App, config: Config, version: i64) -> Result<(), Error> {
     telemetry::set_filter(&config.log.level)?;
     app.bus.retune(bus::Settings::of(&config.bus));
     app.upkeep.retune(config.bus.retention);
-    app.rates.retune(Limits { owner: config.http.owner_rate_limit, others: config.http.rate_limit });
-    app.tuned.store(Arc::new(Tuned {
-        places,
-        public_stream: config.http.public_stream,
-        strict_confirm: config.http.strict_confirm,
-        debug_endpoints: config.debug_endpoints,
-    }));
-    app.configured.current.store(Arc::new(config));
+    app.rates.retune(limits(&config));
+    let secure = app.tuned.load().places.secure;
+    app.tuned.store(Arc::new(Tuned::of(&config, secure)));
+    app.configured.current.store(Arc::new((config, version)));
+    // Streams that may show no longer what they show end.
+    app.live.wake();
     Ok(())
 }
 
 /// `GET /runtime/config`
 pub(super) async fn show(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
-    let version = app.store.read(overrides::all).await?.version;
-    let config = app.configured.current.load_full();
+    let current = app.configured.current.load_full();
+    let (config, version) = &*current;
     let running = &app.configured.started.effective;
     let items: Vec<Value> = config
         .effective
@@ -133,7 +147,7 @@ pub(super) async fn show(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         "safe_mode": config.broken.is_some(),
         "error": config.broken.as_deref().map(redact::text),
         "warnings": config.warnings,
-        "requires_restart": app.configured.waiting(&config),
+        "requires_restart": app.configured.waiting(config),
         "config_file": config.paths.config_file,
         "data": config.paths.data,
         "state": config.paths.state,
@@ -212,7 +226,8 @@ pub(super) async fn set(app: Arc<App>, mut call: Call) -> Result<Reply, Problem>
         let reason = format!("The configuration has version {version}. Look at it again and decide anew.");
         return Err(Error::conflict("version_conflict", reason).into());
     }
-    let old = app.configured.current.load_full();
+    let current = app.configured.current.load_full();
+    let old = &current.0;
     let mut wanted = overrides_of(stored);
     for (key, value) in &changes {
         match as_toml(key, value)? {
@@ -221,7 +236,7 @@ pub(super) async fn set(app: Arc<App>, mut call: Call) -> Result<Reply, Problem>
         };
     }
     let new = old.with_overrides(&wanted).map_err(named)?;
-    let mut answer = changed_json(&app, &old, &new, &changes);
+    let mut answer = changed_json(&app, old, &new, &changes);
     if dry_run {
         answer["version"] = version.into();
         answer["dry_run"] = true.into();
@@ -240,7 +255,7 @@ pub(super) async fn set(app: Arc<App>, mut call: Call) -> Result<Reply, Problem>
             Ok(version)
         })
         .await?;
-    apply(&app, new)?;
+    apply(&app, new, version)?;
     answer["version"] = version.into();
     body::ok(&answer)
 }
@@ -283,20 +298,20 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
     let _changing = app.configured.changing.lock().await;
     let stored = app.store.read(overrides::all).await?;
     let (version, wanted) = (stored.version, overrides_of(stored));
-    let old = app.configured.current.load_full();
+    let current = app.configured.current.load_full();
+    let old = &current.0;
     let new = match old.reread(&wanted) {
         Ok(new) => new,
         Err(error) if dry_run => return Err(refused(error)),
         Err(error) => {
             let text = error.chain().join(": ");
             tracing::error!(error = text, "The configuration file is broken; the last good one stays in force.");
-            app.lifecycle.set_safe_mode();
-            app.configured.current.store(Arc::new(old.in_safe_mode(text.clone())));
-            tell_broken(&app.bus, &old, &text).await?;
+            app.configured.current.store(Arc::new((old.in_safe_mode(text.clone()), version)));
+            tell_broken(&app.bus, old, &text).await?;
             return Err(refused(error));
         }
     };
-    let applied: Vec<String> = differences(&old, &new)
+    let applied: Vec<String> = differences(old, &new)
         .filter(|(_, now)| config::change(&now.key) == Change::Live)
         .map(|(_, now)| now.key.clone())
         .collect();
@@ -318,14 +333,13 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
     let (types, faults) = Registry::load(&new.paths.data.join("schemas"));
     app.bus.set_types(types);
     faults.iter().for_each(|fault| tracing::warn!("{fault}"));
-    new.keep_as_last_good()?;
+    new.keep_copy();
     // What takes events is there before what brings them in.
     let sections =
         [app.sinks.apply(&new.sinks).await, app.cron.apply(&new.cron).await, app.sources.apply(&new.sources).await];
     tell_sections(&mut answer, &applied, &sections);
     app.plugins.services().configure(&new.plugins);
-    apply(&app, new)?;
-    app.lifecycle.leave_safe_mode();
+    apply(&app, new, version)?;
     body::ok(&answer)
 }
 

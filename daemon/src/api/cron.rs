@@ -30,13 +30,7 @@ fn audit(draft: &Draft, id: &str, detail: Value) -> Audit {
 
 /// `GET /cron`, by id.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    let query = Query::read(&call, &["limit", "cursor"])?;
-    let (limit, skip) = (query.limit()?, query.cursor::<1>("cron")?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
-    let all = app.cron.list().await?;
-    let more = all.len() > skip.saturating_add(limit);
-    let next = more.then(|| query::cursor("cron", &[i64::try_from(skip + limit).unwrap_or(i64::MAX)]));
-    let items: Vec<Value> = all.into_iter().skip(skip).take(limit).collect();
-    body::ok(&json!({ "items": items, "next_cursor": next }))
+    Query::read(&call, &["limit", "cursor"])?.page("cron", app.cron.list().await?)
 }
 
 /// `GET /cron/{id}`
@@ -52,9 +46,7 @@ pub(super) async fn runs(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let status = query.parsed("status", known, Status::of_name)?;
     let (limit, before) = (query.limit()?, query.cursor::<1>("cron-runs")?.map(|[id]| id));
     let mut found = app.cron.runs(call.param("id"), status, before, limit + 1).await?;
-    let more = found.len() > limit;
-    found.truncate(limit);
-    let next = found.last().filter(|_| more).map(|(id, _)| query::cursor("cron-runs", &[*id]));
+    let next = query::cut(&mut found, limit, "cron-runs", |(id, _)| *id);
     let items: Vec<Value> = found.into_iter().map(|(_, shown)| shown).collect();
     body::ok(&json!({ "items": items, "next_cursor": next }))
 }

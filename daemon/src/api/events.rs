@@ -165,7 +165,6 @@ pub(super) async fn recent(app: Arc<App>, call: Call) -> Result<Reply, Problem> 
 /// `GET /events/types`, by name: those that were seen, and those that have a schema.
 pub(super) async fn types(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["limit", "cursor"])?;
-    let (limit, skip) = (query.limit()?, query.cursor::<1>("types")?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
     let mut all: BTreeMap<String, Value> = BTreeMap::new();
     for seen in app.store.read(events::types).await? {
         let shown = json!({ "type": seen.kind, "count": seen.count, "last_seen": rfc3339(seen.last_ms) });
@@ -175,10 +174,7 @@ pub(super) async fn types(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         let unseen = || json!({ "type": kind, "count": 0, "last_seen": null });
         all.entry(kind.to_owned()).or_insert_with(unseen)["schema"] = schema.clone();
     }
-    let more = all.len() > skip.saturating_add(limit);
-    let items: Vec<Value> = all.into_values().skip(skip).take(limit).collect();
-    let next = more.then(|| query::cursor("types", &[i64::try_from(skip + limit).unwrap_or(i64::MAX)]));
-    body::ok(&json!({ "items": items, "next_cursor": next }))
+    query.page("types", all.into_values())
 }
 
 /// The one event that the path's `id` and the query's `source` mean.

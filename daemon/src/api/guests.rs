@@ -38,22 +38,28 @@ const HOP: [&str; 16] = [
 ];
 /// What tells who calls: plugins get that as a value.
 const CREDENTIALS: [&str; 4] = ["authorization", "cookie", "traceparent", "idempotency-key"];
-/// What only the daemon says: who may read an answer, how its origin behaves, and cookies, which all ports of a host share.
-const OWN: [&str; 13] = [
-    "alt-svc",
-    "clear-site-data",
-    "content-security-policy",
-    "content-security-policy-report-only",
-    "date",
-    "refresh",
-    "server",
-    "service-worker-allowed",
-    "set-cookie",
-    "strict-transport-security",
-    "traceparent",
-    "www-authenticate",
-    "x-content-type-options",
+/// What plugins say of their answers. Everything else is the daemon's, or acts on more than the answer, as cookies do, which
+/// all ports of a host share, and what tells browsers how to treat the origin from then on.
+const SAID: [&str; 16] = [
+    "accept-ranges",
+    "allow",
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-location",
+    "content-range",
+    "content-type",
+    "etag",
+    "expires",
+    "last-modified",
+    "link",
+    "location",
+    "retry-after",
+    "vary",
 ];
+/// Names with `x-` are the plugin's, save what browsers, this daemon and proxies before it act on.
+const NOT_SAID: [&str; 5] = ["x-accel-", "x-aman-", "x-content-type-options", "x-frame-options", "x-sendfile"];
 /// A plugin's answer never runs as a page of the daemon's origin, whatever type it claims.
 const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
 const BINARY: &str = "application/octet-stream";
@@ -142,6 +148,12 @@ fn passed_on(headers: &HeaderMap) -> Vec<(String, String)> {
     kept.filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))).collect()
 }
 
+/// Whether a plugin's answer may have this header.
+fn may_say(name: &str) -> bool {
+    let own = name.starts_with("x-") && !HOP.contains(&name) && !NOT_SAID.iter().any(|not| name.starts_with(not));
+    own || SAID.contains(&name)
+}
+
 fn reply(served: Served) -> Result<Reply, Problem> {
     let broken = |what: &str| {
         let detail = format!("The plugin answered {what}.");
@@ -153,9 +165,7 @@ fn reply(served: Served) -> Result<Reply, Problem> {
     for (name, value) in served.headers {
         let name = HeaderName::try_from(name).map_err(|_| broken("with a header whose name is none"))?;
         let value = HeaderValue::try_from(value).map_err(|_| broken("with a header whose value is none"))?;
-        let text = name.as_str();
-        let is_ours = OWN.contains(&text) || HOP.contains(&text);
-        if !is_ours && !text.starts_with("access-control-") && !text.starts_with("x-aman-") {
+        if may_say(name.as_str()) {
             headers.push((name, value));
         }
     }
@@ -187,5 +197,42 @@ pub(super) fn problem(refusal: Refusal) -> Problem {
     match refusal.retry_after_ms {
         Some(after_ms) => problem.retry_after_ms(after_ms),
         None => problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_say_nothing_of_the_origin() {
+        for said in SAID.into_iter().chain(["x-total-count", "x-request-id"]) {
+            assert!(may_say(said), "{said}");
+        }
+        for kept in [
+            "accept-ch",
+            "access-control-allow-origin",
+            "alt-svc",
+            "clear-site-data",
+            "connection",
+            "content-length",
+            "content-security-policy",
+            "nel",
+            "origin-agent-cluster",
+            "report-to",
+            "reporting-endpoints",
+            "set-cookie",
+            "speculation-rules",
+            "strict-transport-security",
+            "traceparent",
+            "transfer-encoding",
+            "www-authenticate",
+            "x-accel-redirect",
+            "x-aman-token",
+            "x-content-type-options",
+            "x-real-ip",
+        ] {
+            assert!(!may_say(kept), "{kept}");
+        }
     }
 }

@@ -25,7 +25,7 @@ const CORS_HEADERS: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, idempotency-key, last-event-id, traceparent, x-aman-confirm, x-aman-operator, \
      x-aman-session, x-aman-token",
 );
-const CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE");
+const CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
 const CORS_EXPOSED: HeaderValue = HeaderValue::from_static("location, retry-after, traceparent");
 
 /// How far a request came, for whoever finishes it.
@@ -111,7 +111,7 @@ async fn answer(
         headers: parts.headers,
         body: Some(incoming),
         read: None,
-        room: app.rooms.of(principal.is_some()),
+        room: app.rooms.of(principal.is_some(), mounted.route.plugin.is_some()),
         params,
         route: mounted,
         principal,
@@ -135,7 +135,7 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = "The only Transfer-Encoding that is understood here is 'chunked', once.";
-    Err(Problem::new((StatusCode::NOT_IMPLEMENTED, "unsupported_coding"), detail))
+    Err(Problem::new((StatusCode::NOT_IMPLEMENTED, "unsupported_coding"), detail).closing())
 }
 
 /// The route of a request; none for a CORS preflight of a listed origin.

@@ -10,6 +10,7 @@ use super::problem::Problem;
 use super::{App, Call};
 use crate::clock::is_plausible;
 use crate::store::Stats;
+use crate::tasks::Status;
 
 fn check(ok: bool, detail: &str) -> Value {
     json!({ "ok": ok, "detail": detail })
@@ -47,7 +48,9 @@ pub(super) async fn live(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
 pub(super) async fn ready(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
     let phase = app.lifecycle.is_ready();
     let store = app.store.stats();
-    let failed = app.supervisor.status().values().filter(|status| status.state == "failed").count();
+    // One that waits to be started again has just failed.
+    let is_down = |status: &Status| matches!(status.state, "waiting" | "failed");
+    let failed = app.supervisor.status().values().filter(|status| is_down(status)).count();
     let mut checks = Map::new();
     checks.insert("phase".to_owned(), check(phase, app.lifecycle.phase_name()));
     checks.insert("store".to_owned(), storage(&store));

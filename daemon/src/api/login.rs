@@ -92,7 +92,7 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
 }
 
 fn set_cookie(app: &App, value: &str, seconds: i64) -> Result<(HeaderName, HeaderValue), Error> {
-    let secure = if app.settings.places.secure { "; Secure" } else { "" };
+    let secure = if app.tuned.load().places.secure { "; Secure" } else { "" };
     let name = app.gate.cookie();
     let cookie = format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}");
     Ok((SET_COOKIE, HeaderValue::try_from(cookie).map_err(Error::internal("making a cookie"))?))

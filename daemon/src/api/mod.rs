@@ -51,7 +51,7 @@ use tokio_util::task::TaskTracker;
 use crate::bus::Bus;
 use crate::bus::live::Live;
 use crate::clock::Clock;
-use crate::config::{Config, PublicStream};
+use crate::config::Config;
 use crate::cron::Cron;
 use crate::error::Error;
 use crate::id::TraceId;
@@ -59,14 +59,14 @@ use crate::outbox::Sinks;
 use crate::plugins::Plugins;
 use crate::skills::Skills;
 use crate::sources::Sources;
-use crate::store::{Store, tokens as tokens_stored};
+use crate::store::{Store, overrides, tokens as tokens_stored};
 use crate::tasks::Supervisor;
 use crate::upkeep::Upkeep;
-use auth::{Auth, Places, Principal};
+use auth::{Auth, Principal};
 use gate::Gate;
 use listen::{Conn, Listener};
 use problem::Problem;
-use rates::{Limits, Rates};
+use rates::Rates;
 use routes::{Mounted, Table};
 pub use runtime::{Lifecycle, Phase};
 
@@ -84,19 +84,9 @@ const ACCEPT_CALM: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// How callers authenticate.
     pub auth: Auth,
-    /// Hosts and origins beyond the daemon's own.
-    pub places: Places,
-    /// See [`PublicStream`].
-    pub public_stream: PublicStream,
-    /// Asks for confirmation of more than the usual.
-    pub strict_confirm: bool,
-    /// Lets `/inject-event` in.
-    pub debug_endpoints: bool,
-    /// Requests a second of each principal.
-    pub limits: Limits,
     /// Connections at a time; more wait to be accepted.
     pub connections_max: usize,
-    /// The configuration that all of this comes from.
+    /// The configuration in force.
     pub config: Config,
 }
 
@@ -164,7 +154,7 @@ pub struct App {
     sinks: Sinks,
     upkeep: Upkeep,
     plugins: Plugins,
-    settings: Settings,
+    connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
     gate: Gate,
@@ -219,6 +209,12 @@ impl Call {
         }
     }
 
+    /// Lets go of the body, which is kept elsewhere: its room is given back with its end, not with the answer.
+    fn leave(&mut self, bytes: bytes::Bytes) -> bytes::Bytes {
+        self.read = None;
+        self.room.leave_to(bytes)
+    }
+
     /// The body as the fields of a JSON object.
     async fn fields(&mut self) -> Result<body::Fields, Problem> {
         let bytes = self.bytes().await?;
@@ -236,11 +232,12 @@ impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
         let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins } = parts;
-        let mut settings = settings;
+        let Settings { auth, connections_max, config } = settings;
         let clock = bus.clock().clone();
         let cookie = format!("aman_session_{:08x}", bus.store().ids().node);
-        let gate = Gate::new(std::mem::replace(&mut settings.auth, Auth::None), clock.clone(), cookie);
+        let gate = Gate::new(auth, clock.clone(), cookie);
         let now_ms = clock.now_ms();
+        let version = bus.store().read_now(overrides::all)?.version;
         bus.store().read_now(|conn| tokens_stored::good(conn, now_ms))?.iter().for_each(|token| gate.add(token));
         let app = Arc::new(App {
             store: bus.store().clone(),
@@ -255,12 +252,12 @@ impl App {
             sinks,
             upkeep,
             plugins,
-            rates: Rates::new(settings.limits),
+            rates: Rates::new(config::limits(&config)),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),
-            tuned: ArcSwap::from_pointee(config::Tuned::at_start(&settings)),
-            configured: config::Configured::new(settings.config.clone()),
-            settings,
+            tuned: ArcSwap::from_pointee(config::Tuned::of(&config, config.http.tls.is_some())),
+            configured: config::Configured::new(config, version),
+            connections_max,
             gate,
             routes: ArcSwap::from_pointee(Table::new(routes::core(), None)?),
             counters: Counters::default(),
@@ -296,7 +293,9 @@ impl Server {
             abort: CancellationToken::new(),
             connections: TaskTracker::new(),
         };
-        let permits = Arc::new(Semaphore::new(app.settings.connections_max));
+        // Each listener holds one while it waits for its next connection.
+        let idle = listeners.len().saturating_sub(1);
+        let permits = Arc::new(Semaphore::new(app.connections_max + idle));
         for listener in listeners {
             let accepting = Accepting {
                 app: Arc::clone(&app),

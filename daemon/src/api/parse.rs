@@ -23,7 +23,7 @@ use crate::id::TraceId;
 /// Events of one batch at the most.
 pub const BATCH_MAX: usize = 1000;
 /// Ids that are words of the routes below `/events`.
-const RESERVED_IDS: [&str; 6] = ["dump", "trace", "recent", "types", "push", "stream"];
+pub const RESERVED_IDS: [&str; 6] = ["dump", "trace", "recent", "types", "push", "stream"];
 /// Fields of the plain form, for the answer to an unknown one.
 const PLAIN: [&str; 16] = [
     "source",
@@ -40,7 +40,7 @@ const PLAIN: [&str; 16] = [
     "time",
     "id",
     "data_base64",
-    "partitionkey",
+    "partition_key",
     "datacontenttype",
 ];
 

@@ -20,7 +20,6 @@ use crate::plugins::{Asked, Audit, Installed};
 const PART: &str = "plugin";
 const PACKED: [&str; 4] =
     ["application/gzip", "application/x-gzip", "application/x-tar+gzip", "application/octet-stream"];
-const DIGEST_BYTES: usize = 64;
 /// Pages have an origin of their own: they reach neither the daemon nor each other.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     "sandbox allow-scripts; default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
@@ -29,8 +28,7 @@ const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
 
 /// `GET /plugins`, by name.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &["limit"])?.limit()?;
-    body::ok(&json!({ "items": app.plugins.list(), "next_cursor": null }))
+    Query::read(&call, &["limit", "cursor"])?.page("plugins", app.plugins.list())
 }
 
 /// `GET /plugin/{name}`
@@ -49,6 +47,8 @@ pub(super) async fn install(app: Arc<App>, mut call: Call) -> Result<Reply, Prob
         dry_run: query.flag("dry_run", false)?,
     };
     let packed = packed(&mut call).await?;
+    // Compiling takes minutes, and needs the unpacked files only.
+    let packed = call.leave(packed);
     if asked.dry_run {
         call.draft.skip();
     }
@@ -164,12 +164,8 @@ async fn shown(app: &App, call: &Call) -> Result<Reply, Problem> {
 pub(super) async fn approve(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
     let mut fields = call.fields().await?;
-    let digest = fields.text("digest");
+    let digest = fields.digest("digest");
     fields.done()?;
-    let is_digest = |text: &String| text.len() == DIGEST_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit());
-    if digest.as_ref().is_some_and(|text| !is_digest(text)) {
-        return Err(Error::invalid("digest", "must be the 64 hex digits that GET /plugin/{name} shows.").into());
-    }
     app.plugins.approve(call.param("name"), digest, digests(&call)).await?;
     shown(&app, &call).await
 }
@@ -215,8 +211,7 @@ pub(super) async fn uninstall(app: Arc<App>, mut call: Call) -> Result<Reply, Pr
 
 /// `GET /capabilities` and `GET /tools`: what can be called, by name.
 pub(super) async fn tools(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &["limit"])?.limit()?;
-    body::ok(&json!({ "items": app.plugins.tools().await, "next_cursor": null }))
+    Query::read(&call, &["limit", "cursor"])?.page("tools", app.plugins.tools().await)
 }
 
 /// `POST /tools/{name}/execute`

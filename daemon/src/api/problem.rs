@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use hyper::StatusCode;
-use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::Serialize;
 use serde_json::json;
 
@@ -60,6 +60,13 @@ impl Problem {
     #[must_use]
     pub fn retry_after_ms(mut self, after_ms: u64) -> Problem {
         self.headers.push((RETRY_AFTER, HeaderValue::from(after_ms.div_ceil(1000).max(1))));
+        self
+    }
+
+    /// Ends the connection after the answer, for requests whose end is not certain.
+    #[must_use]
+    pub fn closing(mut self) -> Problem {
+        self.headers.push((CONNECTION, HeaderValue::from_static("close")));
         self
     }
 

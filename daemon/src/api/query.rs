@@ -3,8 +3,12 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use serde_json::json;
 
-use super::{Call, body};
+use super::Call;
+use super::body::{self, Reply};
+use super::problem::Problem;
 use crate::error::{Error, FieldError};
 use crate::event::TypePattern;
 
@@ -77,6 +81,15 @@ impl Query {
         Ok(patterns)
     }
 
+    /// Answers with one page of `all`, a list in a stable order that is called `list` by its cursors.
+    pub fn page<T: Serialize>(&self, list: &str, all: impl IntoIterator<Item = T>) -> Result<Reply, Problem> {
+        let (limit, skip) = (self.limit()?, self.cursor::<1>(list)?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
+        let mut rest = all.into_iter().skip(skip);
+        let items: Vec<T> = rest.by_ref().take(limit).collect();
+        let next = rest.next().map(|_| cursor(list, &[i64::try_from(skip + items.len()).unwrap_or(i64::MAX)]));
+        body::ok(&json!({ "items": items, "next_cursor": next }))
+    }
+
     /// `limit`: [`LIMIT_DEFAULT`] without one, clamped to [`LIMIT_MAX`].
     pub fn limit(&self) -> Result<usize, Error> {
         Ok(self.count("limit", LIMIT_MAX)?.unwrap_or(LIMIT_DEFAULT))
@@ -105,6 +118,14 @@ impl Query {
         }
         self.parsed("cursor", "is none that this list gave. Take next_cursor of an earlier answer.", read)
     }
+}
+
+/// Leaves `limit` of what was `found`, and gives the cursor of the rest when one more was there. `place` is where an item
+/// stands in the list.
+pub fn cut<T>(found: &mut Vec<T>, limit: usize, list: &str, place: impl Fn(&T) -> i64) -> Option<String> {
+    let more = found.len() > limit;
+    found.truncate(limit);
+    found.last().filter(|_| more).map(|last| cursor(list, &[place(last)]))
 }
 
 /// An opaque cursor of numbers, readable only by the list of that name.

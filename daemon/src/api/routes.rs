@@ -19,6 +19,7 @@ use super::{
     sources, stream, tokens, why,
 };
 use crate::error::Error;
+use crate::package::PACKED_MAX;
 use crate::plugins::Wanted;
 
 /// What a handler gives back.
@@ -28,8 +29,8 @@ pub type Handler = fn(Arc<App>, Call) -> Handling;
 
 /// Largest body of a route that says nothing else, in bytes.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
-/// A packed plugin, and how long its compilation may take.
-const INSTALL_BYTES_MAX: usize = 64 << 20;
+/// A packed plugin with the form around it, and how long its compilation may take.
+const INSTALL_BYTES_MAX: usize = PACKED_MAX as usize + (8 << 10);
 const INSTALL_TIME_MAX: Duration = Duration::from_secs(300);
 /// Longer than the limits of any plugin.
 const TOOL_TIME_MAX: Duration = Duration::from_secs(700);

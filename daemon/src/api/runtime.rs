@@ -56,7 +56,6 @@ impl Phase {
 pub struct Lifecycle {
     phase: AtomicU8,
     draining: AtomicBool,
-    safe_mode: AtomicBool,
     started: Instant,
     shutdown: CancellationToken,
 }
@@ -66,7 +65,6 @@ impl Default for Lifecycle {
         Lifecycle {
             phase: AtomicU8::new(0),
             draining: AtomicBool::new(false),
-            safe_mode: AtomicBool::new(false),
             started: Instant::now(),
             shutdown: CancellationToken::new(),
         }
@@ -83,16 +81,6 @@ impl Lifecycle {
     pub fn phase(&self) -> Phase {
         let number = usize::from(self.phase.load(Ordering::Acquire));
         Phase::ALL.get(number).copied().unwrap_or(Phase::Ready)
-    }
-
-    /// Notes that the configuration is broken and an older one is in force.
-    pub fn set_safe_mode(&self) {
-        self.safe_mode.store(true, Ordering::Release);
-    }
-
-    /// Notes that the configuration in force is the one of the file again.
-    pub fn leave_safe_mode(&self) {
-        self.safe_mode.store(false, Ordering::Release);
     }
 
     /// Begins to shut down: new work is refused with 503 `draining`; streams end when they are woken next, see
@@ -172,7 +160,7 @@ pub(super) async fn status(app: Arc<App>, call: Call) -> Result<Reply, Problem> 
         "uptime_s": lifecycle.started.elapsed().as_secs(),
         "draining": lifecycle.is_draining(),
         "auth": app.gate.name(),
-        "safe_mode": lifecycle.safe_mode.load(Ordering::Acquire),
+        "safe_mode": app.configured.is_broken(),
         "sequence": app.live.head().0,
         "subsystems": subsystems(&app),
     }))

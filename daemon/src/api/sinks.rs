@@ -11,8 +11,7 @@ use super::{App, Call};
 
 /// `GET /sinks`, by id.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &["limit"])?.limit()?;
-    body::ok(&json!({ "items": app.sinks.list().await?, "next_cursor": null }))
+    Query::read(&call, &["limit", "cursor"])?.page("sinks", app.sinks.list().await?)
 }
 
 /// `GET /sink/{id}`
@@ -61,9 +60,7 @@ pub(super) async fn failures(app: Arc<App>, call: Call) -> Result<Reply, Problem
     let limit = asked.limit()?;
     let before = asked.cursor::<1>("sink-failures")?.map(|[row]| row);
     let mut found = app.sinks.failed(call.param("id"), before, limit + 1).await?;
-    let more = found.len() > limit;
-    found.truncate(limit);
-    let next = found.last().filter(|_| more).map(|(row, _)| query::cursor("sink-failures", &[*row]));
+    let next = query::cut(&mut found, limit, "sink-failures", |(row, _)| *row);
     let items: Vec<serde_json::Value> = found.into_iter().map(|(_, item)| item).collect();
     body::ok(&json!({ "items": items, "next_cursor": next }))
 }

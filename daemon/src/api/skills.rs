@@ -6,28 +6,18 @@ use serde_json::{Value, json};
 
 use super::body::{self, Reply};
 use super::problem::Problem;
-use super::query::{self, Query};
+use super::query::Query;
 use super::{App, Call};
 use crate::error::Error;
 use crate::skills::Shown;
 
 /// Longest snippet of a search result, in characters.
 const SNIPPET_CHARS: usize = 160;
-const DIGEST_BYTES: usize = 64;
-
-/// One page of `all`, which is in a stable order.
-fn page(query: &Query, list: &str, all: Vec<Value>) -> Result<Reply, Problem> {
-    let (limit, skip) = (query.limit()?, query.cursor::<1>(list)?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
-    let more = all.len() > skip.saturating_add(limit);
-    let next = more.then(|| query::cursor(list, &[i64::try_from(skip + limit).unwrap_or(i64::MAX)]));
-    let items: Vec<Value> = all.into_iter().skip(skip).take(limit).collect();
-    body::ok(&json!({ "items": items, "next_cursor": next }))
-}
 
 /// `GET /skills`, by name.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["limit", "cursor"])?;
-    page(&query, "skills", app.skills.list().iter().map(|skill| json!(skill)).collect())
+    query.page("skills", app.skills.list())
 }
 
 /// `GET /llm-skills`: what a model is told of: skills that may run or be read, with what triggers them.
@@ -43,7 +33,7 @@ pub(super) async fn for_models(app: Arc<App>, call: Call) -> Result<Reply, Probl
             "tags": skill.tags,
         })
     });
-    page(&query, "llm-skills", shown.collect())
+    query.page("llm-skills", shown)
 }
 
 /// `GET /skills/search`: best first. Every word must be in the name, the tags or the description.
@@ -108,19 +98,15 @@ pub(super) async fn content(app: Arc<App>, call: Call) -> Result<Reply, Problem>
 pub(super) async fn versions(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["limit", "cursor"])?;
     let all = app.skills.versions(call.param("name")).await?;
-    page(&query, "versions", all.iter().map(|version| json!(version)).collect())
+    query.page("versions", all)
 }
 
 /// `POST /skill/{name}/enable`
 pub(super) async fn enable(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
     let mut fields = call.fields().await?;
-    let digest = fields.text("digest");
+    let digest = fields.digest("digest");
     fields.done()?;
-    let is_digest = |text: &String| text.len() == DIGEST_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit());
-    if digest.as_ref().is_some_and(|text| !is_digest(text)) {
-        return Err(Error::invalid("digest", "must be the 64 hex digits that GET /skill/{name} shows.").into());
-    }
     let (draft, name) = (call.draft.clone(), call.param("name").to_owned());
     let (target, after) = (name.clone(), digest.clone());
     let shown = app

@@ -87,6 +87,7 @@ impl Socket {
         Ok(())
     }
 
+    /// Gives up on a client that takes nothing for too long. With TLS what was written may still wait for that, too.
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
@@ -178,12 +179,14 @@ impl Write for Socket {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.look(cx)?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.watch(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
-            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            let closed = Pin::new(&mut self.io).poll_shutdown(cx);
+            ready!(self.watch(cx, closed))?;
         }
         self.poll_linger(cx)
     }
@@ -214,7 +217,63 @@ impl Write for Socket {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::path::Path;
+
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use tokio::net::TcpSocket;
+
+    use super::super::listen::{self, Accepted, Listener};
     use super::*;
+
+    /// A connection with TLS between sockets that hold little.
+    async fn encrypted() -> (Conn, tokio_rustls::client::TlsStream<tokio::net::TcpStream>) {
+        let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tls").join(name);
+        let (here, there) = (TcpSocket::new_v4().expect("a socket"), TcpSocket::new_v4().expect("a socket"));
+        here.set_send_buffer_size(16 << 10).expect("a size");
+        there.set_recv_buffer_size(4 << 10).expect("a size");
+        here.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+        let listener = here.listen(1).expect("it listens");
+        let address = listener.local_addr().expect("an address");
+        let acceptor = listen::tls(&fixture("cert.pem"), &fixture("key.pem")).expect("a certificate");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(fixture("cert.pem")).expect("a certificate")).expect("a root");
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let client = async {
+            let name = ServerName::try_from("localhost").expect("a name");
+            let connected = there.connect(address).await.expect("it listens");
+            tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, connected).await.expect("a handshake")
+        };
+        let server = async {
+            match Listener::Tls(listener, acceptor).accept().await.expect("a connection") {
+                Accepted::Tls(handshake) => handshake.await.expect("a handshake"),
+                Accepted::Ready(conn) => conn,
+            }
+        };
+        tokio::join!(server, client)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_let_go_also_with_tls() {
+        let (conn, _deaf) = encrypted().await;
+        let mut socket = std::pin::pin!(Socket::new(conn, Arc::default()));
+        // Until neither the system nor TLS takes more: the rest would go with the end of the connection.
+        poll_fn(|cx| {
+            while let Poll::Ready(taken) = socket.as_mut().poll_write(cx, &[0; 4096]) {
+                taken.expect("taken");
+            }
+            Poll::Ready(())
+        })
+        .await;
+        let closed = poll_fn(|cx| socket.as_mut().poll_shutdown(cx));
+        let closed = tokio::time::timeout(STALL_MAX * 4, closed).await.expect("it does not wait for ever");
+        assert_eq!(closed.expect_err("nobody took it").kind(), io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn only_answers_of_hyper_are_replaced() {

@@ -20,8 +20,7 @@ const PAUSED_RETRY_MS: u64 = 60_000;
 
 /// `GET /event-sources`, by id.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &["limit"])?.limit()?;
-    body::ok(&json!({ "items": app.sources.list(), "next_cursor": null }))
+    Query::read(&call, &["limit", "cursor"])?.page("sources", app.sources.list())
 }
 
 /// `GET /event-source/{id}`
@@ -74,6 +73,7 @@ pub(super) async fn hook(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
         let early = |problem| app.refusals.count(&app, problem);
         let principal = app.gate.identify(Scope::EventsWrite, &call.headers).map_err(early)?;
         gate::permit(principal.as_ref(), Scope::EventsWrite)?;
+        call.room = app.rooms.of(true, false);
     }
     let bytes = call.bytes().await?;
     let text = |value: &hyper::header::HeaderValue| value.to_str().ok().map(str::to_owned);

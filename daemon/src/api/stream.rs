@@ -24,7 +24,7 @@ use super::body::{Body, Reply};
 use super::metrics;
 use super::problem::Problem;
 use super::socket::Peer;
-use super::{App, Call, PublicStream, query};
+use super::{App, Call, query};
 use crate::bus::live::{Next, Tail, write_frame};
 use crate::error::Error;
 use crate::event::{Event, TypePattern, View};
@@ -103,7 +103,8 @@ pub struct Stream {
     peer: Option<Arc<Peer>>,
     /// Heartbeats that are still to follow soon; `None` while the client sends.
     probes: Option<u8>,
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Of a stream without credentials.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Waits for one thing only, since every stream registers anew for every event: a drain moves the head's receivers, too.
@@ -119,10 +120,15 @@ impl Stream {
         self.peer = Some(peer);
     }
 
+    /// Whether it may go on no longer: its holder's token ended, or streams without credentials show something else by now.
+    fn is_shut_out(&self) -> bool {
+        let ended = self.holder.as_ref().is_some_and(|holder| !holder.is_good(self.app.clock.now_ms()));
+        ended || self.permit.is_some() && self.app.tuned.load().public_view() != Some(self.view)
+    }
+
     /// The next bytes to send; `None` ends the stream.
     pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let is_shut_out = self.holder.as_ref().is_some_and(|holder| !holder.is_good(self.app.clock.now_ms()));
-        if self.over || is_shut_out || self.app.lifecycle.is_draining() {
+        if self.over || self.is_shut_out() || self.app.lifecycle.is_draining() {
             return Poll::Ready(None);
         }
         if let Some(prelude) = self.prelude.take() {
@@ -338,11 +344,8 @@ fn view(app: &App, holder: Option<&Principal>) -> Result<(View, Option<OwnedSema
     if holder.is_some() {
         return Ok((View::Full, None));
     }
-    let view = match app.tuned.load().public_stream {
-        PublicStream::Off => return Err(Problem::unauthorized("The stream needs a token here.")),
-        PublicStream::Metadata => View::Metadata,
-        PublicStream::Full => View::Full,
-    };
+    let view = app.tuned.load().public_view();
+    let view = view.ok_or_else(|| Problem::unauthorized("The stream needs a token here."))?;
     let permit = Arc::clone(&app.public_streams).try_acquire_owned().map_err(|_| {
         let detail = format!("{PUBLIC_STREAMS_MAX} streams without credentials are open. Use a token.");
         Problem::new((StatusCode::SERVICE_UNAVAILABLE, "overloaded"), detail).retry_after_ms(10_000)
@@ -417,7 +420,7 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         over: false,
         peer: None,
         probes: None,
-        _permit: permit,
+        permit,
         app,
     };
     Ok(reply(Body::Stream(Box::new(stream))))

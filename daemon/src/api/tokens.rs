@@ -133,9 +133,7 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["limit", "cursor"])?;
     let (limit, before) = (query.limit()?, query.cursor::<1>("token")?.map(|[row]| row));
     let mut found = app.store.read(move |conn| tokens::list(conn, before, limit + 1)).await?;
-    let more = found.len() > limit;
-    found.truncate(limit);
-    let next = found.last().filter(|_| more).map(|(row, _)| query::cursor("token", &[*row]));
+    let next = query::cut(&mut found, limit, "token", |(row, _)| *row);
     let now_ms = app.clock.now_ms();
     let items: Vec<Value> = found.iter().map(|(_, token)| token_json(token, now_ms)).collect();
     body::ok(&json!({ "items": items, "next_cursor": next }))

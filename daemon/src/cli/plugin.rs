@@ -8,12 +8,11 @@ use serde_json::{Value, json};
 use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{shorten, text, text_or_dash, time};
-use super::{Context, plugin_author};
+use super::{Context, PAGE_MAX, plugin_author};
+use crate::package::PACKED_MAX;
 
 /// Hex digits of a digest that is shown.
 const DIGEST_CHARS: usize = 12;
-/// A package of a larger size is refused by the daemon.
-const PACKED_BYTES_MAX: u64 = 64 << 20;
 
 /// What can be done with plugins.
 #[derive(Subcommand, Debug)]
@@ -169,7 +168,7 @@ fn grants(context: &mut Context, head: &str, grants: &Value) -> Result<(), Failu
 
 async fn install(context: &mut Context, args: &InstallArgs) -> Result<(), Failure> {
     let unread = |error: std::io::Error| Failure::Usage(format!("{} cannot be read: {error}.", args.file.display()));
-    if std::fs::metadata(&args.file).map_err(unread)?.len() > PACKED_BYTES_MAX {
+    if std::fs::metadata(&args.file).map_err(unread)?.len() > PACKED_MAX {
         return Err(Failure::Usage(format!("{} has more than 64 MiB, so it is no plugin.", args.file.display())));
     }
     let package = bytes::Bytes::from(std::fs::read(&args.file).map_err(unread)?);
@@ -227,7 +226,7 @@ fn tell_planned(context: &mut Context, planned: &Value) -> Result<(), Failure> {
 }
 
 async fn list(context: &mut Context) -> Result<(), Failure> {
-    let Some(list) = context.list(Call::get("/plugins"), 0, false).await? else { return Ok(()) };
+    let Some(list) = context.list(Call::get("/plugins"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
         return context.out.line("No plugin is installed. `aman plugin install FILE` installs one.");
     }

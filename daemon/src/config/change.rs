@@ -44,7 +44,6 @@ const LIVE: &[&str] = &[
     "http.owner_rate_limit",
     "http.public_stream",
     "http.rate_limit",
-    "http.rate_limit_owner",
     "http.strict_confirm",
     "log.level",
 ];
@@ -106,7 +105,7 @@ pub fn is_reference(value: &Value) -> bool {
 
 /// The known setting that is nearest to `key`.
 pub fn nearest(key: &str) -> Option<&'static str> {
-    let all = SETTINGS.iter().map(|setting| (super::settings::distance(setting.key, key), setting.key));
+    let all = SETTINGS.iter().map(|setting| (crate::error::distance(setting.key, key), setting.key));
     all.min().filter(|(away, _)| *away <= 4).map(|(_, key)| key)
 }
 

@@ -138,8 +138,15 @@ impl Config {
         Config { broken: Some(error), ..self.clone() }
     }
 
-    /// Keeps the file that this came from as the last one that was good; does nothing in safe mode.
-    pub fn keep_as_last_good(&self) -> Result<(), Error> {
+    /// Keeps the file that this came from as the last one that was good; does nothing in safe mode. Without such a copy a
+    /// later start has nothing to fall back on, which is told.
+    pub fn keep_copy(&self) {
+        if let Err(error) = self.keep_as_last_good() {
+            tracing::warn!(error = error.chain().join(": "), "No copy of the configuration could be kept.");
+        }
+    }
+
+    fn keep_as_last_good(&self) -> Result<(), Error> {
         let Some(recipe) = self.recipe.as_ref().filter(|_| self.broken.is_none()) else { return Ok(()) };
         let file = recipe.last_good();
         if plain::read(&file, FILE_BYTES_MAX).is_ok_and(|kept| kept == recipe.text) {

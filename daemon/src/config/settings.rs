@@ -8,7 +8,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{LATER, Secret, field, parse_duration, parse_size, paths};
-use crate::error::FieldError;
+use crate::error::{FieldError, distance};
 
 /// One setting.
 pub struct Setting {
@@ -341,20 +341,4 @@ fn keys(section: &Table, known: &[&str]) -> Vec<String> {
         }
     }
     found
-}
-
-/// How many characters must be added, removed or replaced (Levenshtein), for suggestions.
-pub(super) fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

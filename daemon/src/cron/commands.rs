@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::engine::{event_of, manual};
 use super::sync::defined;
-use super::{Audit, Cron, Held, JOBS_MAX, State, source_of, view};
+use super::{Audit, Cron, Held, JOBS_MAX, State, plan, source_of, view};
 use crate::bus::StateWrite;
 use crate::error::{Error, FieldError};
 use crate::schedule::{Job, Overlap, check_id};
@@ -211,6 +211,10 @@ impl Cron {
             }
             Overlap::QueueOne if !held.queued.is_empty() => {
                 return Err(Error::conflict("in_progress", format!("A run of '{id}' waits already; it allows one.")));
+            }
+            Overlap::Allow if held.running.len() >= plan::RUNS_MAX => {
+                let reason = format!("{} runs of '{id}' are going on; there may be no more.", plan::RUNS_MAX);
+                return Err(Error::conflict("in_progress", reason));
             }
             Overlap::QueueOne => busy,
             Overlap::Skip | Overlap::Allow => false,

@@ -142,14 +142,21 @@ impl Inner {
 
     /// A run whose deliveries have all ended, and how.
     async fn one_ended(&self, held: &Held) -> Result<Option<(usize, Fate)>, Error> {
-        for (n, run) in held.running.iter().enumerate() {
-            let (source, key) = (source_of(&held.row.id), run.key.clone());
-            let fate = self.bus.store().read(move |conn| rows::fate(conn, &source, &key)).await?;
-            if fate != Fate::Open {
-                return Ok(Some((n, fate)));
-            }
+        if held.running.is_empty() {
+            return Ok(None);
         }
-        Ok(None)
+        let source = source_of(&held.row.id);
+        let keys: Vec<String> = held.running.iter().map(|run| run.key.clone()).collect();
+        let look = move |conn: &_| {
+            for (n, key) in keys.iter().enumerate() {
+                let fate = rows::fate(conn, &source, key)?;
+                if fate != Fate::Open {
+                    return Ok(Some((n, fate)));
+                }
+            }
+            Ok(None)
+        };
+        self.bus.store().read(look).await
     }
 
     /// Records the end of a run; too many failures in a row switch the job off, and say so.
@@ -233,7 +240,7 @@ impl Inner {
             misfire: held.job.misfire,
             overlap: held.job.overlap,
             jitter_ms: held.job.jitter_ms(),
-            active: !held.running.is_empty(),
+            running: held.running.len(),
             queued: !held.queued.is_empty(),
         };
         let target = self.target(&held.job);

@@ -26,7 +26,7 @@ use crate::id::sha256_hex;
 use crate::schedule::Job;
 use crate::store::Tx;
 use crate::store::cron::{JobRow, Slot, Status};
-use crate::tasks::{OnExit, Supervisor};
+use crate::tasks::Supervisor;
 
 /// Jobs at the most.
 const JOBS_MAX: usize = 1000;
@@ -112,7 +112,7 @@ impl Cron {
             cron.inner.adopt_open(&mut state).await?;
         }
         let (inner, stop) = (Arc::clone(&cron.inner), supervisor.stop_token());
-        supervisor.spawn("cron", OnExit::Restart, move || Arc::clone(&inner).run(stop.clone()));
+        supervisor.spawn("cron", move || Arc::clone(&inner).run(stop.clone()));
         Ok(cron)
     }
 

@@ -11,6 +11,9 @@ pub const SET_BACK_MS: Millis = 3 * 3_600_000;
 /// Missed slots that get a row each; what is older shares one.
 const SLOTS_MAX: usize = 1000;
 
+/// Runs of one job that may go on beside each other, where they may at all.
+pub const RUNS_MAX: usize = 100;
+
 /// Slots between the cursor and now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Due {
@@ -84,8 +87,8 @@ pub struct Standing {
     pub overlap: Overlap,
     /// The longest that a slot is put off.
     pub jitter_ms: Millis,
-    /// Whether a run goes on.
-    pub active: bool,
+    /// Runs that go on.
+    pub running: usize,
     /// Whether one waits for its end.
     pub queued: bool,
 }
@@ -108,13 +111,13 @@ pub fn decide(slots: &[Millis], now_ms: Millis, mut standing: Standing) -> Vec<(
             return (*slot, Act::Skip("misfire"));
         }
         let act = match standing.overlap {
-            Overlap::Allow => Act::Fire,
-            _ if !standing.active && !standing.queued => Act::Fire,
+            Overlap::Allow if standing.running < RUNS_MAX => Act::Fire,
+            _ if standing.running == 0 && !standing.queued => Act::Fire,
             _ if is_late && matches!(standing.misfire, Misfire::RunAll(_)) => Act::Queue,
             Overlap::QueueOne if !standing.queued => Act::Queue,
-            Overlap::QueueOne | Overlap::Skip => Act::Skip("overlap"),
+            Overlap::QueueOne | Overlap::Skip | Overlap::Allow => Act::Skip("overlap"),
         };
-        standing.active |= act == Act::Fire;
+        standing.running += usize::from(act == Act::Fire);
         standing.queued |= act == Act::Queue;
         (*slot, act)
     });
@@ -127,10 +130,10 @@ mod tests {
 
     const MINUTE: Millis = 60_000;
 
-    fn check(misfire: Misfire, overlap: Overlap, active: bool, ages_min: &[i64]) -> String {
+    fn check(misfire: Misfire, overlap: Overlap, running: usize, ages_min: &[i64]) -> String {
         let now_ms = 1_000 * MINUTE;
         let slots: Vec<Millis> = ages_min.iter().map(|age| now_ms - age * MINUTE).collect();
-        let standing = Standing { misfire, overlap, jitter_ms: 0, active, queued: false };
+        let standing = Standing { misfire, overlap, jitter_ms: 0, running, queued: false };
         let acts = decide(&slots, now_ms, standing);
         assert!(acts.iter().map(|(slot, _)| slot).eq(&slots), "every slot is decided, in order");
         let letters = acts.into_iter().map(|(_, act)| match act {
@@ -147,26 +150,28 @@ mod tests {
         use Misfire::{RunAll, RunOnce, Skip, Within};
         use Overlap::{Allow, QueueOne};
         let cases = [
-            (Skip, Overlap::Skip, false, &[3, 2, 1][..], "mmm"),
-            (Skip, Overlap::Skip, false, &[2, 1, 0], "mmF"),
-            (RunOnce, Overlap::Skip, false, &[3, 2, 1], "mmF"),
-            (RunOnce, Overlap::Skip, true, &[3, 2, 1], "mmo"),
-            (RunOnce, QueueOne, true, &[3, 2, 1], "mmQ"),
-            (RunOnce, Overlap::Skip, false, &[2, 1, 0], "mmF"),
-            (RunOnce, Allow, true, &[2, 1, 0], "mmF"),
-            (RunAll(2), Overlap::Skip, false, &[3, 2, 1], "mFQ"),
-            (RunAll(9), Overlap::Skip, false, &[3, 2, 1], "FQQ"),
-            (RunAll(9), Overlap::Skip, true, &[3, 2, 1, 0], "QQQo"),
-            (RunAll(9), Allow, true, &[3, 2, 1], "FFF"),
-            (Within(5 * MINUTE), Overlap::Skip, false, &[9, 5], "mF"),
-            (Within(4 * MINUTE), Overlap::Skip, false, &[9, 5], "mm"),
-            (Within(4 * MINUTE), Overlap::Skip, false, &[0], "F"),
-            (RunOnce, Overlap::Skip, true, &[0], "o"),
-            (RunOnce, QueueOne, true, &[0, 0], "Qo"),
-            (RunOnce, Overlap::Skip, false, &[], ""),
+            (Skip, Overlap::Skip, 0, &[3, 2, 1][..], "mmm"),
+            (Skip, Overlap::Skip, 0, &[2, 1, 0], "mmF"),
+            (RunOnce, Overlap::Skip, 0, &[3, 2, 1], "mmF"),
+            (RunOnce, Overlap::Skip, 1, &[3, 2, 1], "mmo"),
+            (RunOnce, QueueOne, 1, &[3, 2, 1], "mmQ"),
+            (RunOnce, Overlap::Skip, 0, &[2, 1, 0], "mmF"),
+            (RunOnce, Allow, 1, &[2, 1, 0], "mmF"),
+            (RunAll(2), Overlap::Skip, 0, &[3, 2, 1], "mFQ"),
+            (RunAll(9), Overlap::Skip, 0, &[3, 2, 1], "FQQ"),
+            (RunAll(9), Overlap::Skip, 1, &[3, 2, 1, 0], "QQQo"),
+            (RunAll(9), Allow, 1, &[3, 2, 1], "FFF"),
+            (Within(5 * MINUTE), Overlap::Skip, 0, &[9, 5], "mF"),
+            (Within(4 * MINUTE), Overlap::Skip, 0, &[9, 5], "mm"),
+            (Within(4 * MINUTE), Overlap::Skip, 0, &[0], "F"),
+            (RunOnce, Overlap::Skip, 1, &[0], "o"),
+            (RunOnce, QueueOne, 1, &[0, 0], "Qo"),
+            (RunOnce, Overlap::Skip, 0, &[], ""),
+            (RunOnce, Allow, RUNS_MAX - 1, &[0, 0], "Fo"),
+            (RunAll(9), Allow, RUNS_MAX - 1, &[3, 2, 0], "FQo"),
         ];
-        for (misfire, overlap, active, ages, expected) in cases {
-            assert_eq!(check(misfire, overlap, active, ages), expected, "{misfire:?} {overlap:?} {active} {ages:?}");
+        for (misfire, overlap, running, ages, expected) in cases {
+            assert_eq!(check(misfire, overlap, running, ages), expected, "{misfire:?} {overlap:?} {running} {ages:?}");
         }
     }
 
@@ -176,7 +181,7 @@ mod tests {
             misfire: Misfire::Skip,
             overlap: Overlap::Skip,
             jitter_ms: 2 * MINUTE,
-            active: false,
+            running: 0,
             queued: false,
         };
         assert_eq!(decide(&[0], 2 * MINUTE + LATE_MS, standing), [(0, Act::Fire)]);

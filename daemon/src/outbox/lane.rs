@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::redact;
 use crate::store::Tx;
 use crate::store::outbox::{self as rows, Intent, Status};
-use crate::tasks::{OnExit, Supervisor};
+use crate::tasks::Supervisor;
 
 /// How long one attempt to send may take.
 const SEND_MAX: Duration = Duration::from_secs(120);
@@ -62,7 +62,7 @@ impl Lane {
     /// Sends what there is, once the lane before it has ended, until `stop`.
     pub fn start(&self, bus: &Bus, supervisor: &Supervisor, sink: &Arc<dyn Sink>, stop: CancellationToken) {
         let (lane, bus, sink) = (self.clone(), bus.clone(), Arc::clone(sink));
-        supervisor.spawn(format!("outbox/{}", sink.name()), OnExit::Restart, move || {
+        supervisor.spawn(format!("outbox/{}", sink.name()), move || {
             let (lane, bus, sink, stop) = (lane.clone(), bus.clone(), Arc::clone(&sink), stop.clone());
             async move {
                 let _alive = lane.alive.lock().await;

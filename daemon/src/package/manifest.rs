@@ -19,12 +19,17 @@ pub const INTERFACES: [&str; 1] = ["0.1"];
 const ITEMS_MAX: usize = 64;
 /// Patterns or hosts of one permission.
 const GRANTS_MAX: usize = 64;
+/// Methods of requests that a plugin may send.
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+/// Methods of routes; what answers GET answers HEAD.
+const ROUTE_METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
 const DESCRIPTION_CHARS_MAX: usize = 1024;
 const PATH_BYTES_MAX: usize = 200;
 /// Body of a request to a route: unless the route asks for more, and at the most.
 const BODY_DEFAULT: u64 = 1 << 20;
 const BODY_MAX: u64 = 64 << 20;
+/// The same for a route that anybody may call: what all strangers' bodies may take together.
+pub const PUBLIC_BODY_MAX: usize = 16 << 20;
 /// The shortest time between two polls.
 const EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
 
@@ -368,8 +373,9 @@ impl Checker {
         let mut found = Vec::new();
         for (n, route) in raw.routes.iter().enumerate() {
             let key = format!("routes[{n}]");
-            if !METHODS.contains(&route.method.as_str()) {
-                self.wrong(format!("{key}.method"), format!("must be one of {}.", METHODS.join(", ")));
+            if !ROUTE_METHODS.contains(&route.method.as_str()) {
+                let reason = format!("must be one of {}; GET answers HEAD too.", ROUTE_METHODS.join(", "));
+                self.wrong(format!("{key}.method"), reason);
             }
             if let Err(reason) = check_path(&route.path) {
                 self.wrong(format!("{key}.path"), reason);
@@ -378,12 +384,17 @@ impl Checker {
                 self.wrong(&key, format!("{} {} stands there twice.", route.method, route.path));
             }
             let asked = route.body.as_deref().and_then(|text| self.size(&format!("{key}.body"), text));
+            let (most, where_to) =
+                if route.public { (PUBLIC_BODY_MAX as u64, " on a public route") } else { (BODY_MAX, "") };
+            if asked.is_some_and(|asked| asked > most) {
+                self.wrong(format!("{key}.body"), format!("may be {} MiB at the most{where_to}.", most >> 20));
+            }
             found.push(Route {
                 method: route.method.clone(),
                 path: route.path.clone(),
                 public: route.public,
                 root: route.root,
-                body: asked.unwrap_or(BODY_DEFAULT).min(BODY_MAX),
+                body: asked.unwrap_or(BODY_DEFAULT),
             });
         }
         found

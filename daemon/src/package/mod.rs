@@ -23,8 +23,8 @@ use crate::id::sha256_hex;
 pub use archive::{ENTRIES_MAX, INFLATED_MAX, Unpacked};
 pub use grant::Grant;
 pub use manifest::{
-    Host, HttpGrant, INTERFACES, Limits, Manifest, Page, Permissions, Route, SecretHeader, Source, Subscription, Tool,
-    parse_size,
+    Host, HttpGrant, INTERFACES, Limits, Manifest, PUBLIC_BODY_MAX, Page, Permissions, Route, SecretHeader, Source,
+    Subscription, Tool, parse_size,
 };
 
 /// Bytes of a packed plugin.

@@ -55,7 +55,7 @@ pub enum Overlap {
     Skip,
     /// One waits for the end of the run; more are left out.
     QueueOne,
-    /// It runs beside the other.
+    /// It runs beside the others, as long as these are not too many.
     Allow,
 }
 

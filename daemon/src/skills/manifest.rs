@@ -9,7 +9,7 @@ use super::front::{self, Front};
 use super::permissions::{Permissions, Places};
 use crate::bus::retry::Backoff;
 use crate::bus::{Concurrency, RetryPolicy, Rule};
-use crate::error::{Error, FieldError};
+use crate::error::{Error, FieldError, distance};
 use crate::event::TypePattern;
 use crate::expr::Expr;
 use crate::schedule;
@@ -342,21 +342,6 @@ fn nearest(key: &str) -> Option<&'static str> {
         .min()
         .filter(|(far, _)| *far <= 3)
         .map(|(_, known)| known)
-}
-
-/// How many letters must be put in, taken out or changed to make one word of the other.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (n, a) in left.chars().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], n + 1);
-        for (m, b) in right.iter().enumerate() {
-            let change = corner + usize::from(a != *b);
-            corner = row[m + 1];
-            row[m + 1] = change.min(corner + 1).min(row[m] + 1);
-        }
-    }
-    row[right.len()]
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub struct Cadence {
     pub source: String,
     /// How long it may be silent.
     pub every: Duration,
+    /// Silence before it counts for nothing.
+    pub from_ms: Option<Millis>,
     /// The bus.
     pub bus: Bus,
 }
@@ -44,7 +46,8 @@ impl Cadence {
         let mut told = None;
         loop {
             let heard = last().or(before);
-            let (base, now_ms) = (heard.unwrap_or(begun_ms), self.bus.clock().now_ms());
+            let now_ms = self.bus.clock().now_ms();
+            let base = heard.unwrap_or(begun_ms).max(self.from_ms.unwrap_or(Millis::MIN));
             if told != Some(base) {
                 silent(None);
             }
@@ -81,7 +84,7 @@ impl Cadence {
         let event = NewEvent {
             subject: Some(self.source.clone()),
             // One silence is told once, whatever restarts meanwhile.
-            dedup_key: Some(format!("silent/{}/{}", self.id, heard.unwrap_or(base))),
+            dedup_key: Some(format!("silent/{}/{base}", self.id)),
             ..NewEvent::new("aman/sources", "aman.source.silent", &data)
         };
         let origin = Origin { principal: "aman".to_owned(), trust: Trust::Owner, internal: true };

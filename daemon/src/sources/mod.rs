@@ -191,16 +191,15 @@ impl Sources {
         let source = change::merged(&entry.file, &changes, &self.inner.with.paths)?;
         Running::check(&source)?;
         let text = (!changes.is_empty()).then(|| Value::Object(changes.clone()).to_string());
-        self.commit(record, id, move |tx, id, now_ms| rows::set_changes(tx, id, text.as_deref(), now_ms)).await?;
-        let (before, paused) = {
-            let now = entry.now();
-            (now.running.clone(), now.paused)
-        };
-        before.stop().await;
-        let running = Running::start(&source, &self.inner.with, paused).await?;
-        let mut now = entry.now();
-        (now.source, now.changes, now.running) = (source, changes, running);
-        drop(now);
+        let (with, paused) = (&self.inner.with, entry.now().paused);
+        let now = replace(Some(&entry), source, changes, paused, with).await?;
+        let stored = self.commit(record, id, move |tx, id, now_ms| rows::set_changes(tx, id, text.as_deref(), now_ms));
+        if let Err(error) = stored.await {
+            now.running.stop().await;
+            go_back(&entry, with).await?;
+            return Err(error);
+        }
+        *entry.now() = now;
         self.show(id)
     }
 
@@ -246,26 +245,42 @@ async fn entry(
         }
     };
     Running::check(&source)?;
+    let now = replace(before, source, changes, changed.paused, with).await?;
+    Ok(Entry { file: file.clone(), now: Mutex::new(now) })
+}
+
+/// Starts `source` in the place of `before`. When it cannot start, `before` runs on.
+async fn replace(
+    before: Option<&Arc<Entry>>,
+    source: config::sources::Source,
+    changes: Map<String, Value>,
+    paused: bool,
+    with: &Surroundings,
+) -> Result<Now, Error> {
     if let Some(before) = before {
         let running = before.now().running.clone();
         running.stop().await;
     }
-    let running = Running::start(&source, with, changed.paused).await;
+    let running = Running::start(&source, with, paused).await;
     let why = match (&running, before) {
         (Ok(Running::Failed(_)), Some(_)) | (Err(_), Some(_)) => {
             running.as_ref().map_or_else(|error| error.chain().join(": "), |failed| failed.health().detail)
         }
-        _ => {
-            let now = Now { source, changes, paused: changed.paused, running: running? };
-            return Ok(Entry { file: file.clone(), now: Mutex::new(now) });
-        }
+        _ => return Ok(Now { source, changes, paused, running: running? }),
     };
     if let Some(before) = before {
-        let (source, paused) = {
-            let now = before.now();
-            (now.source.clone(), now.paused)
-        };
-        before.now().running = Running::start(&source, with, paused).await?;
+        go_back(before, with).await?;
     }
     Err(Error::conflict("invalid_state", why))
+}
+
+/// Starts `before` again as it was.
+async fn go_back(before: &Entry, with: &Surroundings) -> Result<(), Error> {
+    let (source, paused) = {
+        let now = before.now();
+        (now.source.clone(), now.paused)
+    };
+    let running = Running::start(&source, with, paused).await?;
+    before.now().running = running;
+    Ok(())
 }

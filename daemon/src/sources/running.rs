@@ -19,7 +19,6 @@ use super::webhook::Hook;
 use crate::clock::Millis;
 use crate::config::sources::{Mapping, Source, SourceKind};
 use crate::error::Error;
-use crate::tasks::OnExit;
 
 /// Nothing is missed.
 const NOT_SILENT: i64 = i64::MIN;
@@ -102,11 +101,13 @@ impl Running {
         let running = match &source.kind {
             SourceKind::Files(files) => {
                 Running::check(source)?;
-                if files.id == "default" {
-                    std::fs::create_dir_all(&files.path).map_err(Error::internal("making the inbox"))?;
-                }
+                let made = if files.id == "default" { std::fs::create_dir_all(&files.path) } else { Ok(()) };
                 let config = FileSourceConfig::of(files);
-                match FileSource::start(config, with.bus.clone(), &with.supervisor).await {
+                let started = match made {
+                    Ok(()) => FileSource::start(config, with.bus.clone(), &with.supervisor).await,
+                    Err(error) => Err(Error::internal("making the inbox")(error)),
+                };
+                match started {
                     Ok(files) => Running::Files(Arc::new(Files { source: files, watch: Watch::of(source) })),
                     Err(error) => {
                         let why = error.chain().join(": ");
@@ -134,19 +135,19 @@ impl Running {
             Running::Files(_) | Running::Task(_) | Running::Hook(_) | Running::Failed(_) => {}
         }
         if !paused {
-            self.watch(with);
+            self.watch(with, None);
         }
     }
 
-    /// Begins to miss events.
-    fn watch(&self, with: &Surroundings) {
+    /// Begins to miss events, those since `from_ms` only if that is given.
+    fn watch(&self, with: &Surroundings, from_ms: Option<Millis>) {
         let Some((watch, every)) = self.watched().and_then(|watch| Some((watch, watch.every?))) else { return };
         let stop = with.supervisor.stop_token().child_token();
         *watch.stop.lock().unwrap_or_else(PoisonError::into_inner) = stop.clone();
         let (running, silent_since) = (self.clone(), Arc::clone(&watch.silent_since));
         let (id, source, bus) = (watch.id.clone(), self.name(), with.bus.clone());
-        with.supervisor.spawn(format!("cadence/{id}"), OnExit::Restart, move || {
-            let cadence = Cadence { id: id.clone(), source: source.clone(), every, bus: bus.clone() };
+        with.supervisor.spawn(format!("cadence/{id}"), move || {
+            let cadence = Cadence { id: id.clone(), source: source.clone(), every, from_ms, bus: bus.clone() };
             let (running, silent_since, stop) = (running.clone(), Arc::clone(&silent_since), stop.clone());
             async move {
                 let last = move || running.health().last_event_ms;
@@ -168,7 +169,8 @@ impl Running {
         }
         match self.watched() {
             Some(watch) if paused => watch.end(),
-            _ => self.watch(with),
+            // While it was paused it could tell nothing.
+            _ => self.watch(with, Some(with.bus.clock().now_ms())),
         }
     }
 
@@ -264,7 +266,7 @@ impl Task {
         let stop = with.supervisor.stop_token().child_token();
         *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = stop.clone();
         let (task, with_all) = (Arc::clone(self), with.clone());
-        with.supervisor.spawn(self.feed.frame.source.clone(), OnExit::Restart, move || {
+        with.supervisor.spawn(self.feed.frame.source.clone(), move || {
             let (task, with, stop) = (Arc::clone(&task), with_all.clone(), stop.clone());
             async move {
                 let _alive = task.alive.lock().await;

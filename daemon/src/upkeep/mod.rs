@@ -24,7 +24,7 @@ use crate::event::{NewEvent, Trust};
 use crate::store::audit::{self, Outcome, Record};
 use crate::store::retention::{self, Aged};
 use crate::store::{Store, Tx, space};
-use crate::tasks::{OnExit, Supervisor};
+use crate::tasks::Supervisor;
 
 pub use run::Report;
 
@@ -90,7 +90,7 @@ impl Upkeep {
         };
         let upkeep = Upkeep { inner: Arc::new(inner) };
         let task = upkeep.clone();
-        supervisor.spawn("retention", OnExit::Restart, move || {
+        supervisor.spawn("retention", move || {
             let task = task.clone();
             async move { task.work().await }
         });

@@ -81,6 +81,10 @@ fn encodings() -> Vec<Row> {
         row("chunkedx", encoding(": chunkedx"), &[400]),
         row("chunked with a parameter", encoding(": chunked;q=1"), &[400]),
         row("chunked, then another", encoding(": chunked, identity"), &[400]),
+        row("another, then chunked", encoding(": gzip, chunked"), &[501]),
+        row("chunked, chunked", encoding(": chunked, chunked"), &[501]),
+        row("chunked in two lines", encoding(": chunked\r\ntransfer-encoding: chunked"), &[501]),
+        row("another and chunked in two lines", encoding(": gzip\r\ntransfer-encoding: chunked"), &[501]),
         row("a vertical tab before it", encoding(": \u{b}chunked"), &[400]),
         row("a null byte behind it", encoding(": chunked\0"), &[400]),
         row("quoted", encoding(": \"chunked\""), &[400]),
@@ -289,13 +293,27 @@ pub fn hiding() -> Vec<(String, Vec<u8>)> {
         ("in a header".to_owned(), get(&format!("x: {}\r\n", hidden.replace("\r\n", "\r")))),
         ("behind a length of nothing".to_owned(), push(&format!("content-length: 0\r\n{}", length(0)), &hidden)),
     ];
-    for encoding in ["chunked", "CHUNKED", "xchunked", "chunked, identity", "\u{b}chunked", "identity", "\"chunked\""] {
+    for encoding in [
+        "chunked",
+        "CHUNKED",
+        "xchunked",
+        "chunked, identity",
+        "gzip, chunked",
+        "chunked, chunked",
+        "chunked\r\ntransfer-encoding: chunked",
+        "\u{b}chunked",
+        "identity",
+        "\"chunked\"",
+    ] {
         for (first, second) in [
             (length(5), format!("transfer-encoding: {encoding}\r\n")),
             (format!("transfer-encoding: {encoding}\r\n"), length(5)),
         ] {
             all.push((format!("behind {first}{second}"), push(&format!("{first}{second}"), &ended)));
         }
+    }
+    for encoding in ["gzip, chunked", "chunked, chunked", "chunked\r\ntransfer-encoding: chunked"] {
+        all.push((format!("behind {encoding}"), push(&format!("transfer-encoding: {encoding}\r\n"), &ended)));
     }
     all.into_iter().map(|(name, text)| (name, text.into_bytes())).collect()
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::auth::Scope;
 use crate::api::dlq;
-use crate::api::parse::BATCH_MAX;
+use crate::api::parse::{BATCH_MAX, RESERVED_IDS};
 use crate::event::{Delivery, ID_BYTES_MAX, Priority, RESERVED_ATTRIBUTES, TEXT_BYTES_MAX, TYPE_BYTES_MAX};
 use crate::schedule::{FAILURES_MAX, JITTER_S_MAX, RUN_ALL_MAX};
 
@@ -120,9 +120,8 @@ fn time() -> Value {
 
 /// What both forms of an event have.
 fn event_fields() -> Map<String, Value> {
-    let reserved = ["dump", "trace", "recent", "types", "push", "stream"];
     let mut id = text(ID_BYTES_MAX);
-    id["not"] = json!({ "enum": reserved });
+    id["not"] = json!({ "enum": RESERVED_IDS });
     let traceparent = json!({
         "type": "string",
         "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
@@ -149,22 +148,23 @@ fn event_fields() -> Map<String, Value> {
     fields
 }
 
-/// Data can be given once, under one name.
-fn one_data(names: &[&str]) -> Value {
-    let pairs = names.iter().enumerate().flat_map(|(n, one)| names[..n].iter().map(move |other| [one, other]));
+/// Fits what says the same thing twice, under two of the names of one group.
+fn said_twice(groups: &[&[&str]]) -> Value {
     let given = json!({ "not": { "type": "null" } });
-    let both: Vec<Value> =
-        pairs.map(|[a, b]| json!({ "required": [a, b], "properties": { *a: given, *b: given } })).collect();
+    let mut both: Vec<Value> = Vec::new();
+    for names in groups {
+        let pairs = names.iter().enumerate().flat_map(|(n, one)| names[..n].iter().map(move |other| [one, other]));
+        both.extend(pairs.map(|[a, b]| json!({ "required": [a, b], "properties": { *a: given, *b: given } })));
+    }
     json!({ "anyOf": both })
 }
 
 fn plain_event() -> Value {
     let mut fields = event_fields();
     for (other, name) in [("dedup_key", "dedupkey"), ("agent_id", "agentid"), ("partition_key", "partitionkey")] {
-        let schema = fields.remove(name).unwrap_or_default();
+        let schema = fields[name].clone();
         fields.insert(other.to_owned(), schema);
     }
-    fields.remove("expirytime");
     fields.insert("ttl_ms".to_owned(), json!({ "type": ["integer", "null"], "minimum": 1, "maximum": INTEGER_MAX }));
     fields.insert("payload".to_owned(), json!(true));
     fields.insert("type".to_owned(), or_null(event_type()));
@@ -172,7 +172,13 @@ fn plain_event() -> Value {
     let mut event = closed(Value::Object(fields), &["source"]);
     let named = |name: &str| json!({ "required": [name], "properties": { name: { "type": "string" } } });
     event["oneOf"] = json!([named("type"), named("event_type")]);
-    event["not"] = one_data(&["data", "payload", "data_base64"]);
+    event["not"] = said_twice(&[
+        &["data", "payload", "data_base64"],
+        &["dedup_key", "dedupkey"],
+        &["agent_id", "agentid"],
+        &["partition_key", "partitionkey"],
+        &["ttl_ms", "expirytime"],
+    ]);
     event["description"] = "An event in the daemon's own words.".into();
     event["examples"] = json!([
         { "source": "example", "type": "note.added", "data": { "text": "Hello" } },
@@ -199,7 +205,7 @@ fn cloud_event() -> Value {
             { "type": "integer", "minimum": i32::MIN, "maximum": i32::MAX },
             { "type": "string", "maxLength": TEXT_BYTES_MAX, "pattern": PLAIN },
         ] },
-        "not": one_data(&["data", "data_base64"]),
+        "not": said_twice(&[&["data", "data_base64"]]),
         "examples": [{ "specversion": "1.0", "source": "example", "type": "note.added", "data": { "text": "Hello" } }],
     })
 }

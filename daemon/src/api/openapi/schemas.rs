@@ -63,7 +63,7 @@ const OBJECTS: &[(&str, &str)] = &[
          prev_hash hash",
     ),
     ("AuditRecords", "items:[AuditRecord] next_cursor:text~"),
-    ("AuditVerdict", "ok:bool checked:int first_bad?:int fault?:text head:text~"),
+    ("AuditVerdict", "ok:bool checked:int first_bad?:int fault?:text head:text~ pruned_to?:int"),
     (
         "Skill",
         "name version description enabled:bool kind triggers:[any] permissions:any concurrency:any digest path stats:any",
@@ -91,7 +91,7 @@ const OBJECTS: &[(&str, &str)] = &[
     ("Login", "path expires_at:time"),
     ("Ticket", "ticket expires_at:time"),
     ("Items", "items:[any] next_cursor:text~"),
-    ("Deleted", "deleted:bool"),
+    ("Deleted", "deleted:bool data_kept?:bool"),
 ];
 
 /// Every schema by name.

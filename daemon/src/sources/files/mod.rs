@@ -36,7 +36,7 @@ use crate::config;
 use crate::error::Error;
 use crate::event::Trust;
 use crate::store::files;
-use crate::tasks::{OnExit, Supervisor};
+use crate::tasks::Supervisor;
 
 use dirty::Dirty;
 use filter::Filter;
@@ -236,7 +236,7 @@ impl FileSource {
             inner.first_sight_of_patterns().await?;
         }
         let task = Arc::clone(&inner);
-        supervisor.spawn(inner.name.clone(), OnExit::Restart, move || Arc::clone(&task).run());
+        supervisor.spawn(inner.name.clone(), move || Arc::clone(&task).run());
         Ok(FileSource { inner })
     }
 
