@@ -77,6 +77,8 @@ pub struct Http {
     pub token: Option<Secret>,
     /// False with `auth = "none"`.
     pub auth: bool,
+    /// True when addresses beyond loopback may be listened on.
+    pub may_be_remote: bool,
     /// Hosts besides loopback that requests may name.
     pub allowed_hosts: Vec<String>,
     /// Origins besides the daemon's own that browsers may call from.
@@ -221,7 +223,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
     let sources = sources(file, &paths, &mut layers);
     let sinks = sinks(file, &paths, &mut layers);
-    let plugins = plugins(file, &mut layers);
+    let plugins = plugins(file, &http, &mut layers);
     let allow_private = layers.flag("http_client.allow_private");
     let cron = cron::jobs(file, &mut layers);
     let (effective, warnings, wrong) = layers.finish(file);
@@ -255,7 +257,8 @@ fn http(paths: &Paths, layers: &mut Layers) -> Http {
         SocketAddr::from(([127, 0, 0, 1], 9090))
     });
     let token = layers.secret("http.token");
-    let http = Http {
+    let mut http = Http {
+        may_be_remote: false,
         auth: layers.one_of("http.auth", &["token", "none"]) == "token",
         allowed_hosts: layers.list("http.allowed_hosts"),
         allowed_origins: layers.list("http.allowed_origins"),
@@ -273,8 +276,8 @@ fn http(paths: &Paths, layers: &mut Layers) -> Http {
         bind,
         token,
     };
-    let remote_is_meant = http.token.is_some() && http.auth && layers.flag("http.allow_remote");
-    if !(bind.ip().is_loopback() || remote_is_meant) {
+    http.may_be_remote = http.token.is_some() && http.auth && layers.flag("http.allow_remote");
+    if !(bind.ip().is_loopback() || http.may_be_remote) {
         layers.wrong(
             "http.bind",
             "is not a loopback address: that needs http.token and http.allow_remote = true. \
@@ -339,9 +342,11 @@ fn sinks(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sinks::Sink> {
     each_table("sinks", table, layers, |id, settings, faults| sinks::sink(id, settings, paths, faults))
 }
 
-fn plugins(file: &Table, layers: &mut Layers) -> Vec<plugins::PluginSection> {
+fn plugins(file: &Table, http: &Http, layers: &mut Layers) -> Vec<plugins::PluginSection> {
     let Some(table) = file.get("plugin").and_then(Value::as_table) else { return Vec::new() };
-    each_table("plugin", table, layers, plugins::section)
+    each_table("plugin", table, layers, |name, settings, faults| {
+        plugins::section(name, settings, http.may_be_remote, faults)
+    })
 }
 
 /// Reads every `[section.<id>]`; what is wrong goes to `layers`.

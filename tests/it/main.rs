@@ -33,6 +33,7 @@ mod openapi;
 mod package;
 mod peer;
 mod plugin_host;
+mod plugin_listener;
 mod plugins;
 mod push;
 mod redaction;

@@ -39,15 +39,27 @@ time = "200ms"
 "#;
 
 /// Guests that the tests of the plugin host make of their text, and keep the same.
-const ONE: &[u8] = include_bytes!("../fixtures/guests/one.wasm");
-const TWO: &[u8] = include_bytes!("../fixtures/guests/two.wasm");
+pub const ONE: &[u8] = include_bytes!("../fixtures/guests/one.wasm");
+pub const TWO: &[u8] = include_bytes!("../fixtures/guests/two.wasm");
 
 /// The package of a plugin that says `text` ("one" or "two"); `more` goes behind its manifest.
 fn packed(version: &str, text: &str, more: &str) -> Vec<u8> {
     package(&format!("version = \"{version}\"\n{MANIFEST}{more}"), if text == "one" { ONE } else { TWO })
 }
 
-fn package(manifest: &str, component: &[u8]) -> Vec<u8> {
+/// The package of this manifest and component.
+pub fn package(manifest: &str, component: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    content(manifest, component).expect("a sound plugin").write(&mut packed).expect("in memory");
+    packed
+}
+
+/// Why a package of this manifest is refused, if it is.
+pub fn try_package(manifest: &str) -> Option<String> {
+    content(manifest, ONE).err().map(|error| error.to_string())
+}
+
+fn content(manifest: &str, component: &[u8]) -> Result<Content, aman::error::Error> {
     let folder = Folder::new("plugin");
     for (name, bytes) in [
         ("plugin.toml", manifest.as_bytes()),
@@ -59,9 +71,7 @@ fn package(manifest: &str, component: &[u8]) -> Vec<u8> {
         std::fs::create_dir_all(path.parent().expect("it has one")).expect("a folder");
         std::fs::write(path, bytes).expect("a file");
     }
-    let mut packed = Vec::new();
-    Content::read(folder.path()).expect("a sound plugin").write(&mut packed).expect("in memory");
-    packed
+    Content::read(folder.path())
 }
 
 const PUBLISH: &str = "[permissions]\npublish = [\"test.**\"]\n";
@@ -73,13 +83,15 @@ fn install(daemon: &Daemon, packed: &[u8], query: &str) -> Answer {
     daemon.send_bytes("POST", &format!("/plugin/install?allow_unsigned=true&{query}"), &headers, packed)
 }
 
-fn installed(daemon: &Daemon, packed: &[u8], query: &str) -> Value {
+/// Installs it, and gives what is answered.
+pub fn installed(daemon: &Daemon, packed: &[u8], query: &str) -> Value {
     let answer = install(daemon, packed, query);
     assert_eq!(answer.status, 201, "{answer:?}; {}", daemon.log());
     answer.json
 }
 
-fn body(answer: &Answer) -> String {
+/// The body as text.
+pub fn body(answer: &Answer) -> String {
     String::from_utf8_lossy(&answer.body).into_owned()
 }
 

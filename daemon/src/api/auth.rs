@@ -178,10 +178,21 @@ pub enum Passed {
 }
 
 impl Places {
-    /// The checks of every path: `Host` first, then `Origin` and `Sec-Fetch-Site`.
-    pub fn check(&self, method: &Method, uri: &Uri, version: Version, headers: &HeaderMap) -> Result<Passed, Problem> {
+    /// The checks of every path: `Host` first, then `Origin` and `Sec-Fetch-Site`. Where the console is, its pages may be
+    /// navigated to from anywhere.
+    pub fn check(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        version: Version,
+        headers: &HeaderMap,
+        has_console: bool,
+    ) -> Result<Passed, Problem> {
         let host = self.check_host(uri, version, headers)?;
-        self.check_origin(method, uri.path(), host, headers)
+        if has_console && is_page(method, uri.path(), headers) {
+            return Ok(Passed::Own);
+        }
+        self.check_origin(host, headers)
     }
 
     fn check_host<'a>(&self, uri: &'a Uri, version: Version, headers: &'a HeaderMap) -> Result<&'a str, Problem> {
@@ -212,18 +223,7 @@ impl Places {
         Err(misdirected(name))
     }
 
-    fn check_origin(&self, method: &Method, path: &str, host: &str, headers: &HeaderMap) -> Result<Passed, Problem> {
-        let all = |name: &str, wanted: &str| {
-            let mut values = headers.get_all(name).iter();
-            headers.contains_key(name) && values.all(|v| v.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()))
-        };
-        if method == Method::GET || method == Method::HEAD {
-            let console = path == "/" || path == "/ui" || path.starts_with("/ui/");
-            let navigation = all("sec-fetch-mode", "navigate") && all("sec-fetch-dest", "document");
-            if (console && navigation) || path.starts_with("/ui/plugin/") {
-                return Ok(Passed::Own);
-            }
-        }
+    fn check_origin(&self, host: &str, headers: &HeaderMap) -> Result<Passed, Problem> {
         let foreign = |what: &str| {
             let detail =
                 format!("{what} may not use this daemon. List its origin in http.allowed_origins to allow it.");
@@ -251,6 +251,17 @@ impl Places {
         }
         Err(foreign("A page of another site"))
     }
+}
+
+/// True for a navigation to the console, and for a file of a plugin's page.
+fn is_page(method: &Method, path: &str, headers: &HeaderMap) -> bool {
+    let all = |name: &str, wanted: &str| {
+        let mut values = headers.get_all(name).iter();
+        headers.contains_key(name) && values.all(|v| v.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()))
+    };
+    let console = path == "/" || path == "/ui" || path.starts_with("/ui/");
+    let navigation = all("sec-fetch-mode", "navigate") && all("sec-fetch-dest", "document");
+    (method == Method::GET || method == Method::HEAD) && ((console && navigation) || path.starts_with("/ui/plugin/"))
 }
 
 /// The host without its port; `None` when it is no host. Brackets of IPv6 stay.

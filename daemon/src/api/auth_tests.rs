@@ -17,7 +17,7 @@ fn place(method: &str, uri: &str, version: Version, text: &str) -> String {
     let places =
         Places { hosts: vec!["box.lan".to_owned()], origins: vec!["https://app.example".to_owned()], secure: false };
     let method: Method = method.parse().expect("method");
-    match places.check(&method, &uri.parse().expect("uri"), version, &headers(text)) {
+    match places.check(&method, &uri.parse().expect("uri"), version, &headers(text), true) {
         Ok(Passed::Own) => "own".to_owned(),
         Ok(Passed::Listed(origin)) => origin.to_str().expect("text").to_owned(),
         Err(problem) => problem.code.to_owned(),

@@ -315,7 +315,9 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         .filter(|(_, now)| config::change(&now.key) == Change::Live)
         .map(|(_, now)| now.key.clone())
         .collect();
-    let planned = [app.sinks.plan(&new.sinks), app.cron.plan(&new.cron).await, app.sources.plan(&new.sources)];
+    let plugins = config::plugins::plan(&old.plugins, &new.plugins);
+    let planned =
+        [app.sinks.plan(&new.sinks), app.cron.plan(&new.cron).await, app.sources.plan(&new.sources), plugins.clone()];
     let mut answer = json!({
         "version": version,
         "applied": applied,
@@ -335,10 +337,15 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
     faults.iter().for_each(|fault| tracing::warn!("{fault}"));
     new.keep_copy();
     // What takes events is there before what brings them in.
-    let sections =
-        [app.sinks.apply(&new.sinks).await, app.cron.apply(&new.cron).await, app.sources.apply(&new.sources).await];
+    let sections = [
+        app.sinks.apply(&new.sinks).await,
+        app.cron.apply(&new.cron).await,
+        app.sources.apply(&new.sources).await,
+        plugins,
+    ];
     tell_sections(&mut answer, &applied, &sections);
     app.plugins.services().configure(&new.plugins);
+    app.fronts.configure(&app, &new.plugins);
     apply(&app, new, version)?;
     body::ok(&answer)
 }

@@ -4,16 +4,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, StatusCode};
 
 use super::auth::{Principal, Scope};
 use super::body::{Body, Reply};
+use super::fronts::{Front, Offers};
 use super::problem::Problem;
 use super::routes::{Route, Table};
 use super::{App, Call, routes};
 use crate::error::{Error, FieldError};
 use crate::event::Trust;
+use crate::id::TraceId;
+use crate::package::Spelled;
 use crate::plugins::host::trust_of;
 use crate::plugins::{Caller, Kind, Payload, Refusal, Request, Served, Wanted};
 
@@ -64,13 +67,20 @@ const NOT_SAID: [&str; 5] = ["x-accel-", "x-aman-", "x-content-type-options", "x
 const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
 const BINARY: &str = "application/octet-stream";
 
+/// Where a plugin's route stands in the daemon's own table. Those that are only on the plugin's listener stand there, too,
+/// to be counted; as their place is no path, nothing leads to them.
+pub(super) fn place(wanted: &Wanted) -> String {
+    let mounted = wanted.route.mounted();
+    if wanted.route.listener { format!("{}:{mounted}", wanted.plugin) } else { mounted }
+}
+
 /// The row of a plugin's route.
-fn row(wanted: Wanted) -> Route {
-    let method = hyper::Method::from_bytes(wanted.route.method.as_bytes()).unwrap_or(hyper::Method::GET);
+pub(super) fn row(wanted: Wanted, path: String) -> Route {
+    let method = Method::from_bytes(wanted.route.method.as_bytes()).unwrap_or(Method::GET);
     let scope = if wanted.route.public { Scope::Public } else { Scope::Admin };
-    let mut row = Route::new(method.clone(), wanted.route.mounted(), scope, |app, call| Box::pin(serve(app, call)));
+    let mut row = Route::new(method.clone(), path, scope, |app, call| Box::pin(serve(app, call)));
     // Whoever calls a public route is nobody: as with webhooks, what it leads to is recorded where it is stored.
-    row.audited = (method != hyper::Method::GET && !wanted.route.public).then_some("plugin.call");
+    row.audited = (method != Method::GET && !wanted.route.public).then_some("plugin.call");
     row.body_bytes_max = usize::try_from(wanted.route.body).unwrap_or(routes::BODY_BYTES_MAX);
     row.time_max = wanted.time_max;
     row.plugin = Some(Arc::new(wanted));
@@ -79,12 +89,14 @@ fn row(wanted: Wanted) -> Route {
 
 impl App {
     /// Replaces the routes of plugins, all or none; with `is_trial` only says whether that would go.
-    pub(super) fn mount(&self, wanted: Vec<Wanted>, is_trial: bool) -> Result<(), Error> {
+    pub(super) fn mount(self: &Arc<App>, wanted: Vec<Wanted>, is_trial: bool) -> Result<(), Error> {
         let mut all = routes::core();
-        all.extend(wanted.into_iter().map(row));
-        let table = Table::new(all, Some(&self.routes.load()))?;
+        all.extend(wanted.iter().map(|one| row(one.clone(), place(one))));
+        let table = Table::new(all, Some(&self.front.table()))?;
+        let offers = Offers::of(&wanted, &table)?;
         if !is_trial {
-            self.routes.store(Arc::new(table));
+            self.front.set_table(table);
+            self.fronts.offer(self, offers);
         }
         Ok(())
     }
@@ -104,7 +116,7 @@ async fn serve(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
 }
 
 /// The caller as plugins see him.
-pub(super) fn caller(principal: Option<&Principal>, trace: crate::id::TraceId) -> Caller {
+pub(super) fn caller(principal: Option<&Principal>, trace: TraceId) -> Caller {
     Caller {
         principal: principal.map_or("anonymous", |principal| &principal.name).to_owned(),
         trust: trust_of(principal.map_or(Trust::Web, |principal| principal.trust)),
@@ -115,7 +127,8 @@ pub(super) fn caller(principal: Option<&Principal>, trace: crate::id::TraceId) -
 
 fn request(call: &Call, wanted: &Wanted, body: Vec<u8>) -> Request {
     let path = call.uri.path();
-    let path = if wanted.route.root { path } else { path.strip_prefix("/api/v1").unwrap_or(path) };
+    let is_whole = call.route.route.path == wanted.route.path;
+    let path = if is_whole { path } else { path.strip_prefix("/api/v1").unwrap_or(path) };
     Request {
         method: wanted.route.method.clone(),
         route: wanted.route.path.clone(),
@@ -154,6 +167,64 @@ fn may_say(name: &str) -> bool {
     own || SAID.contains(&name)
 }
 
+/// What of a plugin's headers is sent, with what holds for all of its answers.
+fn headers(given: Vec<(String, String)>) -> Result<Vec<(HeaderName, HeaderValue)>, &'static str> {
+    let mut headers = Vec::with_capacity(given.len() + 1);
+    for (name, value) in given {
+        let name = HeaderName::try_from(name).map_err(|_| "with a header whose name is none")?;
+        let value = HeaderValue::try_from(value).map_err(|_| "with a header whose value is none")?;
+        if may_say(name.as_str()) {
+            headers.push((name, value));
+        }
+    }
+    headers.push((header::CONTENT_SECURITY_POLICY, SANDBOX));
+    Ok(headers)
+}
+
+/// The answer to a problem of `method path` at `front`: as the plugin whose listener it is spells it, or the daemon's own.
+pub(super) async fn refusal(
+    front: &Arc<Front>,
+    problem: Problem,
+    (method, path): (Method, String),
+    trace: TraceId,
+) -> Reply {
+    if front.envelope().is_none() {
+        return problem.reply(&path, trace);
+    }
+    let front = Arc::clone(front);
+    let spelling = tokio::task::spawn_blocking(move || refusal_now(&front, problem, (Some(&method), &path), trace));
+    let failed = |error: tokio::task::JoinError| Problem::internal(error.to_string()).reply("", trace);
+    spelling.await.unwrap_or_else(failed)
+}
+
+/// As [`refusal`]; blocks for a short while. There is no method where none could be read.
+pub(super) fn refusal_now(
+    front: &Front,
+    problem: Problem,
+    (method, path): (Option<&Method>, &str),
+    trace: TraceId,
+) -> Reply {
+    let Some(envelope) = front.envelope() else { return problem.reply(path, trace) };
+    let spelled = envelope.spell(&problem.seen(method, path, trace));
+    let spelled = spelled.and_then(|mut one| {
+        let given = std::mem::take(&mut one.headers);
+        headers(given).map(|headers| (headers, one)).map_err(str::to_owned)
+    });
+    match spelled {
+        Ok((mut all, Spelled { status, content_type, body, .. })) => {
+            problem.log(path, trace);
+            let status = StatusCode::from_u16(status).unwrap_or(problem.status);
+            // What HTTP itself asks for (`Allow`, `Retry-After`, `WWW-Authenticate`) stays.
+            all.extend(problem.into_headers());
+            Reply { status, content_type, headers: all, body: Body::full(body), trace: None }
+        }
+        Err(why) => {
+            envelope.tell(front.name(), &why);
+            problem.reply(path, trace)
+        }
+    }
+}
+
 fn reply(served: Served) -> Result<Reply, Problem> {
     let broken = |what: &str| {
         let detail = format!("The plugin answered {what}.");
@@ -161,15 +232,7 @@ fn reply(served: Served) -> Result<Reply, Problem> {
     };
     let status = StatusCode::from_u16(served.status).ok().filter(|status| (200..600).contains(&status.as_u16()));
     let status = status.ok_or_else(|| broken("with a status that is none"))?;
-    let mut headers = Vec::with_capacity(served.headers.len() + 1);
-    for (name, value) in served.headers {
-        let name = HeaderName::try_from(name).map_err(|_| broken("with a header whose name is none"))?;
-        let value = HeaderValue::try_from(value).map_err(|_| broken("with a header whose value is none"))?;
-        if may_say(name.as_str()) {
-            headers.push((name, value));
-        }
-    }
-    headers.push((header::CONTENT_SECURITY_POLICY, SANDBOX));
+    let headers = headers(served.headers).map_err(broken)?;
     let body = match served.body {
         Payload::Bytes(bytes) => Body::full(Bytes::from(bytes)),
         Payload::Stream(stream) => Body::Guest(Box::new(stream)),

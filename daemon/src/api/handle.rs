@@ -14,9 +14,10 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::again::{self, Again, Creates};
 use super::auth::Passed;
 use super::body::{Body, Reply};
+use super::fronts::Front;
 use super::problem::Problem;
 use super::routes::{Confirm, Found, Handling, Mounted, Params};
-use super::{App, Call, audit, body, gate};
+use super::{App, Call, audit, body, gate, guests};
 use crate::id::TraceId;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -35,15 +36,18 @@ struct Progress {
     mounted: Option<Arc<Mounted>>,
 }
 
-/// Answers one request; never fails and never panics.
-pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body> {
+/// Answers one request that came to `front`; never fails and never panics.
+pub async fn handle(app: Arc<App>, front: Arc<Front>, request: Request<Incoming>) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
     let parent = parts.headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(TraceId::of_traceparent);
     let trace = parent.unwrap_or_else(|| TraceId(fastrand::u128(1..).to_be_bytes()));
-    let path = parts.uri.clone();
+    let (path, method) = (parts.uri.clone(), parts.method.clone());
     let mut progress = Progress::default();
-    let answered = answer(&app, parts, incoming, (trace, parent), &mut progress).await;
-    let reply = answered.unwrap_or_else(|problem| problem.reply(path.path(), trace));
+    let answered = answer((&app, &front), parts, incoming, (trace, parent), &mut progress).await;
+    let reply = match answered {
+        Ok(reply) => reply,
+        Err(problem) => guests::refusal(&front, problem, (method, path.path().to_owned()), trace).await,
+    };
     tracing::debug!(path = path.path(), status = reply.status.as_u16(), trace_id = %trace, "Answered.");
     if let Some(mounted) = &progress.mounted {
         let class = usize::from(reply.status.as_u16() / 100).clamp(1, 5) - 1;
@@ -82,7 +86,7 @@ fn traceparent(trace: TraceId) -> HeaderValue {
 }
 
 async fn answer(
-    app: &Arc<App>,
+    (app, front): (&Arc<App>, &Front),
     parts: Parts,
     incoming: Incoming,
     (trace, parent_trace): (TraceId, Option<TraceId>),
@@ -90,12 +94,13 @@ async fn answer(
 ) -> Result<Reply, Problem> {
     check_coding(&parts.headers)?;
     let early = |problem: Problem| app.refusals.count(app, problem);
-    let passed =
-        app.tuned.load().places.check(&parts.method, &parts.uri, parts.version, &parts.headers).map_err(early)?;
+    let tuned = app.tuned.load_full();
+    let passed = tuned.places.check(&parts.method, &parts.uri, parts.version, &parts.headers, front.has_console());
+    let passed = passed.map_err(early)?;
     if let Passed::Listed(origin) = passed {
         progress.origin = Some(origin);
     }
-    let Some((mounted, params)) = route(app, &parts, progress.origin.is_some())? else { return Ok(preflight()) };
+    let Some((mounted, params)) = route(front, &parts, progress.origin.is_some())? else { return Ok(preflight()) };
     progress.mounted = Some(Arc::clone(&mounted));
     let principal = app.gate.identify(mounted.route.scope, &parts.headers).map_err(early)?;
     let draft = audit::Draft::new(app, &mounted.route, principal.as_ref(), &parts.headers, &parts.uri, trace);
@@ -139,8 +144,8 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// The route of a request; none for a CORS preflight of a listed origin.
-fn route(app: &App, parts: &Parts, listed: bool) -> Result<Option<(Arc<Mounted>, Params)>, Problem> {
-    let table = app.routes.load();
+fn route(front: &Front, parts: &Parts, listed: bool) -> Result<Option<(Arc<Mounted>, Params)>, Problem> {
+    let table = front.table();
     let path = parts.uri.path();
     let preflight =
         parts.method == Method::OPTIONS && parts.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);

@@ -58,6 +58,14 @@ pub enum Accepted {
 }
 
 impl Listener {
+    /// What encrypts its connections, if they are.
+    pub fn acceptor(&self) -> Option<TlsAcceptor> {
+        match self {
+            Listener::Tls(_, acceptor) => Some(acceptor.clone()),
+            Listener::Tcp(_) | Listener::Unix { .. } => None,
+        }
+    }
+
     /// The next connection. Those that may not come in are closed and passed over.
     pub async fn accept(&self) -> io::Result<Accepted> {
         match self {

@@ -155,7 +155,7 @@ fn plugins(app: &App, text: &mut Text) {
 
 fn requests(app: &App, text: &mut Text) {
     text.head("http_requests_total", "counter", "Answers, by route and class of status.");
-    for mounted in app.routes.load().all() {
+    for mounted in app.front.table().all() {
         let (method, path) = (mounted.route.method.as_str(), mounted.route.path.as_str());
         for (class, count) in ["1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(mounted.answers.iter()) {
             let count = count.load(Relaxed);
@@ -250,8 +250,8 @@ pub(super) async fn debug(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let object =
         |counts: Vec<(String, i64)>| counts.into_iter().map(|(name, n)| (name, n.into())).collect::<Map<_, _>>();
     let routes: Vec<Value> = app
-        .routes
-        .load()
+        .front
+        .table()
         .all()
         .iter()
         .map(|mounted| {

@@ -10,6 +10,7 @@ mod cron;
 mod db;
 mod dlq;
 mod events;
+mod fronts;
 pub mod gate;
 mod guests;
 mod handle;
@@ -45,6 +46,7 @@ use hyper::server::conn::http1;
 use hyper::{HeaderMap, StatusCode, Uri};
 use hyper_util::rt::TokioTimer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -63,6 +65,7 @@ use crate::store::{Store, overrides, tokens as tokens_stored};
 use crate::tasks::Supervisor;
 use crate::upkeep::Upkeep;
 use auth::{Auth, Principal};
+use fronts::{Front, Fronts};
 use gate::Gate;
 use listen::{Conn, Listener};
 use problem::Problem;
@@ -162,7 +165,10 @@ pub struct App {
     /// Held by whoever checks the database.
     checking: tokio::sync::Mutex<()>,
     turns: again::Turns,
-    routes: ArcSwap<Table>,
+    /// Where the API is.
+    front: Arc<Front>,
+    /// Where plugins are at addresses of their own.
+    fronts: Fronts,
     counters: Counters,
     rooms: body::Rooms,
     refusals: audit::Refusals,
@@ -233,6 +239,7 @@ impl App {
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
         let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins } = parts;
         let Settings { auth, connections_max, config } = settings;
+        let fronts = Fronts::new(&config);
         let clock = bus.clock().clone();
         let cookie = format!("aman_session_{:08x}", bus.store().ids().node);
         let gate = Gate::new(auth, clock.clone(), cookie);
@@ -259,7 +266,8 @@ impl App {
             configured: config::Configured::new(config, version),
             connections_max,
             gate,
-            routes: ArcSwap::from_pointee(Table::new(routes::core(), None)?),
+            front: Arc::new(Front::of_daemon(Table::new(routes::core(), None)?)),
+            fronts,
             counters: Counters::default(),
             rooms: body::Rooms::default(),
             refusals: audit::Refusals::default(),
@@ -274,53 +282,72 @@ impl App {
     }
 }
 
-/// The running server.
-pub struct Server {
-    app: Arc<App>,
+/// What the connections of all listeners share.
+#[derive(Clone)]
+struct Serving {
     /// Stops accepting, and lets connections end after their present request.
     closing: CancellationToken,
     /// Ends connections at once.
     abort: CancellationToken,
     connections: TaskTracker,
+    permits: Arc<Semaphore>,
+    /// Encrypts what comes over TCP; none = it is plain.
+    tls: Option<TlsAcceptor>,
+}
+
+impl Serving {
+    /// Serves `listener` as `front` until `closing`.
+    fn accept(&self, app: &Arc<App>, front: &Arc<Front>, listener: Listener, closing: CancellationToken) {
+        let serving = Serving { closing, ..self.clone() };
+        let accepting = Accepting { app: Arc::clone(app), front: Arc::clone(front), serving };
+        let permits = Arc::clone(&self.permits);
+        permits.add_permits(1);
+        self.connections.spawn(async move {
+            accepting.run(listener).await;
+            if let Ok(permit) = permits.acquire().await {
+                permit.forget();
+            }
+        });
+    }
+}
+
+/// The running server.
+pub struct Server {
+    app: Arc<App>,
+    serving: Serving,
 }
 
 impl Server {
-    /// Serves `listeners` until [`Server::stop`].
+    /// Serves `listeners`, and those of plugins, until [`Server::stop`].
     pub fn start(app: Arc<App>, listeners: Vec<Listener>) -> Server {
-        let server = Server {
-            app: Arc::clone(&app),
+        let serving = Serving {
             closing: CancellationToken::new(),
             abort: CancellationToken::new(),
             connections: TaskTracker::new(),
+            // Each listener brings one along, to hold while it waits for its next connection.
+            permits: Arc::new(Semaphore::new(app.connections_max.saturating_sub(1))),
+            tls: listeners.iter().find_map(Listener::acceptor),
         };
-        // Each listener holds one while it waits for its next connection.
-        let idle = listeners.len().saturating_sub(1);
-        let permits = Arc::new(Semaphore::new(app.connections_max + idle));
         for listener in listeners {
-            let accepting = Accepting {
-                app: Arc::clone(&app),
-                closing: server.closing.clone(),
-                abort: server.abort.clone(),
-                connections: server.connections.clone(),
-                permits: Arc::clone(&permits),
-            };
-            server.connections.spawn(accepting.run(listener));
+            serving.accept(&app, &app.front, listener, serving.closing.clone());
         }
-        server
+        app.fronts.serve(&app, serving.clone());
+        Server { app, serving }
     }
 
     /// Accepts no more, lets open requests end within `grace`, then ends what is left. Streams must have been ended.
     pub async fn stop(self, grace: Duration) {
-        self.closing.cancel();
-        self.connections.close();
+        let Serving { closing, abort, connections, .. } = &self.serving;
+        closing.cancel();
+        connections.close();
         self.app.running.close();
         let ended = async {
-            self.connections.wait().await;
+            connections.wait().await;
             self.app.running.wait().await;
         };
         if tokio::time::timeout(grace, ended).await.is_err() {
-            tracing::warn!(connections = self.connections.len(), "Connections were cut off at shutdown.");
-            self.abort.cancel();
+            tracing::warn!(connections = connections.len(), "Connections were cut off at shutdown.");
+            abort.cancel();
         }
         self.app.refusals.write_now(&self.app).await;
     }
@@ -328,10 +355,8 @@ impl Server {
 
 struct Accepting {
     app: Arc<App>,
-    closing: CancellationToken,
-    abort: CancellationToken,
-    connections: TaskTracker,
-    permits: Arc<Semaphore>,
+    front: Arc<Front>,
+    serving: Serving,
 }
 
 impl Accepting {
@@ -345,12 +370,12 @@ impl Accepting {
         let mut told = false;
         loop {
             let accepted = async {
-                let permit = Arc::clone(&self.permits).acquire_owned().await;
+                let permit = Arc::clone(&self.serving.permits).acquire_owned().await;
                 (permit, listener.accept().await)
             };
             let (permit, accepted) = tokio::select! {
                 biased;
-                () = self.closing.cancelled() => return,
+                () = self.serving.closing.cancelled() => return,
                 accepted = accepted => accepted,
             };
             match (permit, accepted) {
@@ -377,20 +402,21 @@ impl Accepting {
     }
 
     fn serve(&self, http: &http1::Builder, accepted: listen::Accepted, permit: OwnedSemaphorePermit) {
-        let (app, closing, abort) = (Arc::clone(&self.app), self.closing.clone(), self.abort.clone());
+        let (app, front) = (Arc::clone(&self.app), Arc::clone(&self.front));
+        let (closing, abort) = (self.serving.closing.clone(), self.serving.abort.clone());
         let http = http.clone();
         match accepted {
             listen::Accepted::Ready(conn) => {
-                self.connections.spawn(serve(app, http, conn, permit, (closing, abort)));
+                self.serving.connections.spawn(serve((app, front), http, conn, permit, (closing, abort)));
             }
             listen::Accepted::Tls(handshake) => {
-                self.connections.spawn(async move {
+                self.serving.connections.spawn(async move {
                     let conn = tokio::select! {
                         conn = handshake => conn,
                         () = closing.cancelled() => None,
                     };
                     if let Some(conn) = conn {
-                        Box::pin(serve(app, http, conn, permit, (closing, abort))).await;
+                        Box::pin(serve((app, front), http, conn, permit, (closing, abort))).await;
                     }
                 });
             }
@@ -400,7 +426,7 @@ impl Accepting {
 
 /// Serves one connection to its end.
 async fn serve(
-    app: Arc<App>,
+    (app, front): (Arc<App>, Arc<Front>),
     http: http1::Builder,
     conn: Conn,
     _permit: OwnedSemaphorePermit,
@@ -408,10 +434,11 @@ async fn serve(
 ) {
     let (served, peer) = (Arc::clone(&app), Arc::new(socket::Peer::default()));
     let connection = http.serve_connection(
-        socket::Socket::new(conn, Arc::clone(&peer)),
+        socket::Socket::new(conn, Arc::clone(&front), Arc::clone(&peer)),
         hyper::service::service_fn(move |request| {
             // Boxed, so that an idle connection does not hold the room of a request.
-            let (answer, peer) = (Box::pin(handle::handle(Arc::clone(&served), request)), Arc::clone(&peer));
+            let answer = Box::pin(handle::handle(Arc::clone(&served), Arc::clone(&front), request));
+            let peer = Arc::clone(&peer);
             async move {
                 let mut answer = answer.await;
                 if let body::Body::Stream(stream) = answer.body_mut() {

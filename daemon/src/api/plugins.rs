@@ -28,13 +28,21 @@ const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
 
 /// `GET /plugins`, by name.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &["limit", "cursor"])?.page("plugins", app.plugins.list())
+    let items = app.plugins.list();
+    let items = items.iter().map(|plugin| with_listener(&app, &plugin.name, json!(plugin)));
+    Query::read(&call, &["limit", "cursor"])?.page("plugins", items)
 }
 
 /// `GET /plugin/{name}`
 pub(super) async fn show(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
-    body::ok(&app.plugins.detail(call.param("name")).await?)
+    shown(&app, &call).await
+}
+
+/// A plugin with how the listener of its own stands.
+fn with_listener(app: &App, name: &str, mut shown: Value) -> Value {
+    shown["listener"] = app.fronts.show(name, app.tuned.load().places.secure);
+    shown
 }
 
 /// `POST /plugin/install`: the package as the body, or as the part `plugin` of a form.
@@ -157,7 +165,8 @@ fn record(call: &Call, detail: Value) -> StateWrite {
 }
 
 async fn shown(app: &App, call: &Call) -> Result<Reply, Problem> {
-    body::ok(&app.plugins.detail(call.param("name")).await?)
+    let name = call.param("name");
+    body::ok(&with_listener(app, name, app.plugins.detail(name).await?))
 }
 
 /// `POST /plugin/{name}/approve`

@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 
-use hyper::StatusCode;
 use hyper::header::{ALLOW, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Method, StatusCode};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::body::{Body, Reply};
+use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, FieldError};
 use crate::id::TraceId;
 use crate::redact;
@@ -70,11 +71,46 @@ impl Problem {
         self
     }
 
-    /// The answer that is sent.
-    pub fn reply(self, path: &str, trace: TraceId) -> Reply {
+    /// Says in the log what failed inside, if that is what happened.
+    pub fn log(&self, path: &str, trace: TraceId) {
         if let Some(chain) = &self.chain {
             tracing::error!(trace_id = %trace, path, chain, "A request failed inside.");
         }
+    }
+
+    /// The headers that HTTP asks for.
+    pub fn into_headers(self) -> Vec<(HeaderName, HeaderValue)> {
+        self.headers
+    }
+
+    /// The answer that is sent.
+    pub fn reply(self, path: &str, trace: TraceId) -> Reply {
+        self.log(path, trace);
+        Reply {
+            status: self.status,
+            content_type: "application/problem+json",
+            body: Body::full(self.json(path, trace).to_string()),
+            headers: self.headers,
+            trace: None,
+        }
+    }
+
+    /// What a plugin's own envelope is made of: the problem, what its headers say, the method if one could be read, and
+    /// the time.
+    pub fn seen(&self, method: Option<&Method>, path: &str, trace: TraceId) -> Value {
+        let header = |wanted: HeaderName| {
+            let found = self.headers.iter().find(|(name, _)| *name == wanted);
+            found.and_then(|(_, value)| value.to_str().ok())
+        };
+        let mut seen = self.json(path, trace);
+        seen["allow"] = header(ALLOW).into();
+        seen["retry_after_s"] = header(RETRY_AFTER).and_then(|text| text.parse::<u64>().ok()).into();
+        seen["method"] = method.map(Method::as_str).into();
+        seen["time"] = rfc3339(Clock::System.now_ms()).into();
+        seen
+    }
+
+    fn json(&self, path: &str, trace: TraceId) -> Value {
         #[derive(Serialize)]
         struct Field<'a> {
             field: Cow<'a, str>,
@@ -84,7 +120,7 @@ impl Problem {
         let errors: Vec<Field<'_>> =
             fields.map(|f| Field { field: redact::text(&f.field), reason: redact::text(&f.reason) }).collect();
         let detail = redact::text(&self.detail);
-        let body = json!({
+        json!({
             "type": format!("urn:aman:error:{}", self.code),
             "title": self.status.canonical_reason().unwrap_or("Error"),
             "status": self.status.as_u16(),
@@ -94,14 +130,7 @@ impl Problem {
             "message": detail,
             "trace_id": trace.to_string(),
             "errors": errors,
-        });
-        Reply {
-            status: self.status,
-            content_type: "application/problem+json",
-            headers: self.headers,
-            body: Body::full(body.to_string()),
-            trace: None,
-        }
+        })
     }
 }
 

@@ -292,12 +292,15 @@ fn work() -> Vec<Route> {
     ]
 }
 
+/// Answers by status class, 1xx to 5xx.
+pub type Answers = Arc<[AtomicU64; 5]>;
+
 /// A route in the router, with what is counted for it.
 pub struct Mounted {
     /// The row.
     pub route: Route,
-    /// Answers by status class, 1xx to 5xx.
-    pub answers: Arc<[AtomicU64; 5]>,
+    /// See [`Answers`].
+    pub answers: Answers,
 }
 
 /// The routes as they are served; replaced as a whole.
@@ -323,14 +326,23 @@ pub enum Found {
 impl Table {
     /// A table of `routes`, which counts on where `before` is; fails when two of them cannot be told apart.
     pub fn new(routes: Vec<Route>, before: Option<&Table>) -> Result<Table, Error> {
-        let known = before.iter().flat_map(|before| &before.all);
-        let known: HashMap<(&Method, &str), &Arc<Mounted>> =
-            known.map(|mounted| ((&mounted.route.method, mounted.route.path.as_str()), mounted)).collect();
+        let known = before.map(Table::counts).unwrap_or_default();
+        Table::counting(routes, |route| known.get(&(&route.method, route.path.as_str())).cloned())
+    }
+
+    /// What counts the answers, by method and path.
+    pub fn counts(&self) -> HashMap<(&Method, &str), Answers> {
+        let all = self.all.iter();
+        all.map(|one| ((&one.route.method, one.route.path.as_str()), Arc::clone(&one.answers))).collect()
+    }
+
+    /// As [`Table::new`]; `known` says where a route's answers are counted already.
+    pub fn counting(routes: Vec<Route>, known: impl Fn(&Route) -> Option<Answers>) -> Result<Table, Error> {
         let mut by_path: BTreeMap<String, Vec<Arc<Mounted>>> = BTreeMap::new();
         let mut table = Table::default();
         for route in routes {
-            let answers = known.get(&(&route.method, route.path.as_str())).map(|mounted| Arc::clone(&mounted.answers));
-            let mounted = Arc::new(Mounted { route, answers: answers.unwrap_or_default() });
+            let answers = known(&route).unwrap_or_default();
+            let mounted = Arc::new(Mounted { route, answers });
             let same_path = by_path.entry(mounted.route.path.clone()).or_default();
             if let Some(other) = same_path.iter().find(|other| other.route.method == mounted.route.method) {
                 let (method, path, owner) = (&mounted.route.method, &mounted.route.path, other.route.owner());

@@ -9,13 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use hyper::StatusCode;
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper::{StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Sleep;
 
 use super::body::Body;
+use super::fronts::Front;
+use super::guests;
 use super::listen::Conn;
 use super::problem::Problem;
 use crate::id::TraceId;
@@ -52,6 +55,7 @@ impl Peer {
 /// A connection that does not wait for ever.
 pub struct Socket {
     io: TokioIo<Conn>,
+    front: Arc<Front>,
     peer: Arc<Peer>,
     /// What came while a stream was sent: the begin of the next request. Nothing more is read until hyper took it.
     early: Option<u8>,
@@ -64,9 +68,9 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Wraps `conn`.
-    pub fn new(conn: Conn, peer: Arc<Peer>) -> Socket {
-        Socket { io: TokioIo::new(conn), peer, early: None, stalled: None, refusal: None, lingering: None }
+    /// Wraps `conn`, which came to `front`.
+    pub fn new(conn: Conn, front: Arc<Front>, peer: Arc<Peer>) -> Socket {
+        Socket { io: TokioIo::new(conn), front, peer, early: None, stalled: None, refusal: None, lingering: None }
     }
 
     /// Looks whether the client of a stream still sends. hyper reads nothing while it answers.
@@ -127,13 +131,14 @@ impl Socket {
     }
 }
 
-/// The problem to send in place of `head`, if that is an answer that hyper made: ours never are without a body.
-fn refusal_for(head: &[u8]) -> Option<Vec<u8>> {
+/// The problem of `front` to send in place of `head`, if that is an answer that hyper made: ours all have a `traceparent`.
+fn refusal_for(front: &Front, head: &[u8]) -> Option<Vec<u8>> {
     if !head.starts_with(b"HTTP/1.1 4") || !head.ends_with(b"\r\n\r\n") {
         return None;
     }
     let text = std::str::from_utf8(head).ok()?;
-    if text.matches("\r\n\r\n").count() != 1 || !text.contains("\r\ncontent-length: 0\r\n") {
+    let is_ours = text.contains("\r\ntraceparent: ");
+    if is_ours || text.matches("\r\n\r\n").count() != 1 || !text.contains("\r\ncontent-length: 0\r\n") {
         return None;
     }
     let problem = if text[9..].starts_with("400") {
@@ -144,18 +149,18 @@ fn refusal_for(head: &[u8]) -> Option<Vec<u8>> {
                       the headers may be 100, and a Content-Length must be a number of bytes that could be sent.";
         Problem::new((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"), detail)
     };
-    let reply = problem.reply("", TraceId(fastrand::u128(1..).to_be_bytes()));
+    let reply = guests::refusal_now(front, problem, (None, ""), TraceId(fastrand::u128(1..).to_be_bytes()));
     let Body::Full(Some(body)) = reply.body else { return None };
-    let mut out = format!(
-        "HTTP/1.1 {}\r\n{}: {}\r\n{}: close\r\n{}: {}\r\n\r\n",
-        reply.status,
-        header::CONTENT_TYPE,
-        reply.content_type,
-        header::CONNECTION,
-        header::CONTENT_LENGTH,
-        body.len(),
-    )
-    .into_bytes();
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+    headers.extend(reply.headers);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(header::CONTENT_LENGTH, body.len().into());
+    let mut out = format!("HTTP/1.1 {}\r\n", reply.status).into_bytes();
+    for (name, value) in &headers {
+        out.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&body);
     Some(out)
 }
@@ -203,7 +208,7 @@ impl Write for Socket {
         if let [head] = bufs
             && self.refusal.is_none()
         {
-            self.refusal = refusal_for(head).map(|bytes| (bytes, 0));
+            self.refusal = refusal_for(&self.front, head).map(|bytes| (bytes, 0));
         }
         let written = if self.refusal.is_some() {
             let replaced = bufs.iter().map(|buf| buf.len()).sum();
@@ -226,6 +231,10 @@ mod tests {
 
     use super::super::listen::{self, Accepted, Listener};
     use super::*;
+
+    fn front() -> Arc<Front> {
+        Arc::new(Front::of_daemon(super::super::routes::Table::default()))
+    }
 
     /// A connection with TLS between sockets that hold little.
     async fn encrypted() -> (Conn, tokio_rustls::client::TlsStream<tokio::net::TcpStream>) {
@@ -261,7 +270,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_takes_nothing_is_let_go_also_with_tls() {
         let (conn, _deaf) = encrypted().await;
-        let mut socket = std::pin::pin!(Socket::new(conn, Arc::default()));
+        let mut socket = std::pin::pin!(Socket::new(conn, front(), Arc::default()));
         // Until neither the system nor TLS takes more: the rest would go with the end of the connection.
         poll_fn(|cx| {
             while let Poll::Ready(taken) = socket.as_mut().poll_write(cx, &[0; 4096]) {
@@ -277,12 +286,15 @@ mod tests {
 
     #[test]
     fn only_answers_of_hyper_are_replaced() {
+        let front = front();
+        let refusal_for = |head: &[u8]| refusal_for(&front, head);
         let own = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
         let text = String::from_utf8(refusal_for(own).expect("replaced")).expect("text");
         assert!(text.starts_with("HTTP/1.1 431 ") && text.contains("headers_too_large"), "{text}");
         for ours in [
             &b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}"[..],
             b"HTTP/1.1 404 Not Found\r\ncontent-length: 20\r\n\r\n",
+            b"HTTP/1.1 404 Not Found\r\ntraceparent: 00-1-2-01\r\ncontent-length: 0\r\n\r\n",
             b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             b"HTTP/1.1 4",
         ] {

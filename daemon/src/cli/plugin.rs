@@ -254,6 +254,11 @@ async fn show(context: &mut Context, name: &str) -> Result<(), Failure> {
     }
     pairs.push(("changed", time(&plugin["changed_at"])));
     pairs.extend(items(&plugin["routes"]).iter().map(|route| ("route", text(route))));
+    for (key, label) in [("url", "listens at"), ("error", "not listening")] {
+        if plugin["listener"][key].is_string() {
+            pairs.push((label, text(&plugin["listener"][key])));
+        }
+    }
     for (key, label) in [("pending", "waits"), ("previous", "before")] {
         if plugin[key].is_object() {
             let digest = shorten(&text(&plugin[key]["digest"]), DIGEST_CHARS);

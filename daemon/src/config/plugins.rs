@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use toml::{Table, Value};
 
-use super::Secret;
 use super::table::{Faults, Reader};
+use super::{Applied, Secret};
 
 /// Settings, or secrets, of one plugin.
 const ENTRIES_MAX: usize = 200;
@@ -18,7 +18,7 @@ const SECRET_BYTES_MIN: usize = 8;
 pub struct PluginSection {
     /// The plugin's name.
     pub name: String,
-    /// A loopback address of its own, where its routes are at `/`.
+    /// An address of its own, where its routes are at `/`.
     pub bind: Option<SocketAddr>,
     /// What the plugin reads.
     pub settings: BTreeMap<String, String>,
@@ -26,11 +26,21 @@ pub struct PluginSection {
     pub secrets: BTreeMap<String, Secret>,
 }
 
-/// Reads the table of a plugin; `None` when it cannot be used, and then `faults` says why.
-pub(super) fn section(name: &str, table: &Table, faults: &mut Faults) -> Option<PluginSection> {
+/// What makes `after` of `before`; all of it takes effect at once.
+pub fn plan(before: &[PluginSection], after: &[PluginSection]) -> Applied {
+    Applied::plan("plugin", by_name(before), by_name(after))
+}
+
+fn by_name(sections: &[PluginSection]) -> impl Iterator<Item = (&str, &PluginSection)> {
+    sections.iter().map(|section| (section.name.as_str(), section))
+}
+
+/// Reads the table of a plugin; `None` when it cannot be used, and then `faults` says why. Only with `may_be_remote` may
+/// other machines reach it.
+pub(super) fn section(name: &str, table: &Table, may_be_remote: bool, faults: &mut Faults) -> Option<PluginSection> {
     let mut reader = Reader::new(format!("plugin.{name}"), table);
     let wrong_before = faults.wrong.len();
-    let bind = bind(&mut reader);
+    let bind = bind(&mut reader, may_be_remote);
     let settings = settings(&mut reader);
     let secrets = reader.variables("secrets");
     for (key, secret) in &secrets {
@@ -51,13 +61,19 @@ pub(super) fn section(name: &str, table: &Table, faults: &mut Faults) -> Option<
     (faults.wrong.len() == wrong_before).then_some(section)
 }
 
-fn bind(reader: &mut Reader<'_>) -> Option<SocketAddr> {
+fn bind(reader: &mut Reader<'_>, may_be_remote: bool) -> Option<SocketAddr> {
     let text = reader.text("bind")?;
-    let address = text.parse::<SocketAddr>().ok().filter(|address| address.ip().is_loopback());
-    if address.is_none() {
-        reader.wrong("bind", "must be a loopback address and a port, such as 127.0.0.1:8080.");
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        reader.wrong("bind", "must be an address and a port, such as 127.0.0.1:8080.");
+        return None;
+    };
+    if !address.ip().is_loopback() && !may_be_remote {
+        let reason = "is not a loopback address: as for http.bind that needs http.token and http.allow_remote = true. \
+                      Bind 127.0.0.1 unless other machines are to reach the plugin.";
+        reader.wrong("bind", reason);
+        return None;
     }
-    address
+    Some(address)
 }
 
 /// Texts, numbers and truth values, all as texts.
@@ -91,7 +107,7 @@ mod tests {
         let text = "bind = \"127.0.0.1:0\"\nsettings = { url = \"http://x\", days = 3, on = true }\n\
                     secrets = { TOKEN = \"canary-of-a-plugin\" }\ncolour = 1";
         let (table, mut faults) = (text.parse::<Table>().expect("TOML"), Faults::default());
-        let section = section("feeds", &table, &mut faults).expect("good");
+        let section = section("feeds", &table, false, &mut faults).expect("good");
         let settings: Vec<(&str, &str)> = section.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(settings, [("days", "3"), ("on", "true"), ("url", "http://x")]);
         assert_eq!(section.secrets["TOKEN"].expose(), "canary-of-a-plugin");

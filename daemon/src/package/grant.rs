@@ -40,16 +40,13 @@ impl Grant {
             }
         }
         for route in manifest.routes.iter().filter(|route| route.public || route.root) {
-            let (key, place) = (format!("{} {}", route.method, route.mounted()), route.mounted());
+            let shown = route.shown();
             if route.public {
-                let text = format!("answer {} {place} to anyone, without credentials", route.method);
-                grants.push(Grant::new(format!("public {key}"), text));
+                let text = format!("answer {shown} to anyone, without credentials");
+                grants.push(Grant::new(format!("public {shown}"), text));
             }
             if route.root {
-                grants.push(Grant::new(
-                    format!("root {key}"),
-                    format!("serve {} {place}, outside /api/v1", route.method),
-                ));
+                grants.push(Grant::new(format!("root {shown}"), format!("serve {shown}, outside /api/v1")));
             }
         }
         grants.sort_by(|a, b| a.key.cmp(&b.key));

@@ -1,11 +1,13 @@
 //! `plugin.toml`: what a plugin is, what it offers and what it asks for. Every complaint names its key.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use super::envelope::Envelope;
 use super::grant::Grant;
 use super::raw::Raw;
 use super::{FAULT, check_name, names, signature};
@@ -64,6 +66,9 @@ pub struct Manifest {
     pub sources: Vec<Source>,
     /// Pages for the console.
     pub pages: Vec<Page>,
+    /// How it spells errors on a listener of its own; none = as the daemon does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<Arc<Envelope>>,
     /// What it may use up.
     pub limits: Limits,
 }
@@ -135,14 +140,22 @@ pub struct Route {
     pub public: bool,
     /// At the root instead of below `/api/v1`.
     pub root: bool,
+    /// Only on a listener of the plugin's own.
+    pub listener: bool,
     /// Bytes of a request's body at the most.
     pub body: u64,
 }
 
 impl Route {
-    /// Where it is mounted.
+    /// Where it is, on the daemon's listener unless it is only on the plugin's own.
     pub fn mounted(&self) -> String {
-        if self.root { self.path.clone() } else { format!("/api/v1{}", self.path) }
+        if self.root || self.listener { self.path.clone() } else { format!("/api/v1{}", self.path) }
+    }
+
+    /// Method and place, for people.
+    pub fn shown(&self) -> String {
+        let place = if self.listener { " on its own listener" } else { "" };
+        format!("{} {}{place}", self.method, self.mounted())
     }
 }
 
@@ -283,6 +296,7 @@ impl Manifest {
             tools: check.tools(&raw),
             sources: check.sources(&raw),
             pages: check.pages(&raw),
+            errors: check.errors(&raw),
             limits: check.limits(&raw),
             version: version.unwrap_or_else(|| Version::new(0, 0, 0)),
             name: raw.name,
@@ -377,10 +391,15 @@ impl Checker {
                 let reason = format!("must be one of {}; GET answers HEAD too.", ROUTE_METHODS.join(", "));
                 self.wrong(format!("{key}.method"), reason);
             }
-            if let Err(reason) = check_path(&route.path) {
-                self.wrong(format!("{key}.path"), reason);
+            if route.path != "/" || !route.listener {
+                let checked = check_path(&route.path);
+                checked.unwrap_or_else(|reason| self.wrong(format!("{key}.path"), reason));
             }
-            if !seen.insert((&route.method, route.root, &route.path)) {
+            if route.root && route.listener {
+                self.wrong(format!("{key}.root"), "means nothing with listener = true, which is at the root there.");
+            }
+            // A listener of its own has all of them at the root.
+            if !seen.insert((&route.method, &route.path)) {
                 self.wrong(&key, format!("{} {} stands there twice.", route.method, route.path));
             }
             let asked = route.body.as_deref().and_then(|text| self.size(&format!("{key}.body"), text));
@@ -394,6 +413,7 @@ impl Checker {
                 path: route.path.clone(),
                 public: route.public,
                 root: route.root,
+                listener: route.listener,
                 body: asked.unwrap_or(BODY_DEFAULT),
             });
         }
@@ -480,6 +500,11 @@ impl Checker {
         let of =
             |page: &super::raw::Page| Page { id: page.id.clone(), title: page.title.clone(), path: page.path.clone() };
         raw.pages.iter().map(of).collect()
+    }
+
+    fn errors(&mut self, raw: &Raw) -> Option<Arc<Envelope>> {
+        let text = &raw.errors.as_ref()?.envelope;
+        self.take("errors.envelope", Envelope::compile(text)).map(Arc::new)
     }
 
     fn id<'a>(&mut self, key: &str, id: &'a str, seen: &mut BTreeSet<&'a str>) {

@@ -2,6 +2,7 @@
 //! and, if its author signs, a minisign signature over those. Reading one trusts nothing in it.
 
 mod archive;
+mod envelope;
 mod grant;
 pub mod key;
 mod manifest;
@@ -21,6 +22,7 @@ use crate::error::Error;
 use crate::id::sha256_hex;
 
 pub use archive::{ENTRIES_MAX, INFLATED_MAX, Unpacked};
+pub use envelope::{Envelope, Spelled};
 pub use grant::Grant;
 pub use manifest::{
     Host, HttpGrant, INTERFACES, Limits, Manifest, PUBLIC_BODY_MAX, Page, Permissions, Route, SecretHeader, Source,

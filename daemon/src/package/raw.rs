@@ -26,6 +26,7 @@ pub(super) struct Raw {
     pub sources: Vec<Source>,
     #[serde(default)]
     pub pages: Vec<Page>,
+    pub errors: Option<Errors>,
     #[serde(default)]
     pub limits: Limits,
 }
@@ -60,6 +61,8 @@ pub(super) struct Route {
     pub public: bool,
     #[serde(default)]
     pub root: bool,
+    #[serde(default)]
+    pub listener: bool,
     pub body: Option<String>,
 }
 
@@ -92,6 +95,12 @@ pub(super) struct Page {
     pub id: String,
     pub title: String,
     pub path: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Errors {
+    pub envelope: String,
 }
 
 #[derive(Default, Deserialize)]

@@ -203,7 +203,7 @@ impl Plugins {
             digest: row.digest.clone(),
             signed_by: row.signed_by.clone(),
             permissions: manifest.permissions.clone(),
-            routes: manifest.routes.iter().map(|route| format!("{} {}", route.method, route.mounted())).collect(),
+            routes: manifest.routes.iter().map(|route| route.shown()).collect(),
             status,
             grants,
             added,

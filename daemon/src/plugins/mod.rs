@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
 use crate::error::Error;
-use crate::package::{Grant, Manifest, Route};
+use crate::package::{Envelope, Grant, Manifest, Route};
 use crate::store::plugins as records;
 use host::Services;
 
@@ -58,6 +58,8 @@ pub struct Wanted {
     pub route: Route,
     /// The longest that a call may take.
     pub time_max: std::time::Duration,
+    /// How the plugin spells errors on a listener of its own.
+    pub errors: Option<Arc<Envelope>>,
 }
 
 /// Puts routes in force, all or none; with `true` only says whether that would go.
@@ -190,8 +192,13 @@ impl Inner {
 fn wanted(manifest: &Manifest) -> Vec<Wanted> {
     let (plugin, limits): (Arc<str>, _) = (manifest.name.as_str().into(), &manifest.limits);
     let time_max = limits.time + limits.wait + std::time::Duration::from_secs(5);
-    let routes = manifest.routes.iter();
-    routes.map(|route| Wanted { plugin: Arc::clone(&plugin), route: route.clone(), time_max }).collect()
+    let wanted = |route: &Route| Wanted {
+        plugin: Arc::clone(&plugin),
+        route: route.clone(),
+        time_max,
+        errors: manifest.errors.clone(),
+    };
+    manifest.routes.iter().map(wanted).collect()
 }
 
 impl Plugins {

@@ -125,7 +125,7 @@ impl Known {
             description: manifest.map(|manifest| manifest.description.clone()),
             signed_by: present.and_then(|version| version.row.signed_by.clone()),
             publisher: self.record.publisher.clone(),
-            routes: routes.map(|route| format!("{} {}", route.method, route.mounted())).collect(),
+            routes: routes.map(|route| route.shown()).collect(),
             pending: self.version(self.record.pending.as_ref()).map(|version| other(version, &granted)),
             previous: self.version(self.record.previous.as_ref()).map(|version| other(version, &granted)),
             granted,

@@ -41,6 +41,7 @@ pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
         }
     }
     checks.extend(newest_event(&client).await);
+    checks.extend(plugins(&client).await);
     checks.extend(dead_letters(&client).await);
     checks
 }
@@ -114,6 +115,24 @@ async fn newest_event(client: &Client) -> Option<Check> {
     })
 }
 
+async fn plugins(client: &Client) -> Option<Check> {
+    let list = client.call(Call::get("/plugins")).await.ok()?.json().ok()?;
+    let all = list["items"].as_array()?;
+    let amiss = all.iter().filter_map(|plugin| {
+        let why = match text(&plugin["state"]).as_str() {
+            "failed" | "quarantined" => text(&plugin["reason"]),
+            _ => plugin["listener"]["error"].as_str()?.to_owned(),
+        };
+        Some(format!("{}: {why}", text(&plugin["name"])))
+    });
+    let amiss: Vec<String> = amiss.collect();
+    Some(if amiss.is_empty() {
+        Check::ok(Id::Plugins, format!("{}, none amiss", count(all.len() as u64, "plugin")))
+    } else {
+        Check::warn(Id::Plugins, amiss.join(" "), "`aman plugin show NAME` says more.")
+    })
+}
+
 async fn dead_letters(client: &Client) -> Option<Check> {
     let reply = client.call(Call::get("/dlq/depth")).await.ok()?;
     let depth = reply.json().ok()?["depth"].as_u64()?;
@@ -141,6 +160,7 @@ mod tests {
             &Fake::json(200, r#"{"status":"ok","phase":"ready","checks":{"store":{"ok":true,"detail":""}}}"#),
             &Fake::json(200, &status),
             &Fake::json(200, r#"{"items":[{"time":"2020-01-01T00:00:00.000Z"}]}"#),
+            &Fake::json(200, r#"{"items":[{"name":"a","state":"active","listener":{"error":"no"}}]}"#),
             &Fake::json(200, r#"{"depth":2,"by_consumer":{}}"#),
         ])
         .await;
@@ -156,6 +176,7 @@ mod tests {
                 (Id::SameVersion, ok),
                 (Id::Access, ok),
                 (Id::EventTime, ok),
+                (Id::Plugins, Verdict::Warn),
                 (Id::DeadLetters, Verdict::Warn)
             ]
         );

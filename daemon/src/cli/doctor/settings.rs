@@ -101,7 +101,7 @@ fn origins(listed: &Value) -> Check {
     Check::warn(Id::AllowedOrigins, format!("These may call the API: {}", wrong.join(", ")), advice)
 }
 
-/// Checks of `[sources.*]` and `[sinks.*]`, as the file has them.
+/// Checks of `[sources.*]`, `[sinks.*]` and `[plugin.*]`, as the file has them.
 pub fn tables(file: &Table) -> Vec<Check> {
     let (mut unverified, mut polled, mut commands, mut sent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (id, source) in each(file, "sources") {
@@ -125,6 +125,9 @@ pub fn tables(file: &Table) -> Vec<Check> {
             sent.push(id);
         }
     }
+    let remote = |text: &str| text.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback());
+    let open = each(file, "plugin").filter(|(_, plugin)| remote(word(plugin, "bind")));
+    let open: Vec<&str> = open.map(|(name, _)| name).collect();
     let verdict = |id: Id, wrong: &[&str], what: &str, advice: &str| {
         if wrong.is_empty() {
             Check::ok(id, "none")
@@ -133,6 +136,12 @@ pub fn tables(file: &Table) -> Vec<Check> {
         }
     };
     vec![
+        verdict(
+            Id::PluginBind,
+            &open,
+            "Other machines can reach",
+            "Set [plugin.NAME] bind to 127.0.0.1 unless they are to, and http.tls if they are.",
+        ),
         verdict(
             Id::WebhookVerify,
             &unverified,
@@ -272,6 +281,8 @@ mod tests {
             ("[sources.a]\nkind = \"command\"\nwrite = [\"~/out\"]", ""),
             ("[sinks.a]\nkind = \"webhook\"\nurl = \"http://example.org/\"", "sink_transport"),
             ("[sinks.a]\nkind = \"webhook\"\nurl = \"https://example.org/\"", ""),
+            ("[plugin.a]\nbind = \"127.0.0.1:8080\"", ""),
+            ("[plugin.a]\nbind = \"[::]:8080\"", "plugin_bind"),
         ];
         for (text, wanted) in cases {
             let checks = tables(&text.parse().expect("TOML"));
