@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aman::package::pack::Content;
+use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Daemon, Folder, TOKEN};
@@ -227,6 +228,56 @@ fn misbehaviour_ends_in_a_rest_and_comes_back() {
     assert_eq!(rows.len(), 1);
     let metrics = body(&daemon.get("/metrics"));
     assert!(metrics.contains("aman_plugins_faults_total{plugin=\"probe\",fault=\"trap\"} 4"), "{metrics}");
+}
+
+/// Goal: a plugin that rests does so after a kill as well, for as long as was left, and its next rest is twice as long;
+/// its operator ends a rest at once and for good, and another version begins without one.
+#[test]
+fn a_rest_outlives_the_daemon_and_ends_by_command() {
+    let mut daemon = Daemon::start();
+    installed(&daemon, &packed("1.0.0", "one", &format!("{EVENTS}{PUBLISH}")), "approve=true");
+    let until = |daemon: &Daemon| daemon.get("/plugin/probe").json["health"]["rests_until"].as_str().map(str::to_owned);
+    let crash = |daemon: &Daemon| {
+        for _ in 0..5 {
+            daemon.get("/api/v1/trap");
+        }
+        daemon.wait("the quarantine is told", || until(daemon))
+    };
+    crash(&daemon);
+    daemon.wait("it comes back", || (daemon.get("/api/v1/t").status == 200).then_some(()));
+    let told = daemon.recent("aman.plugin.quarantined").len();
+    crash(&daemon);
+    daemon.wait("the quarantine is stored", || (daemon.recent("aman.plugin.quarantined").len() > told).then_some(()));
+    daemon.kill();
+    // As if it were a longer one, so that it is not over before a slow machine has looked.
+    let stored = Connection::open(daemon.home().join("aman.db")).expect("the database");
+    stored.execute("UPDATE plugin_rest SET until_ms = until_ms + 120000", []).expect("a row");
+    drop(stored);
+    daemon.again();
+    let shown = daemon.get("/plugin/probe").json;
+    assert_eq!((&shown["state"], &shown["health"]["rests"]), (&json!("quarantined"), &json!(2)), "{shown}");
+    let left_ms = shown["health"]["rests_ms"].as_u64().expect("it still rests");
+    assert!((60_000..=130_000).contains(&left_ms), "{shown}");
+    assert!(shown["health"]["last_fault"].is_string() && daemon.get("/api/v1/t").code() == "plugin_unavailable");
+    assert!(daemon.cli(&["plugin", "show", "probe"]).1.contains("rests until"));
+    daemon.push("in.one", json!({}));
+    let (code, _, error) = daemon.cli(&["plugin", "enable", "probe"]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(daemon.get("/plugin/probe").json["state"], "active");
+    assert_eq!(body(&daemon.get("/api/v1/t")), "one");
+    daemon.settle();
+    assert_eq!(daemon.recent("test.kind").len(), 1, "what waited for the end of the rest goes on at once");
+    daemon.kill();
+    daemon.again();
+    let shown = daemon.get("/plugin/probe").json;
+    assert_eq!((&shown["state"], &shown["health"]["rests"]), (&json!("active"), &json!(0)), "{shown}");
+    crash(&daemon);
+    let with = packed("1.1.0", "two", &format!("{EVENTS}{PUBLISH}"));
+    assert_eq!(installed(&daemon, &with, "approve=true")["status"], "active");
+    assert_eq!(body(&daemon.get("/api/v1/t")), "two");
+    daemon.kill();
+    daemon.again();
+    assert_eq!(body(&daemon.get("/api/v1/t")), "two");
 }
 
 /// Goal: a source is polled, its events are stored, and a plugin that is switched off polls no more and takes its

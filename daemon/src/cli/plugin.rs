@@ -25,7 +25,7 @@ pub enum PluginCommand {
     Show(NameArgs),
     /// Agree to what a waiting version asks for
     Approve(ApproveArgs),
-    /// Switch one on
+    /// Switch one on; ends the rest of one that failed too often
     Enable(EnableArgs),
     /// Switch one off: its routes are gone, what waits for it waits on
     Disable(DisableArgs),
@@ -265,8 +265,13 @@ async fn show(context: &mut Context, name: &str) -> Result<(), Failure> {
             pairs.push((label, format!("{} (digest {digest})", text(&plugin[key]["version"]))));
         }
     }
-    if plugin["health"]["last_fault"].is_string() {
-        pairs.push(("last fault", text(&plugin["health"]["last_fault"])));
+    let health = &plugin["health"];
+    if health["rests_until"].is_string() {
+        pairs.push(("rests until", time(&health["rests_until"])));
+        pairs.push(("rests in a row", text(&health["rests"])));
+    }
+    if health["last_fault"].is_string() {
+        pairs.push(("last fault", text(&health["last_fault"])));
     }
     context.out.pairs(&pairs)?;
     grants(context, "It may:", &plugin["granted"])?;

@@ -56,14 +56,23 @@ impl Plugins {
         self.turn(record, None, Box::new(move |tx| audit(tx, before, Some(to)))).await
     }
 
-    /// Switches it on.
+    /// Switches it on, and ends its rest if it has one.
     pub async fn enable(&self, name: &str, audit: StateWrite) -> Result<(), Error> {
         let _alone = self.inner.changing.lock().await;
         let known = self.there(name)?;
         if let Some(digest) = &known.record.digest {
             self.inner.check_conflicts(manifest_of(&known, digest)?.as_ref())?;
         }
-        self.turn(records::Plugin { enabled: true, ..self.stamped(&known) }, None, audit).await
+        let rests = name.to_owned();
+        let state: StateWrite = Box::new(move |tx| {
+            records::end_rest(tx, &rests)?;
+            audit(tx)
+        });
+        self.turn(records::Plugin { enabled: true, ..self.stamped(&known) }, None, state).await?;
+        if let Some(running) = self.inner.running(name) {
+            running.end_rest();
+        }
+        Ok(())
     }
 
     /// Switches it off: its routes are gone, what is for it waits.
@@ -106,6 +115,7 @@ impl Plugins {
         audit: StateWrite,
     ) -> Result<(), Error> {
         let before = self.inner.known(&record.name);
+        let is_other = before.as_ref().is_none_or(|before| before.record.digest != record.digest);
         let mut versions = before.map(|known| known.versions).unwrap_or_default();
         versions.retain(|version| added.as_ref().is_none_or(|added| added.row.digest != version.row.digest));
         versions.extend(added.clone());
@@ -118,6 +128,9 @@ impl Plugins {
                 records::put_version(tx, &row)?;
             }
             records::put(tx, &stored)?;
+            if is_other {
+                records::end_rest(tx, &stored.name)?;
+            }
             audit(tx)
         });
         self.put_in_force(record, Some(next.versions), running, state, false).await
@@ -131,7 +144,7 @@ impl Plugins {
         {
             return Ok(Some(now));
         }
-        let Some(running) = running_of(&self.inner.ground, next) else { return Ok(None) };
+        let Some(running) = running_of(&self.inner.ground, next, None) else { return Ok(None) };
         let begun = match running.check().await {
             Ok(()) => running.probe().await,
             Err(error) => Err(error),

@@ -64,9 +64,9 @@ impl Consumer for Events {
                 let Some(running) = self.plugins.upgrade().and_then(|plugins| plugins.running(&self.name)) else {
                     return retry(format!("the plugin {} is switched off", self.name));
                 };
-                if let Some(left) = running.rests() {
+                if running.rests().is_some() {
                     tokio::select! {
-                        () = tokio::time::sleep(left) => {}
+                        () = running.rested() => {}
                         () = attempt.cancel.cancelled() => return retry("the plugin rests".to_owned()),
                         () = running.stop.cancelled() => {}
                     }

@@ -1,6 +1,7 @@
 //! What goes wrong with a plugin: counted, told as events and in the audit log, and when it is too much, a rest that grows.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use aman_plugin_host::Fault;
 use serde::Serialize;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::running::CallFault;
 use crate::bus::{Bus, Origin, Publish};
@@ -15,7 +17,7 @@ use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
 use crate::store::audit::{self, Outcome, Record};
-use crate::store::plugins::Version;
+use crate::store::plugins::{self as records, Rest, Version};
 
 /// So many misbehaviours within [`WINDOW`] send a plugin to rest.
 const MISBEHAVIOURS_MAX: usize = 5;
@@ -35,10 +37,13 @@ const NAME: &str = "aman/plugins";
 pub struct Health {
     name: String,
     version: String,
+    digest: String,
     bus: Bus,
     begun: Instant,
     /// Milliseconds after `begun` at which its rest ends; 0 = it does not rest.
     rests_until: AtomicU64,
+    /// Told when a rest is ended before its time.
+    ended: Notify,
     trouble: Mutex<Trouble>,
 }
 
@@ -65,6 +70,11 @@ pub struct Shown {
     /// Milliseconds for which it still rests; absent when it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rests_ms: Option<u128>,
+    /// When its rest ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rests_until: Option<String>,
+    /// How often in a row it was sent to rest; each time is twice as long as the one before.
+    pub rests: u32,
 }
 
 /// The kind of a fault, as metrics and events name it.
@@ -89,11 +99,57 @@ impl Health {
         Health {
             name: version.name.clone(),
             version: version.version.clone(),
+            digest: version.digest.clone(),
             bus: bus.clone(),
             begun: Instant::now(),
             rests_until: AtomicU64::new(0),
+            ended: Notify::new(),
             trouble: Mutex::default(),
         }
+    }
+
+    /// Goes on with what was left of a rest when the daemon ended, and remembers how many there were.
+    pub fn take_up(&self, rest: &Rest) {
+        let left_ms = rest.until_ms - self.bus.clock().now_ms();
+        let since = Duration::from_millis(u64::try_from(-left_ms).unwrap_or(0));
+        if rest.digest != self.digest || since > FORGIVEN {
+            return;
+        }
+        let now = Instant::now();
+        let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(REST_MAX);
+        let mut trouble = self.trouble();
+        trouble.rests = rest.rests;
+        trouble.rested = (now + left).checked_sub(since);
+        trouble.last = Some((rest.at_ms, rest.message.clone()));
+        self.rest_until(self.begun.elapsed() + left);
+    }
+
+    /// Ends a rest before its time, and forgets how many there were.
+    pub fn end_rest(&self) {
+        let mut trouble = self.trouble();
+        (trouble.rests, trouble.rested) = (0, None);
+        trouble.recent.clear();
+        drop(trouble);
+        self.rests_until.store(0, Ordering::Release);
+        self.ended.notify_waiters();
+    }
+
+    /// Waits until it does not rest.
+    pub async fn rested(&self) {
+        loop {
+            let mut ended = pin!(self.ended.notified());
+            ended.as_mut().enable();
+            let Err(left) = self.admit() else { return };
+            tokio::select! {
+                () = ended => {}
+                () = tokio::time::sleep(left) => {}
+            }
+        }
+    }
+
+    fn rest_until(&self, since_begin: Duration) {
+        let until = u64::try_from(since_begin.as_millis()).unwrap_or(u64::MAX);
+        self.rests_until.store(until, Ordering::Release);
     }
 
     fn trouble(&self) -> MutexGuard<'_, Trouble> {
@@ -130,7 +186,7 @@ impl Health {
                 rest_s = rest.as_secs(),
                 "A plugin rests: it failed too often."
             );
-            self.tell("quarantined", kind, message, trouble.untold, Some(rest));
+            self.tell("quarantined", kind, message, trouble.untold, Some((rest, trouble.rests)));
         } else if due {
             tracing::warn!(plugin = self.name, kind, why = message, "A plugin failed.");
             self.tell("failed", kind, message, trouble.untold, None);
@@ -158,20 +214,28 @@ impl Health {
         let rest = REST_FIRST.saturating_mul(1_u32.checked_shl(trouble.rests).unwrap_or(u32::MAX)).min(REST_MAX);
         trouble.rests += 1;
         trouble.rested = Some(now + rest);
-        let until = (self.begun.elapsed() + rest).as_millis();
-        self.rests_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Release);
+        self.rest_until(self.begun.elapsed() + rest);
         Some(rest)
     }
 
-    /// Publishes `aman.plugin.failed` or `aman.plugin.quarantined`, with a row of the audit log in the same transaction.
-    fn tell(&self, what: &'static str, kind: &'static str, message: String, count: u64, rest: Option<Duration>) {
+    /// Publishes `aman.plugin.failed` or `aman.plugin.quarantined`, with a row of the audit log and the record of the rest,
+    /// and how many there were in a row by now, in the same transaction.
+    fn tell(&self, what: &'static str, kind: &'static str, message: String, count: u64, rest: Option<(Duration, u32)>) {
         let (bus, name) = (self.bus.clone(), self.name.clone());
-        let rest_ms = rest.map(|rest| u64::try_from(rest.as_millis()).unwrap_or(u64::MAX));
+        let rest_ms = rest.map(|(rest, _)| Millis::try_from(rest.as_millis()).unwrap_or(Millis::MAX));
+        let at_ms = bus.clock().now_ms();
+        let stored = rest.map(|(_, rests)| Rest {
+            digest: self.digest.clone(),
+            rests,
+            until_ms: at_ms.saturating_add(rest_ms.unwrap_or(0)),
+            message: crate::redact::text(&message).into_owned(),
+            at_ms,
+        });
         let data = json!({
             "plugin": name, "version": self.version, "fault": kind, "message": message, "count": count, "rest_ms": rest_ms,
         });
         let record = Record {
-            at_ms: bus.clock().now_ms(),
+            at_ms,
             principal: format!("plugin/{name}"),
             claimed_operator: None,
             action: format!("plugin.{what}"),
@@ -186,7 +250,11 @@ impl Health {
         let event = NewEvent::new(NAME, format!("aman.plugin.{what}"), &data);
         let origin = Origin { principal: NAME.to_owned(), trust: Trust::Owner, internal: true };
         let told = async move {
-            let state = Some(Box::new(move |tx: &mut crate::store::Tx<'_>| audit::append(tx, &record).map(drop)) as _);
+            let write = move |tx: &mut crate::store::Tx<'_>| {
+                audit::append(tx, &record)?;
+                stored.iter().try_for_each(|rest| records::set_rest(tx, &record.target, rest))
+            };
+            let state = Some(Box::new(write) as _);
             bus.publish(Publish { events: vec![event], origin, idempotency: None, state }).await.map(drop)
         };
         tokio::spawn(async move {
@@ -200,11 +268,15 @@ impl Health {
     /// How it is.
     pub fn show(&self) -> Shown {
         let trouble = self.trouble();
+        let rests_ms = self.admit().err().map(|left| left.as_millis());
+        let until = |left: u128| rfc3339(self.bus.clock().now_ms() + Millis::try_from(left).unwrap_or(0));
         Shown {
             faults: trouble.counts.clone(),
             last_fault: trouble.last.as_ref().map(|(_, message)| crate::redact::text(message).into_owned()),
             last_fault_at: trouble.last.as_ref().map(|(at_ms, _)| rfc3339(*at_ms)),
-            rests_ms: self.admit().err().map(|left| left.as_millis()),
+            rests_until: rests_ms.map(until),
+            rests_ms,
+            rests: trouble.rests,
         }
     }
 }

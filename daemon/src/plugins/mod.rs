@@ -210,6 +210,7 @@ impl Plugins {
         let host = Host::new(folder.join(".code"), compiler);
         let ground = Arc::new(Ground { host, services, bus: bus.clone(), folder, ending: CancellationToken::new() });
         let (rows, versions) = bus.store().read(records::all).await?;
+        let rests = bus.store().read(records::rests).await?;
         let mut by_name: BTreeMap<String, Vec<Version>> = BTreeMap::new();
         for row in versions {
             let manifest = Manifest::parse(&row.manifest).map(Arc::new).map_err(|error| error.to_string());
@@ -220,7 +221,7 @@ impl Plugins {
             .map(|record| {
                 let versions = by_name.remove(&record.name).unwrap_or_default();
                 let mut known = Known { record, versions, running: None };
-                known.running = running_of(&ground, &known);
+                known.running = running_of(&ground, &known, rests.get(&known.record.name));
                 (known.record.name.clone(), known)
             })
             .collect();
@@ -296,8 +297,8 @@ impl Plugins {
     }
 }
 
-/// The version of a plugin that is to run, not loaded yet.
-fn running_of(ground: &Arc<Ground>, known: &Known) -> Option<Arc<Running>> {
+/// The version of a plugin that is to run, not loaded yet, with what is left of a rest.
+fn running_of(ground: &Arc<Ground>, known: &Known, rest: Option<&records::Rest>) -> Option<Arc<Running>> {
     let version = known.present().filter(|_| known.record.enabled)?;
     let name = &known.record.name;
     let manifest = match &version.manifest {
@@ -308,7 +309,11 @@ fn running_of(ground: &Arc<Ground>, known: &Known) -> Option<Arc<Running>> {
         }
     };
     let place = ground.place(name, &version.row.digest);
-    Some(Arc::new(Running::new(ground, version.row.clone(), manifest, place)))
+    let running = Running::new(ground, version.row.clone(), manifest, place);
+    Some(Arc::new(match rest {
+        Some(rest) => running.with_rest(rest),
+        None => running,
+    }))
 }
 
 fn artifact_of(row: &records::Version) -> Artifact {

@@ -99,6 +99,13 @@ impl Running {
         }
     }
 
+    /// Goes on with a rest that began before the daemon did.
+    #[must_use]
+    pub fn with_rest(self, rest: &records::Rest) -> Running {
+        self.health.take_up(rest);
+        self
+    }
+
     fn setup(&self, artifact: Artifact) -> Setup {
         let (permissions, limits) = (&self.manifest.permissions, &self.manifest.limits);
         let small = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -298,6 +305,16 @@ impl Running {
     /// How long it still rests; none when it does not.
     pub fn rests(&self) -> Option<Duration> {
         self.health.admit().err()
+    }
+
+    /// Waits until it does not rest.
+    pub async fn rested(&self) {
+        self.health.rested().await;
+    }
+
+    /// Ends its rest before its time.
+    pub fn end_rest(&self) {
+        self.health.end_rest();
     }
 
     /// Counts of the code that is loaded; none when it is not.

@@ -100,7 +100,11 @@ impl Known {
             Some(running) => match running.rests() {
                 Some(left) => (
                     "quarantined",
-                    format!("It failed too often and comes back by itself in {} s.", left.as_secs() + 1),
+                    format!(
+                        "It failed too often and comes back by itself in {} s; `aman plugin enable {}` ends that now.",
+                        left.as_secs() + 1,
+                        self.record.name
+                    ),
                 ),
                 None => ("active", waits.to_owned()),
             },

@@ -1,5 +1,7 @@
 //! Plugins: what is installed, what was agreed to, and how far their sources have come.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::Tx;
@@ -59,6 +61,21 @@ pub struct Cursor {
     pub polls: u64,
     /// When the next poll is due.
     pub due_ms: Millis,
+}
+
+/// A rest of a plugin that failed too often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rest {
+    /// The version that rests.
+    pub digest: String,
+    /// How many there were in a row.
+    pub rests: u32,
+    /// Its end.
+    pub until_ms: Millis,
+    /// The fault that was one too many.
+    pub message: String,
+    /// When that was.
+    pub at_ms: Millis,
 }
 
 fn unwritten(error: rusqlite::Error) -> Error {
@@ -186,10 +203,40 @@ pub fn forget(tx: &Tx<'_>, name: &str) -> Result<(), Error> {
         "DELETE FROM plugin WHERE name = ?1",
         "DELETE FROM plugin_version WHERE name = ?1",
         "DELETE FROM plugin_cursor WHERE plugin = ?1",
+        "DELETE FROM plugin_rest WHERE plugin = ?1",
     ] {
         tx.conn.prepare_cached(sql).and_then(|mut s| s.execute([name])).map_err(unwritten)?;
     }
     Ok(())
+}
+
+/// The last rest of every plugin, by name.
+pub fn rests(conn: &Connection) -> Result<BTreeMap<String, Rest>, Error> {
+    let rest = |row: &Row<'_>| {
+        let (digest, rests) = (row.get(1)?, row.get(2)?);
+        Ok((row.get(0)?, Rest { digest, rests, until_ms: row.get(3)?, message: row.get(4)?, at_ms: row.get(5)? }))
+    };
+    conn.prepare_cached("SELECT plugin, digest, rests, until_ms, message, at_ms FROM plugin_rest")
+        .and_then(|mut s| s.query_map([], rest)?.collect())
+        .map_err(unread)
+}
+
+/// Records that a plugin rests.
+pub fn set_rest(tx: &Tx<'_>, plugin: &str, rest: &Rest) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached(
+            "INSERT OR REPLACE INTO plugin_rest (plugin, digest, rests, until_ms, message, at_ms) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )
+        .and_then(|mut s| s.execute(params![plugin, rest.digest, rest.rests, rest.until_ms, rest.message, rest.at_ms]))
+        .map(drop)
+        .map_err(unwritten)
+}
+
+/// Forgets that a plugin rests, and how often it did.
+pub fn end_rest(tx: &Tx<'_>, plugin: &str) -> Result<(), Error> {
+    let forget = tx.conn.prepare_cached("DELETE FROM plugin_rest WHERE plugin = ?1");
+    forget.and_then(|mut s| s.execute([plugin])).map(drop).map_err(unwritten)
 }
 
 /// How far a source has come; none before its first poll.
