@@ -8,21 +8,25 @@ use aman::clock::Clock;
 use aman::config::{self, Config, Flags, Paths};
 use aman::error::Error;
 use aman::plugins;
-use aman::store::{backup, check};
+use aman::store::backup::{self, Place};
+use aman::store::check;
 use clap::Parser;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What the command line does with the database's files itself.
 const FILES: Files = Files {
-    backup: |from, to, force| backup::make(from, to, force).map(|made| json!(made)),
+    backup: |paths, to, force| backup::make(place(paths), to, force).map(|made| json!(made)),
     restore: |from, to| {
-        let name = Paths::under(to.to_owned(), None).db_file;
-        let name = name.file_name().and_then(|name| name.to_str()).unwrap_or("aman.db").to_owned();
-        backup::restore(from, to, &name, Clock::System.now_ms()).map(|made| json!(made))
+        let paths = Paths::under(to.to_owned(), None);
+        backup::restore(from, place(&paths), Clock::System.now_ms()).map(|made| json!(made))
     },
     check: |file| check::file(file).map(|report| json!(report)),
 };
+
+fn place(paths: &Paths) -> Place<'_> {
+    Place { db: &paths.db_file, plugins: &paths.plugin_data }
+}
 
 fn main() -> ExitCode {
     // First of all, before any thread: a confined command begins by running this program once more.

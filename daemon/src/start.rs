@@ -268,7 +268,7 @@ async fn settle_config(config: &Config, bus: &Bus) -> Result<(), Error> {
 }
 
 async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Plugins, Error> {
-    let services = Services::new(bus, egress, &config.paths.data.join("plugins/.data"), &config.plugins);
+    let services = Services::new(bus, egress, &config.paths.plugin_data, &config.plugins);
     let program = std::env::current_exe().map_err(Error::internal("finding this program"))?;
     Plugins::start(bus, services, &config.paths.data, &program).await
 }

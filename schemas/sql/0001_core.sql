@@ -122,7 +122,6 @@ CREATE TABLE dead_letter (
     attempts        INTEGER NOT NULL,
     first_failed_ms INTEGER NOT NULL,
     last_failed_ms  INTEGER NOT NULL,
-    expires_ms      INTEGER NOT NULL,
     state           INTEGER NOT NULL,          -- 0 dead, 1 retrying, 2 resolved, 3 discarded
     note            TEXT
 ) STRICT;

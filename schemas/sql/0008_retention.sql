@@ -10,6 +10,5 @@ CREATE TABLE pruned (
 -- JSON: what the answer for a duplicate needs of an event that was removed before its key expired.
 ALTER TABLE dedup ADD COLUMN gone TEXT;
 
-CREATE INDEX dead_letter_expiry ON dead_letter (expires_ms) WHERE state = 0;
 CREATE INDEX notification_at ON notification (at_ms);
 CREATE INDEX cron_slot_made ON cron_slot (made_ms) WHERE status > 1;

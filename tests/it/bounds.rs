@@ -61,14 +61,15 @@ fn numbers_are_not_used_twice_after_a_power_loss() {
     assert_eq!(daemon.terminate(), Some(0));
     daemon.again();
     assert_eq!(push(&daemon), first + 1, "a clean end");
-    // What a checkpoint moved into the file is on disk for sure; all that follows is lost with the power.
-    let on_disk = std::fs::read(home.join("aman.db")).expect("the file");
+    // The commit that reserves numbers is put on disk, and with it the log up to there; all that follows is lost with
+    // the power.
+    let on_disk = ["aman.db", "aman.db-wal"].map(|name| (name, std::fs::read(home.join(name)).expect("the file")));
     let last = (0..50).map(|_| push(&daemon)).fold(0, i64::max);
     daemon.kill();
-    std::fs::write(home.join("aman.db"), on_disk).expect("written");
-    for lost in ["aman.db-wal", "aman.db-shm"] {
-        let _gone = std::fs::remove_file(home.join(lost));
+    for (name, bytes) in on_disk {
+        std::fs::write(home.join(name), bytes).expect("written");
     }
+    let _gone = std::fs::remove_file(home.join("aman.db-shm"));
     daemon.again();
     let next = push(&daemon);
     assert!(next > last, "{next} after {last}");

@@ -96,6 +96,13 @@ fn a_copy_under_load_restores_to_the_same_answers() {
     let (code, _, err) = daemon.cli(&["db", "backup", shown(&file)]);
     assert!(code == 1 && err.contains("--force"), "{err}");
     assert_eq!(daemon.cli(&["db", "backup", shown(&file), "--force"]).0, 0);
+    let live = daemon.home().join("aman.db");
+    let linked = folder.path().join("linked.db");
+    std::os::unix::fs::symlink(&live, &linked).expect("a link");
+    for name in [&live, &linked, &daemon.home().join("aman.db-wal")] {
+        let (code, _, err) = daemon.cli(&["db", "backup", shown(name), "--force"]);
+        assert!(code == 1 && err.contains("is the database itself"), "{name:?}: {err}");
+    }
     let newest = daemon.push("after.copy", json!(1));
     let head = daemon.get("/runtime/status").json["sequence"].as_i64().expect("a number");
 
@@ -116,6 +123,42 @@ fn a_copy_under_load_restores_to_the_same_answers() {
     assert!(next["sequence"].as_i64().is_some_and(|number| number > head), "{next}");
     assert_eq!(restored.get("/audit-log/verify").json["ok"], true);
     assert_eq!(restored.get("/audit-log?action=db.restore").items().len(), 1);
+}
+
+/// Goal: what plugins keep in databases of their own is in the backup and in the folder that is restored, as it was; a
+/// damaged one is found, and named.
+#[test]
+fn private_databases_of_plugins_are_in_the_backup() {
+    let (daemon, folder) = (Daemon::configured(QUIET), Folder::new("private"));
+    let own = daemon.home().join("plugins/.data");
+    std::fs::create_dir_all(&own).expect("a folder");
+    let db = rusqlite::Connection::open(own.join("feeds.db")).expect("a database");
+    let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) \
+        INSERT INTO t SELECT i, randomblob(1000) FROM n";
+    db.execute_batch(&format!("PRAGMA journal_mode = WAL; CREATE TABLE t (a, b); {fill}")).expect("a table");
+    let sum = |path: &Path| {
+        let db = rusqlite::Connection::open(path).expect("a database");
+        let sql = "SELECT count(*) || ' ' || sum(a) || ' ' || hex(max(b)) FROM t";
+        db.query_row(sql, [], |row| row.get::<_, String>(0)).expect("the table")
+    };
+    let (file, to) = (folder.path().join("copy.db"), folder.path().join("restored"));
+    // Beside a plugin that works with it.
+    let (code, out, err) = daemon.cli(&["db", "backup", shown(&file)]);
+    assert!(code == 0 && out.contains("the private database of a plugin"), "{out}{err}");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 1, "nothing else is left");
+    assert_eq!(daemon.cli(&["db", "check", shown(&file)]).0, 0);
+    let (code, out, err) = daemon.cli(&["db", "restore", shown(&file), "--to", shown(&to), "--json"]);
+    assert_eq!((code, &read(&out)["plugin_databases"]), (0, &json!(["feeds.db"])), "{out}{err}");
+    let restored = to.join("plugins/.data/feeds.db");
+    assert_eq!(restored.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
+    assert_eq!(sum(&restored), sum(&own.join("feeds.db")));
+    let copied = rusqlite::Connection::open(to.join("aman.db")).expect("the restored one");
+    assert!(!copied.table_exists(None, "plugin_database").expect("a look"));
+    drop(db);
+    damage(&own.join("feeds.db"), 3);
+    let again = folder.path().join("again.db");
+    let (code, _, err) = daemon.cli(&["db", "backup", shown(&again)]);
+    assert!(code == 1 && err.contains("'feeds' is damaged") && !again.exists(), "{err}");
 }
 
 /// Writes over the middle of a page of the file.
@@ -181,6 +224,11 @@ fn rows_that_do_not_fit_are_found() {
         bad
     };
     assert_eq!(fits(""), Vec::<String>::new());
+    assert_eq!(fits("DROP INDEX delivery_open; CREATE INDEX mine ON event (source)"), ["schema"]);
+    let made = "CREATE INDEX delivery_open ON delivery (consumer, status, rank, id) WHERE status < 3";
+    assert_eq!(fits(made), Vec::<String>::new(), "an index more does no harm");
+    assert_eq!(fits("CREATE TRIGGER t AFTER INSERT ON event BEGIN DELETE FROM event; END"), ["schema"]);
+    assert_eq!(fits("DROP TRIGGER t"), Vec::<String>::new());
     assert_eq!(fits("UPDATE delivery SET status = 3 WHERE status = 5"), ["dead letters belong to dead deliveries"]);
     assert_eq!(
         fits("UPDATE delivery SET status = 5 WHERE id IN (SELECT delivery FROM dead_letter)"),

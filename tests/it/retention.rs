@@ -40,6 +40,18 @@ fn wait_gone(daemon: &Daemon, id: &str) -> Value {
     })
 }
 
+/// Ends the daemon, has everything be a year older, and starts it again: it doubts its clock then, so that only who asks
+/// for it removes anything.
+fn age_by_a_year(daemon: &mut Daemon) {
+    daemon.kill();
+    let db = Connection::open(daemon.home().join("aman.db")).expect("the database");
+    let year_ms = 365_i64 * 86_400_000;
+    db.execute("UPDATE event SET received_ms = received_ms - ?1", [year_ms]).expect("update");
+    drop(db);
+    daemon.again();
+    wait("the doubt", || daemon.log().contains("retention waits").then_some(()), || daemon.log());
+}
+
 fn assert_chain_holds(daemon: &Daemon) -> Value {
     let verdict = daemon.get("/audit-log/verify").json;
     assert_eq!(verdict["ok"], true, "{verdict}");
@@ -113,6 +125,33 @@ fn old_events_go_and_what_is_open_stays() {
     assert!(next["sequence"].as_i64().is_some_and(|number| number > before), "{next}");
 }
 
+/// Goal: whatever was held back and goes later than its neighbours, every event that went says so.
+#[test]
+fn every_event_that_went_says_so() {
+    let daemon = Daemon::configured(&config("max_age = \"0s\""));
+    write_skill(daemon.home(), "never", &["aman.on: die.*"], "exit 65");
+    assert_eq!(daemon.post("/skills/reload", &json!({})).status, 200);
+    let mut ids = push_many(&daemon, "plain.many", 4, 10);
+    ids.push(daemon.push("die.one", json!(1)));
+    ids.extend(push_many(&daemon, "plain.many", 5, 10));
+    daemon.settle();
+    set(&daemon, "bus.retention.max_age", "1s");
+    wait_gone(&daemon, &ids[9]);
+    assert_eq!(daemon.get(&format!("/events/dump/{}", ids[4])).status, 200, "its letter holds it");
+    set(&daemon, "bus.retention.max_age", "0s");
+    ids.extend(push_many(&daemon, "plain.many", 300, 10));
+    let letter = daemon.get("/dlq").items().remove(0)["id"].as_str().expect("an id").to_owned();
+    assert_eq!(daemon.post_confirmed(&format!("/dlq/{letter}/discard"), &json!({})).status, 200);
+    set(&daemon, "bus.retention.max_age", "1s");
+    wait_gone(&daemon, &ids[309]);
+    for (n, id) in ids.iter().enumerate() {
+        let answer = daemon.get(&format!("/events/dump/{id}"));
+        assert_eq!((answer.status, answer.code()), (404, "pruned"), "event {n}: {answer:?}");
+    }
+    let mut stream = Stream::open(&daemon, "/events/stream?since=20", &TOKENED);
+    assert_eq!(stream.next().expect("a frame").data["reason"], "older_than_retention");
+}
+
 /// Goal: with everything removed and the daemon killed, numbers still go on.
 #[test]
 fn numbers_go_on_after_everything_went() {
@@ -142,9 +181,17 @@ fn killed_while_it_removes() {
     }
     let mut ids = push_many(&daemon, "plain.many", 6000, 300);
     daemon.settle();
+    let db = Connection::open(daemon.home().join("aman.db")).expect("the database");
+    let of_first = "SELECT count(*) FROM event WHERE type = 'plain.many'";
+    let mut left = db.query_row(of_first, [], |row| row.get::<_, i64>(0)).expect("a count");
+    drop(db);
+    let mut met = 0;
     for _ in 0..4 {
         set(&daemon, "bus.retention.max_age", "1s");
-        std::thread::sleep(Duration::from_millis(fastrand::u64(1000..1400)));
+        let db = Connection::open(daemon.home().join("aman.db")).expect("the database");
+        let begun = || db.query_row(of_first, [], |row| row.get::<_, i64>(0)).is_ok_and(|now| now < left).then_some(());
+        daemon.wait("a first step", begun);
+        drop(db);
         daemon.kill();
         let db = Connection::open(daemon.home().join("aman.db")).expect("the database");
         let count = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).expect(sql);
@@ -156,11 +203,15 @@ fn killed_while_it_removes() {
         assert_eq!(count(missing), 0);
         let unrecorded = "SELECT count(*) FROM event e JOIN pruned p ON e.sequence BETWEEN p.first AND p.last";
         assert_eq!(count(unrecorded), 0);
+        met += i64::from(count(of_first) > 0);
         drop(db);
         daemon.again();
         assert_chain_holds(&daemon);
         ids.extend(push_many(&daemon, "plain.many", 500, 300));
+        let db = Connection::open(daemon.home().join("aman.db")).expect("the database");
+        left = db.query_row(of_first, [], |row| row.get::<_, i64>(0)).expect("a count");
     }
+    assert!(met > 0, "no kill met a removal");
     for id in [&ids[0], &ids[5999], ids.last().expect("an id")] {
         assert_eq!(wait_gone(&daemon, id)["code"], "pruned");
     }
@@ -183,20 +234,24 @@ fn the_limit_of_size_is_kept() {
 /// Goal: a preview says what would go and touches nothing; the order to do it is confirmed and on record once.
 #[test]
 fn a_preview_touches_nothing() {
-    let daemon = Daemon::configured(&config("max_age = \"0s\""));
+    let mut daemon = Daemon::configured(&config("max_age = \"30d\""));
     push_many(&daemon, "plain.many", 700, 100);
-    let none = daemon.post_confirmed("/db/prune?dry_run=true", &json!({})).json;
-    assert_eq!((&none["events"], &none["dry_run"]), (&json!(0), &json!(true)), "{none}");
-    // The task itself is a second away from its next look, at the least.
-    set(&daemon, "bus.retention.max_size", "1MiB");
+    age_by_a_year(&mut daemon);
+    let young = daemon.push("young.one", json!(1));
+    let dry = daemon.post_confirmed("/db/prune?dry_run=true", &json!({})).json;
+    assert_eq!((&dry["events"], &dry["dry_run"]), (&json!(700), &json!(true)), "{dry}");
     assert_eq!(daemon.post("/db/prune", &json!({})).code(), "confirmation_required");
     assert_eq!(daemon.post_confirmed("/db/prune", &json!({ "x": 1 })).status, 400);
     assert_eq!(daemon.recent("plain.many").len(), 700);
-    let done = daemon.wait("a run", || {
-        let answer = daemon.post_confirmed("/db/prune", &json!({}));
-        (answer.status == 200).then_some(answer.json)
-    });
-    assert_eq!((&done["events"], &done["complete"]), (&json!(0), &json!(true)), "{done}");
+    let done = daemon.post_confirmed("/db/prune", &json!({})).json;
+    assert_eq!((&done["events"], &done["complete"]), (&json!(700), &json!(true)), "{done}");
+    assert_eq!(
+        (daemon.recent("plain.many").len(), daemon.dump(&young)["event"]["type"].as_str()),
+        (0, Some("young.one"))
+    );
+    let types = daemon.get("/events/types").items();
+    let known = |kind: &str| types.iter().any(|seen| seen["type"] == kind);
+    assert_eq!((known("plain.many"), known("young.one")), (false, true), "{types:?}");
     assert_eq!(daemon.get("/audit-log?action=db.prune&principal=owner&outcome=done").items().len(), 1);
     assert_eq!(daemon.post("/db/vacuum", &json!({})).status, 200);
     let metrics = daemon.get("/metrics");
@@ -237,13 +292,36 @@ fn the_audit_chain_holds_after_its_beginning_went() {
     assert_eq!((&verdict["ok"], &verdict["first_bad"]), (&json!(false), &json!(seq)), "{verdict}");
 }
 
-/// Goal: a dead letter that nobody decided about goes at its time, and lets its event go.
+/// Goal: what a run did is done and on record, also while the event that tells of it is refused.
+#[test]
+fn a_run_that_nobody_can_be_told_of() {
+    let mut daemon = Daemon::configured(&config("max_age = \"30d\"").replace("[bus]\n", "[bus]\nmax_pending = 1\n"));
+    write_skill(daemon.home(), "later", &["aman.on: hold.*"], "exit 75");
+    assert_eq!(daemon.post("/skills/reload", &json!({})).status, 200);
+    push_many(&daemon, "plain.many", 20, 10);
+    (0..2).for_each(|_| drop(daemon.push("hold.one", json!(1))));
+    age_by_a_year(&mut daemon);
+    let full = daemon.post("/events/push", &json!({ "source": "test", "type": "one.more" }));
+    assert_eq!((full.status, full.code()), (503, "overloaded"), "{full:?}");
+    let done = daemon.post_confirmed("/db/prune", &json!({}));
+    assert_eq!((done.status, &done.json["events"], &done.json["held"]), (200, &json!(20), &json!(2)), "{done:?}");
+    assert_eq!(daemon.get("/audit-log?action=db.prune&principal=owner&outcome=done").items().len(), 1);
+    assert_eq!(daemon.recent("aman.retention.pruned").len(), 0);
+}
+
+/// Goal: a dead letter that nobody decided about goes at its time, and lets its event go; a time that is changed counts
+/// for letters that are there, too.
 #[test]
 fn dead_letters_go_at_their_time() {
-    let daemon = Daemon::configured(&config("max_age = \"1s\", dead_letters = \"3s\""));
+    let daemon = Daemon::configured(&config("max_age = \"1s\", dead_letters = \"0s\""));
     write_skill(daemon.home(), "never", &["aman.on: die.*"], "exit 65");
     assert_eq!(daemon.post("/skills/reload", &json!({})).status, 200);
     let dead = daemon.push("die.one", json!(1));
+    let letter = daemon.wait("the letter", || daemon.get("/dlq").items().pop());
+    assert_eq!(letter["expires_at"], Value::Null, "{letter}");
+    set(&daemon, "bus.retention.dead_letters", "30d");
+    assert!(daemon.get("/dlq").items()[0]["expires_at"].as_str().is_some_and(|at| at > "2026"));
+    set(&daemon, "bus.retention.dead_letters", "2s");
     // Its delivery is open until it dies, and its letter holds it then.
     assert_eq!(wait_gone(&daemon, &dead)["code"], "pruned");
     assert_eq!(daemon.get("/dlq/depth").json["depth"], 0);
@@ -259,17 +337,14 @@ fn limits_are_checked_and_a_strange_clock_is_doubted() {
         assert_eq!((answer.status, answer.code()), (400, "invalid_input"), "{answer:?}");
     }
     let mut daemon = daemon;
-    let id = daemon.push("plain.one", json!(1));
-    daemon.kill();
-    let db = Connection::open(daemon.home().join("aman.db")).expect("the database");
-    let year_ms = 365_i64 * 86_400_000;
-    db.execute("UPDATE event SET received_ms = received_ms - ?1", [year_ms]).expect("update");
-    let left: i64 = db.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).expect("count");
-    drop(db);
-    daemon.again();
-    let log = || daemon.log();
-    wait("the doubt", || log().contains("retention waits").then_some(()), log);
-    assert_eq!(daemon.recent("**").len() as i64, left, "{id}");
+    daemon.push("plain.one", json!(1));
+    age_by_a_year(&mut daemon);
+    // What came in by the same clock proves nothing.
+    daemon.push("plain.two", json!(1));
+    set(&daemon, "bus.retention.max_age", "29d");
+    let doubts = || (daemon.log().matches("retention waits").count() > 1).then_some(());
+    daemon.wait("another doubt", doubts);
+    assert_eq!(daemon.recent("plain.one").len(), 1);
 }
 
 /// Goal: pushes go on while a large part of the database is removed, and none is lost or refused.
@@ -283,6 +358,14 @@ fn pushes_go_on_meanwhile() {
     let begun = Instant::now();
     let last = format!("/events/dump/{}", ids[count - 1]);
     let busy = push_times(&daemon, |daemon, n| n % 50 != 0 || daemon.get(&last).status == 200);
+    // Those that came meanwhile are old by now, too: every one is there or on record.
+    let sequence = daemon.get("/runtime/status").json["sequence"].as_i64().expect("a number");
+    let db = Connection::open(daemon.home().join("aman.db")).expect("the database");
+    let known = "SELECT (SELECT count(*) FROM event) + (SELECT coalesce(sum(last - first + 1), 0) FROM pruned)";
+    daemon.wait("every number to be accounted for", || {
+        let known: i64 = db.query_row(known, [], |row| row.get(0)).expect("a count");
+        (known >= sequence && known - sequence < 100).then_some(())
+    });
     let took = begun.elapsed();
     crate::harness::say(&format!(
         "{count} events removed in {took:?}; a push took p50/p99/max {:?} before and {:?} meanwhile ({} pushes)",

@@ -101,7 +101,7 @@ impl Again {
         let Some(inner) = &self.0 else { return Ok(()) };
         let answer = json!({ "location": location, "body": answer }).to_string();
         let kept = KeptAnswer { body: inner.body, status: status.as_u16(), answer };
-        events::keep_answer(tx, &inner.key, &kept, inner.until_ms - KEPT_MS, inner.until_ms)?;
+        events::keep_answer(tx, &inner.key, &kept, inner.until_ms)?;
         inner.kept.store(true, Ordering::Release);
         Ok(())
     }

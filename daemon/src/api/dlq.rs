@@ -9,7 +9,7 @@ use super::body::{self, Reply};
 use super::problem::Problem;
 use super::query::{self, Query};
 use super::{App, Call};
-use crate::clock::rfc3339;
+use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
 use crate::id::{DeliveryId, Ids};
 use crate::store::dead_letters::{self as letters, Filter, Letter};
@@ -25,7 +25,8 @@ fn delivery_id(ids: Ids, letter: &Letter) -> String {
     ids.delivery(letter.event.received_ms, letter.id).to_string()
 }
 
-fn letter_json(ids: Ids, letter: &Letter) -> Value {
+fn letter_json(ids: Ids, kept_ms: Option<Millis>, letter: &Letter) -> Value {
+    let expires_ms = kept_ms.map(|kept_ms| letter.last_failed_ms.saturating_add(kept_ms));
     json!({
         "id": delivery_id(ids, letter),
         "event": letter.event.to_value(),
@@ -36,7 +37,7 @@ fn letter_json(ids: Ids, letter: &Letter) -> Value {
         "first_failed_at": rfc3339(letter.first_failed_ms),
         "last_failed_at": rfc3339(letter.last_failed_ms),
         "fingerprint": letter.fingerprint,
-        "expires_at": rfc3339(letter.expires_ms),
+        "expires_at": expires_ms.map(rfc3339),
     })
 }
 
@@ -60,7 +61,8 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let ids = app.store.ids();
     let (found, more) = app.store.read(move |conn| letters::list(conn, ids, &filter, before, limit)).await?;
     let next = found.last().filter(|_| more).map(|last| query::cursor("dlq", &[last.last_failed_ms, last.id.0]));
-    let items: Vec<Value> = found.iter().map(|letter| letter_json(ids, letter)).collect();
+    let kept_ms = app.upkeep.letters_kept_ms();
+    let items: Vec<Value> = found.iter().map(|letter| letter_json(ids, kept_ms, letter)).collect();
     body::ok(&json!({ "items": items, "next_cursor": next }))
 }
 

@@ -46,14 +46,6 @@ impl Bus {
                 }
             });
         }
-        let bus = self.clone();
-        self.inner.lane_tasks.spawn(async move {
-            let before = bus.inner.stats.pending.load(Ordering::Relaxed);
-            if let Ok(counts) = bus.store().read(deliveries::open_counts).await {
-                let waiting: i64 = counts.iter().map(|(_, count)| count).sum();
-                bus.inner.stats.pending.fetch_add(waiting - before, Ordering::Relaxed);
-            }
-        });
     }
 
     /// Waits until trying again what the store refused makes sense: when its fault is over, and not at once.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -39,12 +40,7 @@ pub struct Settings {
     pub max_pending: i64,
     /// Bytes of the disk that stay free for work that is under way; below, pushes are refused.
     pub keep_free_bytes: u64,
-    /// How long a dead letter is kept, in milliseconds.
-    pub letters_kept_ms: Millis,
 }
-
-/// How long "for ever" is: a hundred years, in milliseconds.
-const FOR_EVER_MS: Millis = 100 * 366 * 86_400_000;
 
 impl Default for Settings {
     fn default() -> Settings {
@@ -54,7 +50,6 @@ impl Default for Settings {
             high_water: 0.5,
             max_pending: 1_000_000,
             keep_free_bytes: 64 << 20,
-            letters_kept_ms: 30 * 86_400_000,
         }
     }
 }
@@ -67,10 +62,6 @@ impl Settings {
             max_causation_depth: config.max_causation_depth,
             max_pending: config.max_pending,
             keep_free_bytes: config.keep_free_bytes,
-            letters_kept_ms: match i64::try_from(config.retention.dead_letters.as_millis()) {
-                Ok(0) | Err(_) => FOR_EVER_MS,
-                Ok(kept) => kept.min(FOR_EVER_MS),
-            },
             ..Settings::default()
         }
     }
@@ -165,7 +156,7 @@ pub struct Stats {
     pub dead: AtomicU64,
     /// Deliveries whose event was too old.
     pub expired: AtomicU64,
-    /// Deliveries that wait or run; at a start counted in the background.
+    /// Deliveries that wait or run.
     pub pending: AtomicI64,
 }
 
@@ -175,28 +166,41 @@ pub struct Bus {
     pub(super) inner: Arc<Inner>,
 }
 
-/// How many effects each trace had, so that consumers that feed each other in breadth end like those that do so in
-/// depth. Counts live in memory: a restart gives every trace a new budget.
+/// How many effects each trace had within an hour, so that consumers that feed each other in breadth end like those that
+/// do so in depth, and a program that gives all its events the same trace does not. Counts live in memory.
 #[derive(Default)]
-pub(super) struct Chains(Mutex<HashMap<TraceId, usize>>);
+pub(super) struct Chains(Mutex<HashMap<TraceId, Budget>>);
+
+/// What a trace had since its hour began.
+struct Budget {
+    effects: usize,
+    since: Instant,
+}
 
 impl Chains {
     const EFFECTS_MAX: usize = 10_000;
     const TRACES_MAX: usize = 4096;
+    const HOUR: Duration = Duration::from_secs(3600);
 
     /// Adds effects to a trace; false when that is more than one cause may have.
     pub fn admit(&self, trace: TraceId, effects: usize) -> bool {
         if effects == 0 {
             return true;
         }
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.len() >= Chains::TRACES_MAX {
-            // Small ones are no danger; they begin anew.
-            counts.retain(|_, count| *count > 100);
+        let now = Instant::now();
+        let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if budgets.len() >= Chains::TRACES_MAX && !budgets.contains_key(&trace) {
+            // The half whose hours began first, with whatever is over.
+            let mut begun: Vec<Instant> = budgets.values().map(|budget| budget.since).collect();
+            let (_, middle, _) = begun.select_nth_unstable(Chains::TRACES_MAX / 2);
+            budgets.retain(|_, budget| budget.since > *middle);
         }
-        let count = counts.entry(trace).or_default();
-        *count = count.saturating_add(effects);
-        *count <= Chains::EFFECTS_MAX
+        let budget = budgets.entry(trace).or_insert(Budget { effects: 0, since: now });
+        if now.duration_since(budget.since) >= Chains::HOUR {
+            *budget = Budget { effects: 0, since: now };
+        }
+        budget.effects = budget.effects.saturating_add(effects);
+        budget.effects <= Chains::EFFECTS_MAX
     }
 }
 
@@ -252,7 +256,7 @@ impl Bus {
             router: ArcSwap::default(),
             live,
             lanes: Mutex::default(),
-            stats: Stats::default(),
+            stats: Stats { pending: AtomicI64::new(store.deliveries_at_open()), ..Stats::default() },
             draining: AtomicBool::new(false),
             delivering: AtomicBool::new(false),
             incoming: AtomicUsize::new(0),
@@ -299,7 +303,7 @@ impl Bus {
                     }
                     let answers = append_all(tx, prepared)?;
                     if let Some(request) = &idempotency {
-                        keep(tx, request, &answers, (now_ms, keep_until))?;
+                        keep(tx, request, &answers, keep_until)?;
                     }
                     Ok((answers, false))
                 };
@@ -469,7 +473,7 @@ impl Inner {
     fn committed(&self, committed: Committed) {
         self.stats.published.fetch_add(u64::try_from(committed.events.len()).unwrap_or(0), Ordering::Relaxed);
         self.live.push(committed.events);
-        self.stats.pending.fetch_add(i64::try_from(committed.deliveries).unwrap_or(0), Ordering::Relaxed);
+        self.stats.pending.fetch_add(committed.deliveries, Ordering::Relaxed);
         if committed.intents {
             self.intents.send_modify(|count| *count += 1);
         }
@@ -577,12 +581,30 @@ fn answered_before(
     serde_json::from_str(&kept.answer).map(Some).map_err(Error::internal("reading a kept answer"))
 }
 
-fn keep(
-    tx: &crate::store::Tx<'_>,
-    request: &Idempotency,
-    answers: &[Accepted],
-    (now_ms, until_ms): (Millis, Millis),
-) -> Result<(), Error> {
+fn keep(tx: &crate::store::Tx<'_>, request: &Idempotency, answers: &[Accepted], until_ms: Millis) -> Result<(), Error> {
     let answer = serde_json::to_string(answers).map_err(Error::internal("keeping an answer"))?;
-    events::keep_answer(tx, &request.key, &KeptAnswer { body: request.body, status: 202, answer }, now_ms, until_ms)
+    events::keep_answer(tx, &request.key, &KeptAnswer { body: request.body, status: 202, answer }, until_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a trace has its budget, others have theirs, and however many there are, memory holds a bounded number.
+    #[test]
+    fn budgets_of_traces_are_bounded() {
+        let chains = Chains::default();
+        let trace = |n: u32| TraceId(std::array::from_fn(|at| n.to_be_bytes().get(at).copied().unwrap_or(1)));
+        assert!(chains.admit(trace(0), Chains::EFFECTS_MAX) && !chains.admit(trace(0), 1));
+        for n in 1..20_000 {
+            assert!(chains.admit(trace(n), 200), "{n}");
+        }
+        let kept = |chains: &Chains| chains.0.lock().expect("nobody panicked").len();
+        assert!(kept(&chains) <= Chains::TRACES_MAX, "{}", kept(&chains));
+        assert!(chains.admit(trace(19_999), Chains::EFFECTS_MAX - 200) && !chains.admit(trace(19_999), 1));
+        for budget in chains.0.lock().expect("nobody panicked").values_mut() {
+            budget.since = budget.since.checked_sub(Chains::HOUR).expect("the machine runs for longer");
+        }
+        assert!(chains.admit(trace(19_999), 1), "an hour later it begins anew");
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Failure;
 use super::effects::{Effects, NewIntent, NewNotification};
@@ -14,6 +14,7 @@ use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::{Delivery as Mode, NewEvent};
 use crate::id::{DeliveryId, sha256_hex};
+use crate::redact;
 use crate::store::dead_letters::{Death, Reason};
 use crate::store::deliveries::{Ready, Status};
 use crate::store::events::{Cause, Prepared};
@@ -33,25 +34,42 @@ pub enum Settled {
     Untouched,
 }
 
-/// Everything that an end of a delivery writes; cloneable, so that a full disk only delays it.
-#[derive(Clone)]
+/// Everything that an end of a delivery writes, encoded and without secrets before the writer gets it; shared, so that a
+/// full disk only delays it.
 struct Ending {
     id: DeliveryId,
     status: Status,
     attempt: u32,
-    result: Option<serde_json::Value>,
+    /// JSON.
+    result: Option<String>,
     publish: Vec<Prepared>,
     notify: Vec<NewNotification>,
-    outgoing: Vec<NewIntent>,
+    outgoing: Vec<Outgoing>,
     death: Option<Burial>,
 }
 
-#[derive(Clone)]
+/// An intent with its payload as JSON.
+struct Outgoing {
+    sink: String,
+    payload: String,
+    ttl_ms: Millis,
+}
+
 struct Burial {
     reason: Reason,
     chain: Vec<String>,
     fingerprint: String,
-    kept_ms: Millis,
+}
+
+fn encode(value: &Value) -> String {
+    redact::json(&value.to_string()).into_owned()
+}
+
+impl Outgoing {
+    fn of(intent: NewIntent) -> Outgoing {
+        let ttl_ms = i64::try_from(intent.ttl.as_millis()).unwrap_or(i64::MAX);
+        Outgoing { sink: intent.sink, payload: encode(&intent.payload), ttl_ms }
+    }
 }
 
 /// Applies the effects of a successful attempt with its settlement.
@@ -79,10 +97,10 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         id: ready.id,
         status: Status::Done,
         attempt: ready.attempt + 1,
-        result: effects.result,
+        result: effects.result.as_ref().map(encode),
         publish: bus.prepare_effects(entry, &cause, effects.publish).await,
         notify: effects.notify,
-        outgoing: effects.outgoing,
+        outgoing: effects.outgoing.into_iter().map(Outgoing::of).collect(),
         death: None,
     };
     let ended = match effects.state {
@@ -153,8 +171,7 @@ async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Ve
         }
         publish = told;
     }
-    let kept_ms = bus.inner.settings.load().letters_kept_ms;
-    let death = Some(Burial { reason, chain, fingerprint, kept_ms });
+    let death = Some(Burial { reason, chain, fingerprint });
     Ending { publish, death, ..Ending::bare(ready.id, Status::Dead, attempts) }
 }
 
@@ -171,7 +188,7 @@ pub(super) async fn wait(bus: &Bus, ready: &Ready, wait: Duration, failure: Fail
     let (id, attempt) = (ready.id, ready.attempt + 1);
     let chain = Arc::new(failure.chain);
     tracing::info!(event = ready.event.id(), attempt, error = chain.join(": "), "Attempt failed; it is tried again.");
-    until_stored(bus, || {
+    let stored = until_stored(bus, || {
         let chain = Arc::clone(&chain);
         let now_ms = bus.clock().now_ms();
         let next_ms = now_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
@@ -179,11 +196,11 @@ pub(super) async fn wait(bus: &Bus, ready: &Ready, wait: Duration, failure: Fail
             if deliveries::wait(tx, id, attempt, next_ms)? {
                 deliveries::record_failure(tx, id, attempt, now_ms, &chain)?;
             }
-            Ok(())
+            Ok(next_ms)
         }
-    })
-    .await;
-    Settled::Waits(bus.clock().now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
+    });
+    // What is in the row: the clock may have jumped since.
+    stored.await.map_or(Settled::Ended, Settled::Waits)
 }
 
 impl Ending {
@@ -201,8 +218,8 @@ impl Ending {
     }
 
     /// Ends the delivery and applies everything, unless it had ended already.
-    fn apply(self, tx: &mut Tx<'_>, ready: &Ready, now_ms: Millis) -> Result<bool, Error> {
-        if !deliveries::end(tx, self.id, self.status, self.attempt, now_ms, self.result.as_ref())? {
+    fn apply(&self, tx: &mut Tx<'_>, publish: Vec<Prepared>, ready: &Ready, now_ms: Millis) -> Result<bool, Error> {
+        if !deliveries::end(tx, self.id, self.status, self.attempt, now_ms, self.result.as_deref())? {
             return Ok(false);
         }
         if let Some(death) = &self.death {
@@ -215,24 +232,23 @@ impl Ending {
                 chain: &death.chain,
                 attempts: self.attempt,
                 fingerprint: &death.fingerprint,
-                kept_ms: death.kept_ms,
             };
             dead_letters::bury(tx, &death, now_ms)?;
         } else if self.status == Status::Done {
             dead_letters::resolve(tx, self.id)?;
         }
-        for event in self.publish {
+        for event in publish {
             events::append(tx, event)?;
         }
         for one in &self.notify {
             let text = (one.severity.name(), one.title.as_str(), one.message.as_str());
-            outbox::notify(tx, self.id, ready.event.sequence, now_ms, text)?;
+            outbox::notify(tx, Some((self.id, ready.event.sequence)), now_ms, text)?;
         }
         for (number, intent) in self.outgoing.iter().enumerate() {
             let event = &ready.event;
             let origin =
                 outbox::Origin { delivery: self.id, event: event.sequence, event_ms: event.received_ms, number };
-            let expires_ms = now_ms.saturating_add(i64::try_from(intent.ttl.as_millis()).unwrap_or(i64::MAX));
+            let expires_ms = now_ms.saturating_add(intent.ttl_ms);
             outbox::add(tx, &origin, &intent.sink, &intent.payload, now_ms, expires_ms)?;
         }
         Ok(true)
@@ -241,22 +257,29 @@ impl Ending {
 
 /// True when this ended the delivery; false when it had ended before, or the daemon stops.
 async fn end(bus: &Bus, ready: &Ready, ending: Ending) -> bool {
+    let ending = Arc::new(ending);
     let ended = until_stored(bus, || {
-        let (ending, ready, now_ms) = (ending.clone(), ready.clone(), bus.clock().now_ms());
-        move |tx: &mut Tx<'_>| ending.apply(tx, &ready, now_ms)
+        let (ending, publish) = (Arc::clone(&ending), ending.publish.clone());
+        let (ready, now_ms) = (ready.clone(), bus.clock().now_ms());
+        move |tx: &mut Tx<'_>| ending.apply(tx, publish, &ready, now_ms)
     })
     .await
     .unwrap_or(false);
-    bus.inner.stats.pending.fetch_sub(i64::from(ended), Ordering::Relaxed);
     bus.inner.tell_ended();
     ended
 }
 
 /// As [`end`]; a change of state runs once, so when it cannot be stored the attempt has failed.
-async fn end_with_state(bus: &Bus, ready: &Ready, ending: Ending, state: super::StateWrite) -> Result<bool, Failure> {
+async fn end_with_state(
+    bus: &Bus,
+    ready: &Ready,
+    mut ending: Ending,
+    state: super::StateWrite,
+) -> Result<bool, Failure> {
     let (ready, now_ms) = (ready.clone(), bus.clock().now_ms());
+    let publish = std::mem::take(&mut ending.publish);
     let change = move |tx: &mut Tx<'_>| {
-        let ended = ending.apply(tx, &ready, now_ms)?;
+        let ended = ending.apply(tx, publish, &ready, now_ms)?;
         if ended {
             state(tx)?;
         }
@@ -266,7 +289,6 @@ async fn end_with_state(bus: &Bus, ready: &Ready, ending: Ending, state: super::
         let failure = Failure { chain: error.chain(), timed_out: false };
         failure.within("The effects could not be stored.")
     })?;
-    bus.inner.stats.pending.fetch_sub(i64::from(ended), Ordering::Relaxed);
     bus.inner.tell_ended();
     Ok(ended)
 }
@@ -315,8 +337,9 @@ pub(super) async fn recover(bus: &Bus, entry: &Entry) -> Result<(), Error> {
         };
         // The claimed attempt is counted already.
         ready.attempt = attempt.saturating_sub(1);
-        let ending = bury(bus, entry, &ready, reason, chain, attempt).await;
-        let ended = bus.store().write(move |tx| ending.apply(tx, &ready, now_ms)).await?;
+        let mut ending = bury(bus, entry, &ready, reason, chain, attempt).await;
+        let publish = std::mem::take(&mut ending.publish);
+        let ended = bus.store().write(move |tx| ending.apply(tx, publish, &ready, now_ms)).await?;
         bus.inner.stats.dead.fetch_add(u64::from(ended), Ordering::Relaxed);
     }
     Ok(())

@@ -9,13 +9,14 @@ use super::Context;
 use super::client::Call;
 use super::failure::{FAILED, Failure};
 use super::out::{clean, count, size, text, text_or_dash, time};
+use crate::config::Paths;
 use crate::error::Error;
 
 /// What is done with the files themselves, without a daemon; answers are documents as the daemon would give them.
 #[derive(Clone, Copy)]
 pub struct Files {
-    /// Copies the first file to the second; replaces it when told so.
-    pub backup: fn(&Path, &Path, bool) -> Result<Value, Error>,
+    /// Copies the database of these folders to the file; replaces it when told so.
+    pub backup: fn(&Paths, &Path, bool) -> Result<Value, Error>,
     /// Restores the first file as the database of the folder.
     pub restore: fn(&Path, &Path) -> Result<Value, Error>,
     /// Looks whether the file is whole.
@@ -70,8 +71,8 @@ Examples:
   aman db backup /mnt/stick/aman.db --force
 
 The copy is of one moment, and is verified before it gets its name. Only its owner may read it: it holds all events with
-their data, and the audit log. It does not hold the token, the signing key, the configuration or skills; those are files
-beside the database.")]
+their data, the audit log, and what plugins keep in databases of their own. It does not hold the token, the signing key, the
+configuration, skills or packages of plugins; those are files beside the database.")]
 pub struct BackupArgs {
     /// Where to
     file: PathBuf,
@@ -199,7 +200,7 @@ fn told(error: Error) -> Failure {
 }
 
 fn backup(context: &mut Context, args: &BackupArgs) -> Result<(), Failure> {
-    let made = (context.files.backup)(&context.paths()?.db_file, &args.file, args.force).map_err(told)?;
+    let made = (context.files.backup)(&context.paths()?, &args.file, args.force).map_err(told)?;
     if context.out.json() {
         return context.out.line(&made.to_string());
     }
@@ -210,7 +211,19 @@ fn backup(context: &mut Context, args: &BackupArgs) -> Result<(), Failure> {
         bytes(&made["bytes"]),
         text(&made["sequence"])
     ))?;
-    context.out.line("It holds the data of all events, and no token or key. Only you can read it.")
+    context.out.line("It holds the data of all events, and no token or key. Only you can read it.")?;
+    let plugins = made["plugin_databases"].as_array().map_or(0, Vec::len);
+    if plugins > 0 {
+        let with = if plugins == 1 {
+            "the private database of a plugin".to_owned()
+        } else {
+            format!("those of {plugins} plugins")
+        };
+        context
+            .out
+            .line(&format!("With it: {with}. Their packages are not in it; keep those, or the folder plugins."))?;
+    }
+    Ok(())
 }
 
 fn restore(context: &mut Context, args: &RestoreArgs) -> Result<(), Failure> {
@@ -223,8 +236,8 @@ fn restore(context: &mut Context, args: &RestoreArgs) -> Result<(), Failure> {
     let folder = clean(&args.to.display().to_string());
     context.out.line(&format!(
         "\nTo switch over: stop the daemon, copy what you need from its folder into {folder} (aman.toml, token,\n\
-         signing.key, skills), then start it with AMAN_HOME={folder} aman serve. What was under way when the backup was\n\
-         made goes on then."
+         signing.key, skills, and of plugins everything but .data, which is restored), then start it with\n\
+         AMAN_HOME={folder} aman serve. What was under way when the backup was made goes on then."
     ))
 }
 

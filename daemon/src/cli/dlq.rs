@@ -188,7 +188,7 @@ async fn show(context: &mut Context, id: &str) -> Result<(), Failure> {
         .map(|name| (*name, text(&item[*name])))
         .collect();
     for name in ["first_failed_at", "last_failed_at", "expires_at"] {
-        pairs.push((name, time(&item[name])));
+        pairs.push((name, if item[name].is_null() { "never".to_owned() } else { time(&item[name]) }));
     }
     pairs.push(("event", event_id(&item["event"])));
     context.out.pairs(&pairs)?;

@@ -20,6 +20,8 @@ pub struct Paths {
     pub runtime: PathBuf,
     /// The database.
     pub db_file: PathBuf,
+    /// Private databases of plugins.
+    pub plugin_data: PathBuf,
     /// The generated token, mode 0600.
     pub token_file: PathBuf,
     /// The key that signs minted tokens, mode 0600.
@@ -73,6 +75,7 @@ impl Paths {
     ) -> Paths {
         Paths {
             db_file: data.join("aman.db"),
+            plugin_data: data.join("plugins/.data"),
             token_file: data.join("token"),
             signing_key_file: data.join("signing.key"),
             address_file: runtime.join("address"),

@@ -14,8 +14,8 @@ use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
 use crate::schedule::Job;
-use crate::store::Tx;
 use crate::store::cron::{self as rows, Fate, Slot, Status};
+use crate::store::{Tx, outbox};
 
 /// The engine looks at the clock again after at most this long, whoever else wakes it.
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
@@ -177,9 +177,12 @@ impl Inner {
             rows::end(tx, &key, status, None, text.as_deref(), now_ms)?;
             rows::set_failures(tx, &job, failures, told.as_deref())?;
             match &told {
-                Some(note) => {
-                    rows::notify(tx, now_ms, "warning", &format!("The cron job '{job}' was switched off"), note)
-                }
+                Some(note) => outbox::notify(
+                    tx,
+                    None,
+                    now_ms,
+                    ("warning", &format!("The cron job '{job}' was switched off"), note),
+                ),
                 None => Ok(()),
             }
         });

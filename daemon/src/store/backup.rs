@@ -1,6 +1,8 @@
 //! Copies of the database: made while the daemon works, verified before they are called done, restored into a folder of
 //! their own.
 
+mod plugin_databases;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -12,7 +14,7 @@ use rusqlite::backup::{Backup, StepResult};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Committed, Counters, Tx, audit, check, migrate, retention};
+use super::{Committed, Counters, Tx, audit, check, disk, migrate, retention};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::id::Ids;
@@ -40,6 +42,17 @@ pub struct Made {
     pub rows: BTreeMap<&'static str, i64>,
     /// Audit records whose chain was checked.
     pub audit_records: i64,
+    /// Files of the private databases of plugins that it holds.
+    pub plugin_databases: Vec<String>,
+}
+
+/// A database, and the folder of the private databases of plugins that belong to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The database's file.
+    pub db: &'a Path,
+    /// Where each plugin has its own.
+    pub plugins: &'a Path,
 }
 
 fn failed(what: &'static str) -> impl Fn(rusqlite::Error) -> Error {
@@ -154,16 +167,20 @@ fn whole(conn: &Connection, what: &str) -> Result<check::Report, Error> {
 
 /// Copies the database `from` to the file `to`, whether a daemon works with it or not, and verifies the copy: structure,
 /// rows, audit chain. `Conflict` when `to` is there and `force` is not given, or when the copy is not whole.
-pub fn make(from: &Path, to: &Path, force: bool) -> Result<Made, Error> {
+pub fn make(from: Place<'_>, to: &Path, force: bool) -> Result<Made, Error> {
+    if disk::is_of(from.db, to) {
+        let reason = format!("{} is the database itself. Choose another name.", to.display());
+        return Err(Error::conflict("already_exists", reason));
+    }
     if !force && to.symlink_metadata().is_ok() {
         return Err(taken(to));
     }
-    let source = check::open(from)?;
+    let source = check::open(from.db)?;
     let partial = Partial::new(to)?;
     // Holds the moment: what is committed from now on is not in the copy.
     source.execute_batch("BEGIN").map_err(failed("reading the database"))?;
     let there = rows(&source)?;
-    let copied = copy(&source, &partial.path)?;
+    let mut copied = copy(&source, &partial.path)?;
     drop(source);
     let report = whole(&copied, "The copy")?;
     let here = rows(&copied)?;
@@ -171,17 +188,21 @@ pub fn make(from: &Path, to: &Path, force: bool) -> Result<Made, Error> {
         return Err(Error::internal("verifying the copy")(format!("it has {here:?} rows, the database {there:?}")));
     }
     let sequence = migrate::counter(&copied, "event")?;
+    // After the database: work that ended in between is found settled there and runs again without a second effect.
+    let plugin_databases = plugin_databases::take(from.plugins, &mut copied, to)?;
     copied.close().map_err(|(_, error)| Error::internal("closing the copy")(error))?;
     partial.finish(to, force)?;
     let bytes = std::fs::metadata(to).map_or(0, |file| file.len());
-    Ok(Made { file: to.to_owned(), bytes, sequence, rows: here, audit_records: report.audit_records })
+    let audit_records = report.audit_records;
+    Ok(Made { file: to.to_owned(), bytes, sequence, rows: here, audit_records, plugin_databases })
 }
 
-/// Restores the copy `from` as the database of a new data folder `to`; `name` is the name of the file in it.
+/// Restores the copy `from` into a new data folder, which is that of `to`.
 ///
 /// The copy is verified first. Row numbers go on far above those of the copy, so that none names two things even if the
 /// daemon whose copy it is went on. `Conflict` when the folder is there and not empty.
-pub fn restore(from: &Path, to: &Path, name: &str, now_ms: Millis) -> Result<Made, Error> {
+pub fn restore(from: &Path, place: Place<'_>, now_ms: Millis) -> Result<Made, Error> {
+    let (target, to) = (place.db, place.db.parent().unwrap_or(Path::new(".")));
     if to.symlink_metadata().is_ok() && std::fs::read_dir(to).map_or(true, |mut entries| entries.next().is_some()) {
         let reason = format!("{} is there and not empty. A backup is restored into a new folder only.", to.display());
         return Err(Error::conflict("already_exists", reason));
@@ -190,16 +211,17 @@ pub fn restore(from: &Path, to: &Path, name: &str, now_ms: Millis) -> Result<Mad
     whole(&source, "The backup")?;
     let made = |error| Error::invalid("to", format!("cannot be made: {}: {error}.", to.display()));
     DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(made)?;
-    let target = to.join(name);
-    let partial = Partial::new(&target)?;
+    let partial = Partial::new(target)?;
     let copied = copy(&source, &partial.path)?;
+    let plugin_databases = plugin_databases::put(&copied, place.plugins)?;
     move_on(&copied, from, now_ms)?;
     let report = whole(&copied, "The restored database")?;
     let (rows, sequence) = (rows(&copied)?, migrate::counter(&copied, "event")?);
     copied.close().map_err(|(_, error)| Error::internal("closing the copy")(error))?;
-    partial.finish(&target, false)?;
-    let bytes = std::fs::metadata(&target).map_or(0, |file| file.len());
-    Ok(Made { file: target, bytes, sequence, rows, audit_records: report.audit_records })
+    partial.finish(target, false)?;
+    let bytes = std::fs::metadata(target).map_or(0, |file| file.len());
+    let audit_records = report.audit_records;
+    Ok(Made { file: target.to_owned(), bytes, sequence, rows, audit_records, plugin_databases })
 }
 
 /// Skips row numbers, and records the restore.

@@ -112,8 +112,8 @@ pub fn all(conn: &Connection) -> Report {
         statement.query_map([], row)?.take(FAULTS_MAX).collect()
     });
     checks.push(checked("references", references));
-    let schema = migrate::check(conn).err().map(|error| error.chain().join(": "));
-    checks.push(checked("schema", Ok(schema.into_iter().collect())));
+    let schema = migrate::check(conn).unwrap_or_else(|error| vec![error.chain().join(": ")]);
+    checks.push(checked("schema", Ok(schema)));
     let mut audit_records = 0;
     let chain = match audit::verify(conn, None) {
         Ok(verdict) => {

@@ -375,14 +375,3 @@ pub fn fate(conn: &Connection, source: &str, id: &str) -> Result<Fate, Error> {
         }
     }
 }
-
-/// Stores a message for the person that is no effect of a delivery.
-pub fn notify(tx: &Tx<'_>, at_ms: Millis, severity: &str, title: &str, message: &str) -> Result<(), Error> {
-    tx.conn
-        .execute(
-            "INSERT INTO notification (at_ms, severity, title, message) VALUES (?1, ?2, ?3, ?4)",
-            params![at_ms, severity, title, message],
-        )
-        .map(drop)
-        .map_err(unwritten)
-}

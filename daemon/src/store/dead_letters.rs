@@ -58,8 +58,6 @@ pub struct Death<'a> {
     pub attempts: u32,
     /// Groups letters with the same cause.
     pub fingerprint: &'a str,
-    /// How long the letter is kept, in milliseconds.
-    pub kept_ms: Millis,
 }
 
 fn unwritten(error: rusqlite::Error) -> Error {
@@ -78,9 +76,9 @@ pub fn bury(tx: &Tx<'_>, death: &Death<'_>, now_ms: Millis) -> Result<(), Error>
     tx.conn
         .prepare_cached(
             "INSERT INTO dead_letter (delivery, event, consumer, source, type, reason, fingerprint, chain, attempts, \
-             first_failed_ms, last_failed_ms, expires_ms, state) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,0) \
+             first_failed_ms, last_failed_ms, state) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,0) \
              ON CONFLICT (delivery) DO UPDATE SET reason = ?6, fingerprint = ?7, chain = ?8, attempts = attempts + ?9, \
-             last_failed_ms = ?11, expires_ms = ?12, state = 0",
+             last_failed_ms = ?11, state = 0",
         )
         .and_then(|mut s| {
             s.execute(params![
@@ -95,7 +93,6 @@ pub fn bury(tx: &Tx<'_>, death: &Death<'_>, now_ms: Millis) -> Result<(), Error>
                 death.attempts,
                 first,
                 now_ms,
-                now_ms.saturating_add(death.kept_ms),
             ])
         })
         .map(|_| ())
@@ -189,12 +186,10 @@ pub struct Letter {
     pub last_failed_ms: Millis,
     /// Groups letters with the same cause.
     pub fingerprint: String,
-    /// Until when it is kept.
-    pub expires_ms: Millis,
 }
 
 const LETTER: &str = "l.delivery, l.consumer, c.name, l.reason, l.chain, l.attempts, l.first_failed_ms, \
-    l.last_failed_ms, l.fingerprint, l.expires_ms, l.state";
+    l.last_failed_ms, l.fingerprint, l.state";
 
 fn letter_of(ids: Ids, row: &Row<'_>) -> rusqlite::Result<(Letter, i64)> {
     let chain: String = row.get(4)?;
@@ -208,10 +203,9 @@ fn letter_of(ids: Ids, row: &Row<'_>) -> rusqlite::Result<(Letter, i64)> {
         first_failed_ms: row.get(6)?,
         last_failed_ms: row.get(7)?,
         fingerprint: row.get(8)?,
-        expires_ms: row.get(9)?,
-        event: events::from_row_at(ids, row, 11)?,
+        event: events::from_row_at(ids, row, 10)?,
     };
-    Ok((letter, row.get(10)?))
+    Ok((letter, row.get(9)?))
 }
 
 fn from(rest: &str) -> String {

@@ -249,13 +249,14 @@ pub fn next_retry(conn: &Connection, consumer: ConsumerId, now_ms: Millis) -> Re
         .map_err(unread)
 }
 
-/// Whether a delivery may have another attempt: it is open, or dead and may be retried.
+/// Whether a delivery may have another attempt: it is open, or dead with a letter that can be retried.
 pub fn may_run(conn: &Connection, id: DeliveryId) -> Result<bool, Error> {
-    let status = conn
-        .prepare_cached("SELECT status FROM delivery WHERE id = ?1")
-        .and_then(|mut s| s.query_row([id.0], |row| row.get(0)).optional())
-        .map_err(unread)?;
-    Ok(status.map(Status::of_code).is_some_and(|status| status.is_open() || status == Status::Dead))
+    conn.prepare_cached(
+        "SELECT 1 FROM delivery d WHERE d.id = ?1 AND (d.status < 3 \
+         OR d.status = 5 AND EXISTS (SELECT 1 FROM dead_letter l WHERE l.delivery = d.id))",
+    )
+    .and_then(|mut s| s.exists([id.0]))
+    .map_err(unread)
 }
 
 /// Claims an attempt durably; false when the delivery is no longer open.
@@ -271,23 +272,26 @@ pub fn claim(tx: &Tx<'_>, id: DeliveryId, lease_ms: Millis, outside: bool) -> Re
 }
 
 /// Ends a delivery; false when it had ended already, so that its effects must not be applied.
+///
+/// `result` is JSON without secrets.
 pub fn end(
-    tx: &Tx<'_>,
+    tx: &mut Tx<'_>,
     id: DeliveryId,
     status: Status,
     attempt: u32,
     now_ms: Millis,
-    result: Option<&Value>,
+    result: Option<&str>,
 ) -> Result<bool, Error> {
-    let result = result.map(|value| redact::json(&value.to_string()).into_owned());
-    tx.conn
+    let changed = tx
+        .conn
         .prepare_cached(
             "UPDATE delivery SET status = ?2, attempt = ?3, ended_ms = ?4, result = ?5, next_ms = NULL, lease_ms = NULL \
              WHERE id = ?1 AND status < 3",
         )
-        .and_then(|mut s| s.execute(params![id.0, status.code(), attempt, now_ms, result.as_deref()]))
-        .map(|changed| changed == 1)
-        .map_err(unwritten)
+        .and_then(|mut s| s.execute(params![id.0, status.code(), attempt, now_ms, result]))
+        .map_err(unwritten)?;
+    tx.committed.deliveries -= i64::from(changed == 1);
+    Ok(changed == 1)
 }
 
 /// Lets an open delivery wait until `next_ms`; false when it had ended already.
@@ -311,7 +315,7 @@ pub fn reopen(tx: &mut Tx<'_>, id: DeliveryId) -> Result<bool, Error> {
             [id.0],
         )
         .map_err(unwritten)?;
-    tx.committed.deliveries += changed;
+    tx.committed.deliveries += i64::from(changed == 1);
     Ok(changed == 1)
 }
 
@@ -441,6 +445,11 @@ pub fn find(conn: &Connection, id: DeliveryId) -> Result<Option<(EventSeq, Consu
         .map_err(unread)
 }
 
+/// Open deliveries; reads only the partial index of open ones.
+pub fn open_count(conn: &Connection) -> Result<i64, Error> {
+    conn.query_row("SELECT count(*) FROM delivery WHERE status < 3", [], |row| row.get(0)).map_err(unread)
+}
+
 /// Open deliveries per consumer name; reads only the partial index of open ones.
 pub fn open_counts(conn: &Connection) -> Result<Vec<(String, i64)>, Error> {
     conn.prepare_cached(
@@ -455,6 +464,19 @@ pub fn open_counts(conn: &Connection) -> Result<Vec<(String, i64)>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: what is over for good is told from what may still have an attempt.
+    #[test]
+    fn deliveries_without_a_letter_are_over() {
+        let conn = Connection::open_in_memory().expect("a database");
+        conn.execute_batch(include_str!("../../../schemas/sql/0001_core.sql")).expect("the tables");
+        let deliveries = "INSERT INTO delivery (id, event, consumer, status, rank, attempt) \
+            VALUES (1,1,1,2,1,0), (2,1,1,3,1,0), (3,1,1,5,1,0), (4,1,1,5,1,0);\
+            INSERT INTO dead_letter VALUES (3,1,1,'s','t','rejected','f','[]',1,0,0,0,NULL)";
+        conn.execute_batch(deliveries).expect("rows");
+        let may = [1, 2, 3, 4, 5].map(|id| may_run(&conn, DeliveryId(id)).expect("a look"));
+        assert_eq!(may, [true, false, true, false, false]);
+    }
 
     /// Goal: looking for work costs what there is to do, not what was ever done.
     #[test]

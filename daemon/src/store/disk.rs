@@ -14,9 +14,12 @@ use nix::sys::statvfs::statvfs;
 use rusqlite::Connection;
 
 use super::fault::Fault;
+use super::wal::word;
 
 /// What a write-ahead log begins with, but for its last bit. Source: SQLite's file format, "The Write-Ahead Log".
 pub(super) const WAL_MAGIC: u32 = 0x377f_0682;
+/// The length of the log's header.
+pub(super) const WAL_HEADER_BYTES: usize = 32;
 /// Below this an error of the disk is taken for a full one: SQLite tells some of them as errors of their own.
 const NOTHING_LEFT_BYTES: u64 = 256 << 10;
 /// A disk that was full is written again when at least this much is free.
@@ -47,6 +50,13 @@ impl Identity {
     }
 }
 
+/// True when `path` is a file of the database at `db`, by whatever name.
+pub(super) fn is_of(db: &Path, path: &Path) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let ours = [db.to_owned(), beside(db, "-wal"), beside(db, "-shm")];
+    file(path).is_some_and(|there| ours.iter().any(|own| file(own) == Some(there)))
+}
+
 /// The open files, as the writer left them.
 pub(super) struct Files {
     path: PathBuf,
@@ -58,6 +68,8 @@ pub(super) struct Files {
     db: File,
     db_len: u64,
     wal_len: u64,
+    /// What the log begins with.
+    wal_header: [u8; WAL_HEADER_BYTES],
 }
 
 impl Files {
@@ -66,7 +78,11 @@ impl Files {
         let (identity, db_len, wal_len) = Identity::at(path)?;
         let wal = File::open(beside(path, "-wal"))?;
         let db = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?;
-        Ok(Files { path: path.to_owned(), identity, wal, db, db_len, wal_len })
+        let mut wal_header = [0; WAL_HEADER_BYTES];
+        if wal_len != 0 {
+            wal.read_exact_at(&mut wal_header, 0)?;
+        }
+        Ok(Files { path: path.to_owned(), identity, wal, db, db_len, wal_len, wal_header })
     }
 
     /// Which files they are.
@@ -90,23 +106,22 @@ impl Files {
         if db_len < self.db_len && db_len < known_len(conn) {
             return Some(Fault::CutShort);
         }
-        // A checkpoint empties the log, and never makes it just shorter behind the writer's back.
-        if wal_len != 0 && (wal_len < self.wal_len || !self.log_has_begin()) {
-            return Some(Fault::CutShort);
+        let mut header = [0; WAL_HEADER_BYTES];
+        if wal_len != 0 {
+            let begins = self.wal.read_exact_at(&mut header, 0).is_ok() && word(&header, 0) & !1 == WAL_MAGIC;
+            // SQLite empties the log, also when another program asks it to, and begins each new round with new salts:
+            // within one round the log only grows.
+            if !begins || (wal_len < self.wal_len && header == self.wal_header) {
+                return Some(Fault::CutShort);
+            }
         }
-        (self.db_len, self.wal_len) = (db_len, wal_len);
+        (self.db_len, self.wal_len, self.wal_header) = (db_len, wal_len, header);
         None
     }
 
-    /// The log may be shorter after the writer itself committed: SQLite cuts one that became very long.
-    pub fn look_after_commit(&mut self, conn: &Connection) -> Option<Fault> {
-        self.wal_len = self.wal_len.min(super::WAL_BYTES_KEPT);
-        self.look(conn)
-    }
-
-    fn log_has_begin(&self) -> bool {
-        let mut magic = [0; 4];
-        self.wal.read_exact_at(&mut magic, 0).is_ok() && u32::from_be_bytes(magic) & !1 == WAL_MAGIC
+    /// Puts everything that was committed on disk.
+    pub fn sync_log(&self) -> io::Result<()> {
+        self.wal.sync_data()
     }
 }
 

@@ -138,7 +138,6 @@ pub fn append(tx: &mut Tx<'_>, prepared: Prepared) -> Result<Appended, Error> {
             .prepare_cached("INSERT OR REPLACE INTO dedup (key, sequence, expires_ms, gone) VALUES (?1, ?2, ?3, NULL)")
             .and_then(|mut s| s.execute(params![key, sequence.0, prepared.dedup_until_ms]))
             .map_err(failed)?;
-        forget_expired_keys(tx, event.received_ms)?;
     }
     count_type(tx, &event);
     let event = Arc::new(event);
@@ -305,19 +304,6 @@ pub(super) fn remains(event: &Event) -> Result<String, Error> {
         trace: event.trace.to_string(),
     })
     .map_err(Error::internal("encoding what is left of an event"))
-}
-
-/// Now and then: the tables of keys clean themselves while they are used, so no timer has to.
-fn forget_expired_keys(tx: &Tx<'_>, now_ms: Millis) -> Result<(), Error> {
-    if fastrand::u8(..) >= 4 {
-        return Ok(());
-    }
-    for table in ["dedup", "idempotency"] {
-        let sql =
-            format!("DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE expires_ms <= ?1 LIMIT 512)");
-        tx.conn.prepare_cached(&sql).and_then(|mut s| s.execute([now_ms])).map_err(failed)?;
-    }
-    Ok(())
 }
 
 fn count_type(tx: &mut Tx<'_>, event: &Event) {
@@ -490,7 +476,7 @@ pub fn effects_of(conn: &Connection, ids: Ids, cause: EventSeq) -> Result<Vec<(E
     .map_err(unread)
 }
 
-/// The stored decision of an event, and its deliveries' first id and count.
+/// The stored decision of an event.
 pub fn decision(conn: &Connection, sequence: EventSeq) -> Result<Option<String>, Error> {
     conn.prepare_cached("SELECT decision FROM event WHERE sequence = ?1")
         .and_then(|mut s| s.query_row([sequence.0], |row| row.get(0)).optional())
@@ -647,14 +633,7 @@ pub fn kept_answer_in(tx: &Tx<'_>, key: &[u8; 32], now_ms: Millis) -> Result<Opt
 }
 
 /// Keeps an answer for `key` until `expires_ms`.
-pub fn keep_answer(
-    tx: &Tx<'_>,
-    key: &[u8; 32],
-    kept: &KeptAnswer,
-    now_ms: Millis,
-    expires_ms: Millis,
-) -> Result<(), Error> {
-    forget_expired_keys(tx, now_ms)?;
+pub fn keep_answer(tx: &Tx<'_>, key: &[u8; 32], kept: &KeptAnswer, expires_ms: Millis) -> Result<(), Error> {
     tx.conn
         .prepare_cached(
             "INSERT OR REPLACE INTO idempotency (key, body, status, answer, expires_ms) VALUES (?1,?2,?3,?4,?5)",

@@ -1,5 +1,7 @@
 //! Brings a database to this version: numbered SQL files, each applied once in a transaction, checked by digest.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use crate::error::Error;
@@ -45,15 +47,7 @@ pub fn apply(conn: &mut Connection) -> Result<(), Error> {
     let tx = conn
         .transaction_with_behavior(TransactionBehavior::Exclusive)
         .map_err(Error::internal("migrating the database"))?;
-    tx.execute_batch(
-        "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL) STRICT, WITHOUT ROWID;",
-    )
-    .map_err(Error::internal("migrating the database"))?;
-    for (name, sql) in &MIGRATIONS[version..] {
-        tx.execute_batch(sql).map_err(Error::internal("migrating the database"))?;
-        tx.execute("INSERT INTO migration (name, sha256) VALUES (?1, ?2)", params![name, sha256_hex(sql.as_bytes())])
-            .map_err(Error::internal("migrating the database"))?;
-    }
+    build(&tx, &MIGRATIONS[version..]).map_err(Error::internal("migrating the database"))?;
     if version == 0 {
         let node = u32::from_be_bytes(random_bytes());
         tx.execute("INSERT INTO meta (key, value) VALUES ('node', ?1)", [node])
@@ -64,18 +58,46 @@ pub fn apply(conn: &mut Connection) -> Result<(), Error> {
     tx.commit().map_err(Error::internal("migrating the database"))
 }
 
-/// Whether the schema is one that this program knows, unchanged.
-pub fn check(conn: &Connection) -> Result<(), Error> {
-    let version: i64 = conn
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(Error::internal("reading the schema version"))?;
-    match usize::try_from(version) {
-        Ok(version @ 1..) if version <= MIGRATIONS.len() => check_digests(conn, version),
-        _ => Err(Error::internal("reading the schema version")(format!(
-            "{version} is none that this aman knows; it knows 1 to {}",
-            MIGRATIONS.len()
-        ))),
+fn build(conn: &Connection, migrations: &[(&str, &str)]) -> rusqlite::Result<()> {
+    conn.execute_batch(
+        "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+    )?;
+    for (name, sql) in migrations {
+        conn.execute_batch(sql)?;
+        let digest = sha256_hex(sql.as_bytes());
+        conn.execute("INSERT INTO migration (name, sha256) VALUES (?1, ?2)", params![name, digest])?;
     }
+    Ok(())
+}
+
+/// What of the schema is not as this program makes it: tables and indexes that are missing or other ones, and triggers.
+pub fn check(conn: &Connection) -> Result<Vec<String>, Error> {
+    let unread = |error| Error::internal("reading the schema")(error);
+    let version: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(unread)?;
+    let applied = usize::try_from(version).unwrap_or(0);
+    if !(1..=MIGRATIONS.len()).contains(&applied) {
+        let known = MIGRATIONS.len();
+        return Ok(vec![format!("version {version} is none that this aman knows; it knows 1 to {known}")]);
+    }
+    check_digests(conn, applied)?;
+    let fresh = Connection::open_in_memory().map_err(unread)?;
+    build(&fresh, &MIGRATIONS[..applied]).map_err(unread)?;
+    let (wanted, found) = (objects(&fresh).map_err(unread)?, objects(conn).map_err(unread)?);
+    let mut faults: Vec<String> = wanted
+        .iter()
+        .filter(|(name, text)| found.get(*name) != Some(text))
+        .map(|(name, _)| format!("{name} is {}", if found.contains_key(name) { "changed" } else { "missing" }))
+        .collect();
+    // What else somebody added changes nothing of what aman does.
+    faults.extend(found.keys().filter(|name| name.starts_with("trigger ")).map(|name| format!("{name} is not aman's")));
+    Ok(faults)
+}
+
+/// Everything in the schema by kind and name, with its text.
+fn objects(conn: &Connection) -> rusqlite::Result<BTreeMap<String, String>> {
+    let sql =
+        "SELECT type || ' ' || name, coalesce(sql, '') FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
+    conn.prepare(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 fn check_digests(conn: &Connection, applied: usize) -> Result<(), Error> {

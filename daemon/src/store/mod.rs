@@ -42,8 +42,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde::Serialize;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::{Event, Priority};
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
@@ -58,6 +59,8 @@ pub const QUEUE_MAX: usize = 8192;
 pub const BATCH_MAX: usize = 1024;
 const READERS: usize = 5;
 const LANE_READERS: usize = 2;
+/// Questions that take long, side by side.
+const READERS_ALONE: usize = 2;
 const WRITE_FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 /// A log that became longer is cut to this after a checkpoint.
 const WAL_BYTES_KEPT: u64 = 64 << 20;
@@ -72,8 +75,8 @@ pub struct Committed {
     pub woken: HashSet<(ConsumerId, Priority)>,
     /// Consumers whose old deliveries were opened again.
     pub anew: Vec<ConsumerId>,
-    /// Deliveries that were opened.
-    pub deliveries: usize,
+    /// Deliveries that were opened, less those that ended.
+    pub deliveries: i64,
     /// True when an intent was added to the outbox.
     pub intents: bool,
 }
@@ -176,9 +179,13 @@ struct Inner {
     hook: Arc<OnceLock<CommitHook>>,
     readers: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
+    /// For questions that take long.
+    alone: Arc<Semaphore>,
     /// For the lanes alone, so that no slow question over HTTP holds up a delivery.
     lane_permits: Arc<Semaphore>,
     head_at_open: EventSeq,
+    newest_at_open: Option<Millis>,
+    deliveries_at_open: i64,
     trouble: Arc<Trouble>,
     identity: Identity,
     keep_free: Arc<AtomicU64>,
@@ -228,6 +235,7 @@ impl Store {
         let hook: Arc<OnceLock<CommitHook>> = Arc::default();
         let pages = tokio::sync::watch::Sender::new(space::read(&conn)?.pages);
         let (queued, commits, trouble) = (Arc::default(), Arc::default(), Arc::<Trouble>::default());
+        let (newest_at_open, deliveries_at_open) = (retention::newest_ms(&conn)?, deliveries::open_count(&conn)?);
         let files = Files::open(path).map_err(Error::internal("looking at the files of the database"))?;
         let identity = files.identity();
         let keep_free: Arc<AtomicU64> = Arc::default();
@@ -265,6 +273,9 @@ impl Store {
                 lane_permits: Arc::new(Semaphore::new(LANE_READERS)),
                 readers: Mutex::new(readers),
                 head_at_open: EventSeq(counters.sequence),
+                newest_at_open,
+                deliveries_at_open,
+                alone: Arc::new(Semaphore::new(READERS_ALONE)),
                 trouble,
                 identity,
                 keep_free,
@@ -332,6 +343,16 @@ impl Store {
     /// The newest sequence when the database was opened.
     pub fn head_at_open(&self) -> EventSeq {
         self.inner.head_at_open
+    }
+
+    /// When the newest event was stored that was there when the database was opened.
+    pub fn newest_at_open(&self) -> Option<Millis> {
+        self.inner.newest_at_open
+    }
+
+    /// Deliveries that were open when the database was opened.
+    pub fn deliveries_at_open(&self) -> i64 {
+        self.inner.deliveries_at_open
     }
 
     /// Sets who hears of commits; only the first call counts.
@@ -411,16 +432,7 @@ impl Store {
         R: Send + 'static,
         F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
     {
-        let permits = Arc::clone(permits);
-        let permit =
-            tokio::time::timeout(READ_WAIT, permits.acquire_owned()).await.ok().and_then(Result::ok).ok_or_else(
-                || Error::Busy {
-                    code: "overloaded",
-                    what: "All connections for reading are in use.".to_owned(),
-                    retry_after_ms: 1000,
-                },
-            )?;
-        let inner = Arc::clone(&self.inner);
+        let (permit, inner) = (permit(permits).await?, Arc::clone(&self.inner));
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             inner.with_reader(query)
@@ -435,10 +447,13 @@ impl Store {
         R: Send + 'static,
         F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
     {
-        let path = self.inner.path.clone();
-        tokio::task::spawn_blocking(move || query(&open_reader(&path)?))
-            .await
-            .map_err(Error::internal("reading the database"))?
+        let (permit, inner) = (permit(&self.inner.alone).await?, Arc::clone(&self.inner));
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            query(&inner.another_reader()?)
+        })
+        .await
+        .map_err(Error::internal("reading the database"))?
     }
 
     /// Changes whenever the database has grown by 4 MiB or so.
@@ -540,6 +555,15 @@ impl Inner {
         let conn = open_reader(&self.path)?;
         ours().map(|()| conn)
     }
+}
+
+async fn permit(permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
+    let acquired = tokio::time::timeout(READ_WAIT, Arc::clone(permits).acquire_owned()).await;
+    acquired.ok().and_then(Result::ok).ok_or_else(|| Error::Busy {
+        code: "overloaded",
+        what: "All connections for reading are in use.".to_owned(),
+        retry_after_ms: 1000,
+    })
 }
 
 /// Why the database could not be opened, with what to do about it.

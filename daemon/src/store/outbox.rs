@@ -90,17 +90,15 @@ pub struct Origin {
     pub number: usize,
 }
 
-/// Adds an intent as an effect of a delivery.
+/// Adds an intent as an effect of a delivery; `payload` is JSON without secrets.
 pub fn add(
     tx: &mut Tx<'_>,
     origin: &Origin,
     sink: &str,
-    payload: &Value,
+    payload: &str,
     now_ms: Millis,
     expires_ms: Millis,
 ) -> Result<(), Error> {
-    let payload = payload.to_string();
-    let payload = redact::json(&payload);
     // The delivery's id holds its time: a row number that a lost disk gives out again makes another key.
     let key = format!("{}-{}", tx.ids().delivery(origin.event_ms, origin.delivery), origin.number);
     tx.conn
@@ -214,19 +212,19 @@ pub fn effects_of(conn: &Connection, delivery: DeliveryId) -> Result<Vec<(&'stat
     Ok(found)
 }
 
-/// Stores a message for the person as an effect of a delivery.
+/// Stores a message for the person; `of` is the delivery whose effect it is, and its event.
 pub fn notify(
     tx: &Tx<'_>,
-    delivery: DeliveryId,
-    event: EventSeq,
+    of: Option<(DeliveryId, EventSeq)>,
     at_ms: Millis,
     (severity, title, message): (&str, &str, &str),
 ) -> Result<(), Error> {
+    let (delivery, event) = of.map(|(delivery, event)| (delivery.0, event.0)).unzip();
     tx.conn
         .prepare_cached(
             "INSERT INTO notification (at_ms, severity, title, message, event, delivery) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )
-        .and_then(|mut s| s.execute(params![at_ms, severity, redact::text(title), redact::text(message), event.0, delivery.0]))
+        .and_then(|mut s| s.execute(params![at_ms, severity, redact::text(title), redact::text(message), event, delivery]))
         .map(|_| ())
         .map_err(unwritten)
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -45,8 +45,13 @@ const KEPT_BYTES_MAX: i32 = 64 << 20;
 const PAGE_BYTES: u64 = 4096;
 /// The smallest file in which tables and the daemon's own have room.
 const PAGES_MIN: u64 = 16;
-/// So many steps of SQLite's machine between two looks at the clock.
-const STEPS: i32 = 1000;
+/// So many steps of SQLite's machine between two looks at the clock. Each can write a long value to a temporary file.
+const STEPS: i32 = 100;
+/// What one call may write besides its file's quota: changes are written to the log first, sorting to temporary files,
+/// the same page of those again and again.
+const SPILL_BYTES_MAX: u64 = 256 << 20;
+/// How often a call that goes on is asked how much it wrote.
+const SPILL_LOOK: Duration = Duration::from_millis(20);
 /// Rows of finished work that are kept until somebody looks which of them are still needed.
 const KEPT_MIN: usize = 64;
 /// Beginning of the names of tables that are the daemon's.
@@ -112,6 +117,8 @@ pub struct Private {
     /// True while SQL of the plugin is read.
     foreign: Arc<AtomicBool>,
     quota: u64,
+    /// See [`SPILL_BYTES_MAX`].
+    spill_max: u64,
     /// Rows of the daemon's table, and at how many somebody looks which of them are still needed.
     kept: usize,
     kept_max: usize,
@@ -125,9 +132,9 @@ impl Private {
         let mut conn = Connection::open(path).map_err(faulty)?;
         let foreign = Arc::new(AtomicBool::new(false));
         secure(&mut conn, &foreign).map_err(faulty)?;
-        let kept: i64 = conn.query_row("SELECT count(*) FROM aman_settled", [], |row| row.get(0)).map_err(faulty)?;
-        let kept = usize::try_from(kept).unwrap_or(0);
-        let mut private = Private { conn, foreign, quota: 0, kept, kept_max: KEPT_MIN.max(2 * kept) };
+        let kept = kept(&conn)?;
+        let mut private =
+            Private { conn, foreign, quota: 0, spill_max: SPILL_BYTES_MAX, kept, kept_max: KEPT_MIN.max(2 * kept) };
         private.set_quota(quota)?;
         Ok(private)
     }
@@ -220,14 +227,25 @@ impl Private {
             ("BEGIN", "COMMIT", "ROLLBACK")
         };
         self.own(begin)?;
-        let watch = until.clone();
-        let over = move || watch.cancelled.load(Ordering::Relaxed) || Instant::now() > watch.deadline;
+        let (watch, mut spill) = (until.clone(), Spill::new(self.quota.saturating_add(self.spill_max)));
+        let spilled = Arc::clone(&spill.over);
+        let over = move || {
+            let now = Instant::now();
+            watch.cancelled.load(Ordering::Relaxed) || now > watch.deadline || spill.is_over(now)
+        };
         self.conn.progress_handler(STEPS, Some(over)).map_err(faulty)?;
         self.foreign.store(true, Ordering::Relaxed);
         let done = run(&self.conn);
         self.foreign.store(false, Ordering::Relaxed);
         self.conn.progress_handler(0, None::<fn() -> bool>).map_err(faulty)?;
-        let done = done.map_err(|error| self.refused(&error, Some(until))).flatten();
+        let done = done.map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) if spilled.load(Ordering::Relaxed) => {
+                let reason = "the SQL writes more to temporary files than it may; sort and join less at once";
+                Error::conflict(TOO_MUCH, reason)
+            }
+            _ => self.refused(&error, Some(until)),
+        });
+        let done = done.flatten();
         let ended = done.and_then(|done| self.own(end).map(|()| done));
         if ended.is_err() && self.is_begun() {
             self.own(undo)?;
@@ -258,7 +276,8 @@ impl Private {
         limit(VALUE_BYTES_MAX).map_err(faulty)?;
         noted.map_err(|error| self.refused(&error, None))?;
         self.own("COMMIT")?;
-        self.kept += 1;
+        // A poll replaces its one row.
+        self.kept += usize::from(!work.starts_with("poll/"));
         Ok(())
     }
 
@@ -282,8 +301,11 @@ impl Private {
             .prepare("DELETE FROM aman_settled WHERE number = ?1 AND work NOT GLOB 'poll/*'")
             .map_err(faulty)?;
         for id in over {
-            self.kept = self.kept.saturating_sub(statement.execute([id.0]).map_err(faulty)?);
+            statement.execute([id.0]).map_err(faulty)?;
         }
+        drop(statement);
+        // Anew: what polls replaced and what was undone was counted, too.
+        self.kept = kept(&self.conn)?;
         self.kept_max = KEPT_MIN.max(2 * self.kept);
         Ok(())
     }
@@ -291,6 +313,39 @@ impl Private {
     fn refused(&self, error: &rusqlite::Error, until: Option<&Until>) -> Error {
         refused(error, until, self.quota)
     }
+}
+
+/// How much a call writes. `max_page_count` bounds the file alone: what is sorted, joined or changed over and over goes to
+/// temporary files and to the log, which nothing of SQLite's bounds.
+struct Spill {
+    bytes_max: u64,
+    /// When to look again, and what this thread had written at the first look.
+    next: Instant,
+    begun: Option<u64>,
+    over: Arc<AtomicBool>,
+}
+
+impl Spill {
+    fn new(bytes_max: u64) -> Spill {
+        Spill { bytes_max, next: Instant::now() + SPILL_LOOK, begun: None, over: Arc::default() }
+    }
+
+    fn is_over(&mut self, now: Instant) -> bool {
+        if now < self.next {
+            return false;
+        }
+        self.next = now + SPILL_LOOK;
+        let Some(written) = written_by_this_thread() else { return false };
+        let over = written.saturating_sub(*self.begun.get_or_insert(written)) > self.bytes_max;
+        self.over.fetch_or(over, Ordering::Relaxed);
+        over
+    }
+}
+
+/// Bytes that this thread wrote to files since it began; none where the kernel does not count them. Source: proc(5).
+fn written_by_this_thread() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("wchar: "))?.parse().ok()
 }
 
 /// Which of `ids` can never run again: done, expired, discarded or removed.
@@ -302,6 +357,11 @@ pub fn over(conn: &Connection, ids: &[DeliveryId]) -> Result<Vec<DeliveryId>, Er
         }
     }
     Ok(found)
+}
+
+fn kept(conn: &Connection) -> Result<usize, Error> {
+    let kept: i64 = conn.query_row("SELECT count(*) FROM aman_settled", [], |row| row.get(0)).map_err(faulty)?;
+    Ok(usize::try_from(kept).unwrap_or(0))
 }
 
 fn secure(conn: &mut Connection, foreign: &Arc<AtomicBool>) -> rusqlite::Result<()> {

@@ -5,6 +5,8 @@
 //! is open, an intent is unsent or was given up not long ago, or a dead letter is kept. What was found on a reading
 //! connection is removed by the writer later, unless somebody has an intent sent again in between. What was removed is on record in `pruned`.
 
+use std::ops::AddAssign;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
@@ -37,13 +39,38 @@ fn unwritten(error: rusqlite::Error) -> Error {
     Error::internal("removing what was kept long enough")(error)
 }
 
-/// Neighbouring events without one in between that is to stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How much was found, or went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// How many events.
+    pub events: i64,
+    /// How many of them only tell of earlier runs.
+    pub own: i64,
+    /// How many deliveries go with them.
+    pub deliveries: i64,
+    /// About how many bytes.
+    pub bytes: i64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.events += other.events;
+        self.own += other.own;
+        self.deliveries += other.deliveries;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Events with adjacent numbers: what is on record as removed must not span a number that stays.
+#[derive(Debug, Clone)]
 struct Run {
     first: i64,
     last: i64,
     /// First and last delivery.
     deliveries: Option<(i64, i64)>,
+    tally: Tally,
+    /// Keys that outlive their event, each with its event and with what is left of that.
+    keys: Vec<([u8; 16], i64, String)>,
 }
 
 /// Why a step looked no further.
@@ -61,18 +88,10 @@ pub enum Stop {
 #[derive(Debug, Clone)]
 pub struct Due {
     runs: Vec<Run>,
-    /// Keys that outlive their event, with what is left of it.
-    keys: Vec<([u8; 16], String)>,
-    /// How many events.
-    pub events: i64,
-    /// How many of them only tell of earlier runs.
-    pub own: i64,
+    /// How much that is.
+    pub tally: Tally,
     /// How many of the events looked at have to stay for now.
     pub held: i64,
-    /// How many deliveries go with them.
-    pub deliveries: i64,
-    /// About how many bytes.
-    pub bytes: i64,
     /// The last event that was looked at.
     pub last: EventSeq,
     /// Why it is the last.
@@ -146,21 +165,11 @@ pub fn due(
     cutoff_ms: Option<Millis>,
     (now_ms, given_up_ms): (Millis, Millis),
 ) -> Result<Due, Error> {
-    let mut due = Due {
-        runs: Vec::new(),
-        keys: Vec::new(),
-        events: 0,
-        own: 0,
-        held: 0,
-        deliveries: 0,
-        bytes: 0,
-        last: after,
-        stop: Stop::End,
-    };
+    let mut due = Due { runs: Vec::new(), tally: Tally::default(), held: 0, last: after, stop: Stop::End };
     let mut statement = conn.prepare_cached(LOOK).map_err(unread)?;
     let limit = i64::try_from(STEP_EVENTS).unwrap_or(i64::MAX);
     let mut rows = statement.query(params![after.0, limit, given_up_ms]).map_err(unread)?;
-    let (mut looked, mut open) = (0, false);
+    let mut looked = 0;
     while let Some(row) = rows.next().map_err(unread)? {
         let one = looked_at(row).map_err(unread)?;
         if let Some(cutoff_ms) = cutoff_ms {
@@ -174,12 +183,10 @@ pub fn due(
         due.last = EventSeq(one.sequence);
         if one.held {
             due.held += 1;
-            open = false;
         } else {
-            due.take(conn, ids, &one, now_ms, open)?;
-            open = true;
+            due.take(conn, ids, &one, now_ms)?;
         }
-        if looked == STEP_EVENTS || due.bytes >= STEP_BYTES {
+        if looked == STEP_EVENTS || due.tally.bytes >= STEP_BYTES {
             due.stop = Stop::More;
             break;
         }
@@ -188,38 +195,44 @@ pub fn due(
 }
 
 impl Due {
-    fn take(&mut self, conn: &Connection, ids: Ids, one: &Looked, now_ms: Millis, joins: bool) -> Result<(), Error> {
+    fn take(&mut self, conn: &Connection, ids: Ids, one: &Looked, now_ms: Millis) -> Result<(), Error> {
         let count = one.deliveries.map_or(0, |(first, last)| last - first + 1);
-        self.events += 1;
-        self.own += i64::from(one.own);
-        self.deliveries += count;
-        self.bytes += one.bytes + ROW_BYTES * (1 + count);
+        let bytes = one.bytes + ROW_BYTES * (1 + count);
+        let tally = Tally { events: 1, own: i64::from(one.own), deliveries: count, bytes };
+        self.tally += tally;
+        let mut keys = Vec::new();
         for key in &one.keys {
             let live = conn
                 .prepare_cached("SELECT 1 FROM dedup WHERE key = ?1 AND sequence = ?2 AND expires_ms > ?3")
                 .and_then(|mut s| s.exists(params![key, one.sequence, now_ms]))
                 .map_err(unread)?;
             if live && let Some(event) = events::by_sequence(conn, ids, EventSeq(one.sequence))? {
-                self.keys.push((*key, events::remains(&event)?));
+                keys.push((*key, one.sequence, events::remains(&event)?));
             }
         }
-        match self.runs.last_mut().filter(|_| joins) {
+        match self.runs.last_mut().filter(|run| run.last + 1 == one.sequence) {
             Some(run) => {
                 run.last = one.sequence;
+                run.tally += tally;
+                run.keys.append(&mut keys);
                 run.deliveries = match (run.deliveries, one.deliveries) {
                     (Some((first, _)), Some((_, last))) => Some((first, last)),
                     (known, None) => known,
                     (None, found) => found,
                 };
             }
-            None => self.runs.push(Run { first: one.sequence, last: one.sequence, deliveries: one.deliveries }),
+            None => {
+                let (first, last) = (one.sequence, one.sequence);
+                self.runs.push(Run { first, last, deliveries: one.deliveries, tally, keys });
+            }
         }
         Ok(())
     }
 }
 
-/// Removes what [`due`] found. Row numbers stay used.
-pub fn remove(tx: &mut Tx<'_>, due: &Due, now_ms: Millis) -> Result<(), Error> {
+/// Removes what [`due`] found, but for what somebody has use for again, and gives what went. Row numbers stay used.
+pub fn remove(tx: &mut Tx<'_>, due: &Due, now_ms: Millis) -> Result<Tally, Error> {
+    let mut gone = Tally::default();
     for run in &due.runs {
         if let Some((first, last)) = run.deliveries {
             let unsent = "SELECT 1 FROM outbox INDEXED BY outbox_delivery \
@@ -241,14 +254,17 @@ pub fn remove(tx: &mut Tx<'_>, due: &Due, now_ms: Millis) -> Result<(), Error> {
             .and_then(|mut s| s.execute([run.first, run.last]))
             .map_err(unwritten)?;
         record(tx, run, now_ms)?;
+        for (key, sequence, remains) in &run.keys {
+            // It may have expired since, and be the key of another event by now.
+            tx.conn
+                .prepare_cached("UPDATE dedup SET gone = ?3 WHERE key = ?1 AND sequence = ?2")
+                .and_then(|mut s| s.execute(params![key, sequence, remains]))
+                .map_err(unwritten)?;
+        }
+        gone += run.tally;
     }
-    for (key, remains) in &due.keys {
-        tx.conn
-            .prepare_cached("UPDATE dedup SET gone = ?2 WHERE key = ?1")
-            .and_then(|mut s| s.execute(params![key, remains]))
-            .map_err(unwritten)?;
-    }
-    keep_floors(tx)
+    keep_floors(tx)?;
+    Ok(gone)
 }
 
 /// Notes the highest row numbers, so that tables that were emptied do not begin anew.
@@ -308,7 +324,7 @@ pub fn newest_ms(conn: &Connection) -> Result<Option<Millis>, Error> {
 /// Kinds of rows that have an age of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aged {
-    /// Dead letters whose time is over; the cutoff is the present.
+    /// Dead letters that nobody decided about.
     DeadLetters,
     /// Messages for the person.
     Notifications,
@@ -321,21 +337,10 @@ pub enum Aged {
 }
 
 impl Aged {
-    /// The name that reports use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Aged::DeadLetters => "dead_letters",
-            Aged::Notifications => "notifications",
-            Aged::CronRuns => "cron_runs",
-            Aged::Keys => "keys",
-            Aged::Tokens => "tokens",
-        }
-    }
-
     /// Tables, primary key, what is due at `?1`, and the time that decides.
     fn tables(self) -> &'static [(&'static str, &'static str, &'static str, &'static str)] {
         match self {
-            Aged::DeadLetters => &[("dead_letter", "delivery", "state = 0 AND expires_ms <= ?1", "expires_ms")],
+            Aged::DeadLetters => &[("dead_letter", "delivery", "state = 0 AND last_failed_ms <= ?1", "last_failed_ms")],
             Aged::Notifications => &[("notification", "id", "at_ms <= ?1", "at_ms")],
             // A slot that its job's cursor has not passed keeps the job from firing twice.
             Aged::CronRuns => &[(
@@ -384,6 +389,24 @@ pub fn oldest_aged(conn: &Connection, what: Aged) -> Result<Option<Millis>, Erro
     };
     let sql = format!("SELECT min({time}) FROM {table} {among}");
     conn.prepare_cached(&sql).and_then(|mut s| s.query_row([], |row| row.get(0))).map_err(unread)
+}
+
+/// Types that came only before the oldest event that is kept, one step of them.
+pub fn types_gone(conn: &Connection) -> Result<Vec<String>, Error> {
+    conn.prepare_cached(
+        "SELECT type FROM event_type WHERE last_sequence < (SELECT coalesce(min(sequence), 0) FROM event) LIMIT ?1",
+    )
+    .and_then(|mut s| s.query_map([STEP_ROWS], |row| row.get(0))?.collect())
+    .map_err(unread)
+}
+
+/// Forgets these types, unless they came again in between.
+pub fn forget_types(tx: &mut Tx<'_>, types: &[String]) -> Result<(), Error> {
+    let mut statement = tx
+        .conn
+        .prepare_cached("DELETE FROM event_type WHERE type = ?1 AND last_sequence < (SELECT min(sequence) FROM event)")
+        .map_err(unwritten)?;
+    types.iter().try_for_each(|kind| statement.execute([kind]).map(drop)).map_err(unwritten)
 }
 
 /// Bounds the record of what was removed.

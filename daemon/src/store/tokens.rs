@@ -6,9 +6,6 @@ use super::Tx;
 use crate::clock::Millis;
 use crate::error::Error;
 
-/// How long an expired token stays in the list.
-const KEPT_MS: Millis = 30 * 86_400_000;
-
 /// What was minted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
@@ -50,9 +47,8 @@ fn token(row: &Row<'_>) -> rusqlite::Result<Token> {
     })
 }
 
-/// Adds `token`, and forgets those that expired long ago.
+/// Adds `token`.
 pub fn add(tx: &Tx<'_>, token: &Token) -> Result<(), Error> {
-    tx.conn.execute("DELETE FROM token WHERE expires_ms < ?1", [token.issued_ms - KEPT_MS]).map_err(failed)?;
     tx.conn
         .execute(
             "INSERT INTO token (jti, sub, scope, minted_by, issued_ms, expires_ms) VALUES (?1,?2,?3,?4,?5,?6)",

@@ -3,15 +3,15 @@
 //!
 //! Source: SQLite's file format, sections "WAL File Format" and "Checksum Algorithm".
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::disk::{WAL_MAGIC, beside};
+use super::disk::{WAL_HEADER_BYTES as HEADER_BYTES, WAL_MAGIC, beside};
 use crate::clock::{Clock, rfc3339};
 use crate::error::Error;
+use crate::plain;
 
-const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 
 /// What the log has behind its first damaged place.
@@ -27,8 +27,12 @@ pub struct Lost {
 /// there, which SQLite would throw away. Keeps a copy of a damaged log.
 pub(super) fn examine(path: &Path) -> Result<Option<Lost>, Error> {
     let wal = beside(path, "-wal");
-    let Ok(file) = File::open(&wal) else { return Ok(None) };
     let reading = |error| Error::internal("reading the write-ahead log")(error);
+    let file = match plain::open(OpenOptions::new().read(true), &wal) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(reading(error)),
+        Err(_) => return Ok(None),
+    };
     let len = file.metadata().map_err(reading)?.len();
     if len > HEADER_BYTES as u64 && std::fs::metadata(path).map_or(0, |found| found.len()) == 0 {
         let (db, wal) = (path.display(), wal.display());
@@ -54,7 +58,7 @@ pub(super) fn examine(path: &Path) -> Result<Option<Lost>, Error> {
     Ok(Some(Lost { transactions, kept }))
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 

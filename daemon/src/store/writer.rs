@@ -1,6 +1,8 @@
 //! The one thread that writes: drains the queue into a transaction, commits, answers.
 
 use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -147,7 +149,7 @@ impl Writer {
             let done = self.transact(&mut batch);
             last_commit = begun.elapsed();
             match done {
-                Ok(committed) => self.committed(&mut batch, committed),
+                Ok((committed, reserving)) => self.committed(&mut batch, committed, reserving),
                 Err(undone) => self.fail(&mut batch, &undone),
             }
             last_look = Some(Instant::now());
@@ -159,9 +161,10 @@ impl Writer {
         drop(self.ending);
     }
 
-    fn committed(&mut self, batch: &mut Vec<Job>, committed: Committed) {
+    fn committed(&mut self, batch: &mut Vec<Job>, committed: Committed, reserving: Option<Counters>) {
         self.commits.fetch_add(1, Ordering::Relaxed);
-        let fault = self.files.look_after_commit(&self.conn);
+        let unreserved = reserving.and_then(|reserving| self.make_durable(reserving).err());
+        let fault = self.files.look(&self.conn);
         // Before the answers: whoever has one may ask the streams for what it was told.
         if let Some(hook) = self.hook.get() {
             hook(committed);
@@ -169,6 +172,10 @@ impl Writer {
         if let Some(fault) = fault {
             return self
                 .fail(batch, &Undone::files(fault, "The last commit went to files that have changed under aman."));
+        }
+        if let Some(error) = unreserved {
+            // A power loss could give the numbers of this commit out again: nobody is told of them.
+            return self.fail(batch, &Undone::files(Fault::DiskError, &error.to_string()));
         }
         for job in batch.drain(..) {
             job.change.answer(None);
@@ -191,14 +198,18 @@ impl Writer {
     fn recover(&mut self) -> Option<Job> {
         let mut wait = PROBE.0;
         while let Some(fault) = self.trouble.now() {
-            match self.queue.recv_timeout(wait) {
+            let job = if fault.is_final() {
+                self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.queue.recv_timeout(wait)
+            };
+            match job {
                 Ok(job) if !fault.blocks_all() => return Some(job),
                 Ok(job) => {
                     self.queued.fetch_sub(1, Ordering::Relaxed);
                     job.change.answer(Some(fault));
                 }
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) if fault.is_final() => {}
                 Err(RecvTimeoutError::Timeout) => {
                     self.probe(fault);
                     wait = (wait * 2).min(PROBE.1);
@@ -239,7 +250,7 @@ impl Writer {
         execute(&self.conn, "INSERT OR REPLACE INTO meta (key, value) VALUES ('probe', zeroblob(16384))")?;
         execute(&self.conn, "DELETE FROM meta WHERE key = 'probe'")?;
         execute(&self.conn, "COMMIT")?;
-        self.files.look_after_commit(&self.conn).map_or(Ok(()), |fault| Err(Undone::files(fault, "")))
+        self.files.look(&self.conn).map_or(Ok(()), |fault| Err(Undone::files(fault, "")))
     }
 
     /// Takes what is queued; with company, waits a small part of the last commit's time for more.
@@ -269,7 +280,8 @@ impl Writer {
         }
     }
 
-    fn transact(&mut self, batch: &mut [Job]) -> Result<Committed, Undone> {
+    /// Commits the batch; numbers that this reserved are not on disk yet.
+    fn transact(&mut self, batch: &mut [Job]) -> Result<(Committed, Option<Counters>), Undone> {
         execute(&self.conn, "BEGIN IMMEDIATE")?;
         let mut tx = Tx {
             conn: &self.conn,
@@ -296,21 +308,17 @@ impl Writer {
         let (counters, committed, ending) = (tx.counters, tx.committed, tx.ending);
         self.counters = counters;
         self.tell_growth(pages);
-        if let Some(reserved) = reserving {
-            self.make_durable(reserved);
-        } else if ending && self.reserved.is_some() {
+        if ending && self.reserved.is_some() {
             self.reserved = Some(Counters { sequence: 0, delivery: 0 });
         }
-        Ok(committed)
+        Ok((committed, reserving))
     }
 
-    /// Puts the reservation on disk before any of its numbers is told: a checkpoint syncs the write-ahead log first.
-    fn make_durable(&mut self, reserved: Counters) {
-        match self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-            Ok(()) => self.reserved = Some(reserved),
-            // The next commit tries again.
-            Err(error) => tracing::warn!(%error, "Row numbers could not be reserved on disk."),
-        }
+    /// Puts the reservation on disk before any of its numbers is told.
+    fn make_durable(&mut self, reserving: Counters) -> std::io::Result<()> {
+        self.files.sync_log()?;
+        self.reserved = Some(reserving);
+        Ok(())
     }
 
     fn tell_growth(&self, pages: i64) {
@@ -360,9 +368,18 @@ impl Writer {
     fn save(&self) {
         let now = rfc3339(crate::clock::Clock::System.now_ms()).replace([':', '-'], "");
         let copy = self.path.with_file_name(format!("aman-saved-{now}.db"));
-        match self.conn.execute("VACUUM INTO ?1", [copy.to_string_lossy()]) {
+        // SQLite writes into an empty file that is there, and would make one that everybody may read.
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy);
+        let saved = made.map_err(|error| error.to_string()).and_then(|_| {
+            self.conn.execute("VACUUM INTO ?1", [copy.to_string_lossy()]).map_err(|error| {
+                // Half a copy under a name that promises a whole one would be worse than none.
+                let _gone = std::fs::remove_file(&copy);
+                error.to_string()
+            })
+        });
+        match saved {
             Ok(_) => tracing::error!(copy = %copy.display(), "The database was removed; everything in it was saved."),
-            Err(error) => tracing::error!(%error, copy = %copy.display(), "The database was removed and not saved."),
+            Err(error) => tracing::error!(error, copy = %copy.display(), "The database was removed and not saved."),
         }
     }
 }

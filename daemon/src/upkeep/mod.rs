@@ -7,8 +7,8 @@
 
 mod run;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -72,6 +72,8 @@ struct Inner {
     running: Mutex<()>,
     stop: CancellationToken,
     counts: Counts,
+    /// Outlives an abnormal end of the task.
+    trusted: std::sync::Mutex<Trusted>,
 }
 
 /// Writes the audit record of what was done, in the transaction that ends it.
@@ -80,6 +82,8 @@ pub type Recorder = Box<dyn FnOnce(&Tx<'_>, Value) -> Result<(), Error> + Send>;
 impl Upkeep {
     /// Starts the task that keeps to `policy`.
     pub fn start(bus: &Bus, supervisor: &Supervisor, policy: Retention) -> Upkeep {
+        let now_ms = bus.clock().now_ms();
+        let trusted = Trusted::new(bus.store().newest_at_open().unwrap_or(now_ms), now_ms);
         let inner = Inner {
             bus: bus.clone(),
             policy: ArcSwap::from_pointee(policy),
@@ -87,6 +91,7 @@ impl Upkeep {
             running: Mutex::new(()),
             stop: supervisor.stop_token(),
             counts: Counts::default(),
+            trusted: std::sync::Mutex::new(trusted),
         };
         let upkeep = Upkeep { inner: Arc::new(inner) };
         let task = upkeep.clone();
@@ -105,6 +110,15 @@ impl Upkeep {
         }
     }
 
+    fn policy(&self) -> Retention {
+        **self.inner.policy.load()
+    }
+
+    /// How long a dead letter is kept after its last failure; none = for ever.
+    pub fn letters_kept_ms(&self) -> Option<Millis> {
+        millis(self.policy().dead_letters)
+    }
+
     /// Counts since the start.
     pub fn counts(&self) -> &Counts {
         &self.inner.counts
@@ -117,14 +131,17 @@ impl Upkeep {
     /// Removes what is due now, whoever asks. `Conflict` while another run goes on.
     pub async fn prune(&self, record: Recorder) -> Result<Report, Error> {
         let _running = self.inner.running.try_lock().map_err(|_| in_progress())?;
-        let policy = **self.inner.policy.load();
-        let report = run::Run::new(self, policy).all().await?;
-        self.end(report, record).await
+        let (report, done) = run::Run::new(self, self.policy()).all().await;
+        if done.is_err() && !report.is_worth_telling() {
+            return done.map(|()| report);
+        }
+        let report = self.end(report, record).await;
+        done.and(report)
     }
 
     /// What [`Upkeep::prune`] would remove; as far as that can be counted in a while.
     pub async fn due(&self) -> Result<Report, Error> {
-        let (policy, ids, now_ms) = (**self.inner.policy.load(), self.store().ids(), self.inner.bus.clock().now_ms());
+        let (policy, ids, now_ms) = (self.policy(), self.store().ids(), self.now_ms());
         self.store().read_alone(move |conn| run::preview(conn, ids, &policy, now_ms)).await
     }
 
@@ -142,20 +159,18 @@ impl Upkeep {
 
     async fn work(&self) -> Result<(), Error> {
         let (mut changed, mut growth) = (self.inner.changed.subscribe(), self.store().growth());
-        let mut trust = Trusted::new(self.now_ms());
         loop {
             changed.mark_unchanged();
             growth.mark_unchanged();
-            let wait = match self.doubt(&mut trust).await? {
-                Some(doubt) => Some(doubt),
+            let wait = match self.doubt() {
+                Some(doubt) => doubt,
                 None => self.run_once().await?,
             };
-            let until = wait.map(|wait| Instant::now() + wait);
+            let until = tokio::time::Instant::now() + wait;
             loop {
-                let left = until.map(|until| until.saturating_duration_since(Instant::now()));
                 tokio::select! {
                     () = self.inner.stop.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => break,
+                    () = tokio::time::sleep_until(until) => break,
                     told = changed.changed() => if told.is_err() { return Ok(()) } else { break },
                     told = growth.changed() => match told {
                         Ok(()) if self.is_too_large().await? => break,
@@ -171,23 +186,17 @@ impl Upkeep {
         self.inner.bus.clock().now_ms()
     }
 
-    /// How long to wait before the clock is believed, when it says that everything is to go.
-    async fn doubt(&self, trust: &mut Trusted) -> Result<Option<Duration>, Error> {
-        trust.look(self.now_ms());
-        let Some(age_ms) = millis(self.inner.policy.load().max_age) else { return Ok(None) };
-        let Some(newest_ms) = self.store().read(retention::newest_ms).await? else { return Ok(None) };
-        if self.now_ms().saturating_sub(newest_ms) <= age_ms.max(DAY_MS) {
-            return Ok(None);
-        }
-        let left = DOUBT.saturating_sub(trust.since.elapsed());
-        if left.is_zero() {
-            return Ok(None);
-        }
+    /// How long to wait before the clock is believed, when it says that all of something is to go.
+    fn doubt(&self) -> Option<Duration> {
+        let age_ms = shortest(&self.policy()).and_then(millis)?;
+        let mut trusted = self.inner.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ahead_ms, left) = trusted.look(self.now_ms(), age_ms.max(DAY_MS))?;
         tracing::warn!(
+            ahead_h = ahead_ms / 3_600_000,
             wait_s = left.as_secs(),
-            "By the clock every event is old enough to be removed. In case it is wrong, retention waits."
+            "The clock is far ahead of what it said before. In case it is wrong, retention waits."
         );
-        Ok(Some(left))
+        Some(left)
     }
 
     async fn is_too_large(&self) -> Result<bool, Error> {
@@ -195,11 +204,11 @@ impl Upkeep {
         Ok(limit > 0 && self.store().read(space::read).await?.used_bytes().unsigned_abs() > limit)
     }
 
-    /// One run of the task; how long to sleep after it, none = until something changes.
-    async fn run_once(&self) -> Result<Option<Duration>, Error> {
-        let Ok(_running) = self.inner.running.try_lock() else { return Ok(Some(GAP_MIN)) };
-        let policy = **self.inner.policy.load();
-        let report = run::Run::new(self, policy).all().await?;
+    /// One run of the task; how long to sleep after it.
+    async fn run_once(&self) -> Result<Duration, Error> {
+        let Ok(_running) = self.inner.running.try_lock() else { return Ok(GAP_MIN) };
+        let policy = self.policy();
+        let (report, done) = run::Run::new(self, policy).all().await;
         let young_ms = report.young_ms;
         if report.is_worth_telling() {
             let at_ms = self.now_ms();
@@ -219,15 +228,17 @@ impl Upkeep {
                 };
                 audit::append(tx, &record).map(drop)
             };
-            let _told = self.end(report, Box::new(record)).await?;
+            let told = self.end(report, Box::new(record)).await;
+            done.and(told.map(drop))?;
+        } else {
+            done?;
         }
         self.sleep(&policy, young_ms).await
     }
 
     /// Records a run, removes the audit records that are due, gives room back and tells of it.
     async fn end(&self, mut report: Report, record: Recorder) -> Result<Report, Error> {
-        let policy = **self.inner.policy.load();
-        report.audit = run::audit(self, &policy, report.clone(), record).await?;
+        report.audit = run::audit(self, &report, record).await?;
         let space = self.store().read(space::read).await?;
         // What is about to be needed again is not given back.
         let keep_pages = ((space.pages - space.free_pages) / 10).max(256);
@@ -244,30 +255,33 @@ impl Upkeep {
         );
         if report.is_full {
             tracing::warn!("The database is larger than bus.retention.max_size, and nothing more may be removed.");
-            self.tell(FULL, &report).await?;
+            self.tell(FULL, &report).await;
         }
         if report.is_worth_telling() {
-            self.tell(PRUNED, &report).await?;
+            self.tell(PRUNED, &report).await;
         }
         Ok(report)
     }
 
-    async fn tell(&self, kind: &str, report: &Report) -> Result<(), Error> {
+    /// Publishes what a run did. That may be refused just when the run was needed most; it is done all the same.
+    async fn tell(&self, kind: &str, report: &Report) {
         let event = NewEvent::new("aman/retention", kind, &json!(report));
         let origin = Origin { principal: "aman".to_owned(), trust: Trust::Owner, internal: true };
-        self.inner.bus.publish(Publish::one(event, origin)).await.map(drop)
+        if let Err(error) = self.inner.bus.publish(Publish::one(event, origin)).await {
+            tracing::warn!(kind, error = error.chain().join(": "), "What retention did could not be told as an event.");
+        }
     }
 
     /// How long nothing will be due: until the oldest row is, and no longer than what comes now takes to become due.
-    async fn sleep(&self, policy: &Retention, young_ms: Option<Millis>) -> Result<Option<Duration>, Error> {
-        let ages = [policy.max_age, policy.dead_letters, policy.notifications, policy.cron_runs, policy.audit];
-        let Some(shortest) = ages.into_iter().filter(|age| !age.is_zero()).min() else { return Ok(None) };
+    async fn sleep(&self, policy: &Retention, young_ms: Option<Millis>) -> Result<Duration, Error> {
+        // Keys and tokens expire even where everything else is kept for ever.
+        let shortest = shortest(policy).unwrap_or(SLEEP_MAX);
         let policy = *policy;
         let next_ms = self
             .store()
             .read(move |conn| {
                 let mut due = vec![young_ms.zip(millis(policy.max_age))];
-                due.push(retention::oldest_aged(conn, Aged::DeadLetters)?.map(|at| (at, 0)));
+                due.push(retention::oldest_aged(conn, Aged::DeadLetters)?.zip(millis(policy.dead_letters)));
                 due.push(retention::oldest_aged(conn, Aged::Notifications)?.zip(millis(policy.notifications)));
                 due.push(retention::oldest_aged(conn, Aged::CronRuns)?.zip(millis(policy.cron_runs)));
                 due.push(audit::oldest_ms(conn)?.zip(millis(policy.audit)));
@@ -278,7 +292,7 @@ impl Upkeep {
         let longest = shortest.clamp(gap, SLEEP_MAX);
         let wait = next_ms
             .map_or(longest, |next| Duration::from_millis(next.saturating_sub(self.now_ms()).max(0).unsigned_abs()));
-        Ok(Some(wait.clamp(gap, longest)))
+        Ok(wait.clamp(gap, longest))
     }
 }
 
@@ -291,23 +305,71 @@ fn millis(age: Duration) -> Option<Millis> {
     Millis::try_from(age.as_millis()).ok().filter(|age| *age > 0)
 }
 
-/// Since when the clock has gone on without a leap.
+/// The shortest time that anything is kept; none when everything is for ever.
+fn shortest(policy: &Retention) -> Option<Duration> {
+    let ages = [policy.max_age, policy.dead_letters, policy.notifications, policy.cron_runs, policy.audit];
+    ages.into_iter().filter(|age| !age.is_zero()).min()
+}
+
+/// How far the clock is believed. What is stored while it is wrong proves nothing, so it is compared with what it said
+/// before its last leap, and at a start with the newest event of the runs before.
 struct Trusted {
+    /// What the clock said when it was last believed.
+    known_ms: Millis,
+    /// The start, or the last leap.
     since: Instant,
     looked: Instant,
     looked_ms: Millis,
 }
 
 impl Trusted {
-    fn new(now_ms: Millis) -> Trusted {
-        Trusted { since: Instant::now(), looked: Instant::now(), looked_ms: now_ms }
+    fn new(known_ms: Millis, now_ms: Millis) -> Trusted {
+        Trusted { known_ms, since: Instant::now(), looked: Instant::now(), looked_ms: now_ms }
     }
 
-    fn look(&mut self, now_ms: Millis) {
+    /// How far the clock is ahead, and how long to wait before that is believed, if it is by more than `age_ms`.
+    fn look(&mut self, now_ms: Millis, age_ms: Millis) -> Option<(Millis, Duration)> {
         let passed_ms = Millis::try_from(self.looked.elapsed().as_millis()).unwrap_or(Millis::MAX);
-        if now_ms.saturating_sub(self.looked_ms) > passed_ms.saturating_add(LEAP_MS) {
+        let expected_ms = self.looked_ms.saturating_add(passed_ms);
+        if now_ms.saturating_sub(expected_ms) > LEAP_MS {
+            // One leap after the other: what was believed before the first one counts.
+            if self.since.elapsed() >= DOUBT {
+                self.known_ms = expected_ms;
+            }
             self.since = Instant::now();
         }
         (self.looked, self.looked_ms) = (Instant::now(), now_ms);
+        let (ahead_ms, left) = (now_ms.saturating_sub(self.known_ms), DOUBT.saturating_sub(self.since.elapsed()));
+        (ahead_ms > age_ms && !left.is_zero()).then_some((ahead_ms, left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: whatever is stored meanwhile, a clock that leaps is not believed until it has run on for a while, nor one
+    /// that is wrong from the start; one that is set back is.
+    #[test]
+    fn a_clock_that_leaps_is_doubted() {
+        let begun_ms = 1_000 * DAY_MS;
+        let look = |trusted: &mut Trusted, days: i64| {
+            let doubt = trusted.look(begun_ms + days * DAY_MS, 30 * DAY_MS);
+            doubt.map(|(ahead_ms, left)| (ahead_ms / DAY_MS, left > DOUBT / 2))
+        };
+        let mut trusted = Trusted::new(begun_ms, begun_ms);
+        assert_eq!(look(&mut trusted, 0), None);
+        assert_eq!(look(&mut trusted, 40), Some((40, true)));
+        assert_eq!(look(&mut trusted, 40), Some((40, true)), "it stays in doubt, whatever came in");
+        assert_eq!(look(&mut trusted, 41), Some((41, true)), "a second leap proves nothing of the first");
+        assert_eq!(look(&mut trusted, 0), None, "it was set right");
+        assert_eq!(look(&mut trusted, 20), None, "a machine that slept");
+        let mut wrong_at_start = Trusted::new(begun_ms, begun_ms + 365 * DAY_MS);
+        assert_eq!(look(&mut wrong_at_start, 365), Some((365, true)));
+        let mut later = Trusted::new(begun_ms, begun_ms);
+        later.since = later.since.checked_sub(2 * DOUBT).expect("the machine runs for longer");
+        assert_eq!(look(&mut later, 40), Some((40, true)));
+        later.since = later.since.checked_sub(2 * DOUBT).expect("the machine runs for longer");
+        assert_eq!(look(&mut later, 40), None, "it has run on");
     }
 }

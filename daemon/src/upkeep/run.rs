@@ -11,7 +11,7 @@ use crate::clock::Millis;
 use crate::config::Retention;
 use crate::error::Error;
 use crate::id::{EventSeq, Ids};
-use crate::store::retention::{self, Aged, Due, Stop};
+use crate::store::retention::{self, Aged, Due, Stop, Tally};
 use crate::store::{Reading, Tx, audit, outbox, space};
 
 /// After a step the writer is left alone for as long as the step took, and for this long at the least.
@@ -63,6 +63,9 @@ pub struct Report {
     pub is_full: bool,
     /// False when there is more to do: a run that was cut short, or a preview that took too long.
     pub complete: bool,
+    /// The last audit record that is to go.
+    #[serde(skip)]
+    pub audit_through: Option<audit::Anchor>,
     /// When the oldest event that is too young came.
     #[serde(skip)]
     pub young_ms: Option<Millis>,
@@ -85,18 +88,22 @@ impl Report {
         }
     }
 
-    fn add(&mut self, due: &Due, for_size: bool) {
-        self.events += due.events;
-        self.own += due.own;
-        self.deliveries += due.deliveries;
-        self.bytes += due.bytes;
-        if for_size {
-            self.for_size += due.events;
-        } else {
+    fn look(&mut self, due: &Due, for_size: bool) {
+        if !for_size {
             self.held += due.held;
             if let Stop::Young(at_ms) = due.stop {
                 self.young_ms = Some(at_ms);
             }
+        }
+    }
+
+    fn take(&mut self, gone: Tally, for_size: bool) {
+        self.events += gone.events;
+        self.own += gone.own;
+        self.deliveries += gone.deliveries;
+        self.bytes += gone.bytes;
+        if for_size {
+            self.for_size += gone.events;
         }
     }
 }
@@ -105,7 +112,7 @@ impl Report {
 fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 5] {
     let cutoff = |age| millis(age).map(|age| now_ms.saturating_sub(age));
     [
-        (Aged::DeadLetters, Some(now_ms)),
+        (Aged::DeadLetters, cutoff(policy.dead_letters)),
         (Aged::Keys, Some(now_ms)),
         (Aged::Tokens, Some(now_ms.saturating_sub(TOKENS_KEPT_MS))),
         (Aged::Notifications, cutoff(policy.notifications)),
@@ -137,8 +144,14 @@ impl<'a> Run<'a> {
         Run { upkeep, policy, now_ms: upkeep.now_ms(), report }
     }
 
-    /// Removes all that is due, besides audit records.
-    pub async fn all(mut self) -> Result<Report, Error> {
+    /// Removes all that is due, besides audit records. What went before an error is in the report.
+    pub async fn all(mut self) -> (Report, Result<(), Error>) {
+        let done = self.remove().await;
+        self.report.complete &= done.is_ok();
+        (self.report, done)
+    }
+
+    async fn remove(&mut self) -> Result<(), Error> {
         self.strand().await?;
         for (what, cutoff_ms) in aged(&self.policy, self.now_ms) {
             let Some(cutoff_ms) = cutoff_ms else { continue };
@@ -160,12 +173,28 @@ impl<'a> Run<'a> {
         }
         if self.report.events > 0 {
             self.upkeep.store().write(retention::trim_record).await?;
+            self.types().await?;
         }
-        let now_ms = self.now_ms;
-        let policy = self.policy;
+        let (policy, now_ms) = (self.policy, self.now_ms);
         let audit = self.upkeep.store().read(move |conn| audit_due(conn, &policy, now_ms)).await?;
-        self.report.audit = audit.map_or(0, |(_, rows)| rows);
-        Ok(self.report)
+        self.report.audit = audit.as_ref().map_or(0, |(_, rows)| *rows);
+        self.report.audit_through = audit.map(|(through, _)| through);
+        Ok(())
+    }
+
+    /// Forgets types of which no event is left.
+    async fn types(&mut self) -> Result<(), Error> {
+        loop {
+            let begun = Instant::now();
+            let types = self.upkeep.store().read(retention::types_gone).await?;
+            if types.is_empty() {
+                return Ok(());
+            }
+            self.upkeep.store().write(move |tx| retention::forget_types(tx, &types)).await?;
+            if !self.goes_on(begun).await {
+                return Ok(());
+            }
+        }
     }
 
     /// Ends what waits for sinks that are not there any more, so that it holds its events no longer.
@@ -199,12 +228,13 @@ impl<'a> Run<'a> {
             }
             let times = (now_ms, given_up_ms(&self.policy, now_ms));
             let due = store.read(move |conn| retention::due(conn, ids, after, cutoff_ms, times)).await?;
-            self.report.add(&due, cutoff_ms.is_none());
+            self.report.look(&due, cutoff_ms.is_none());
             after = due.last;
             let stop = due.stop;
             let begun = Instant::now();
-            if due.events > 0 {
-                store.write(move |tx| retention::remove(tx, &due, now_ms)).await?;
+            if due.tally.events > 0 {
+                let gone = store.write(move |tx| retention::remove(tx, &due, now_ms)).await?;
+                self.report.take(gone, cutoff_ms.is_none());
             }
             if stop != Stop::More {
                 return Ok(());
@@ -224,7 +254,7 @@ impl<'a> Run<'a> {
 }
 
 async fn pause(upkeep: &Upkeep, begun: Instant) -> bool {
-    let busy = upkeep.store().stats().queued > 0;
+    let busy = upkeep.store().load() > 0.0;
     let pause = begun.elapsed().max(PAUSE_MIN) * if busy { PAUSE_WHEN_BUSY } else { 1 };
     tokio::select! {
         () = upkeep.inner.stop.cancelled() => false,
@@ -241,19 +271,18 @@ fn audit_due(conn: &Reading, policy: &Retention, now_ms: Millis) -> Result<Optio
 
 /// Records the run, then removes the audit records that are due, up to the one that the record names. Gives how many
 /// went.
-pub(super) async fn audit(upkeep: &Upkeep, policy: &Retention, report: Report, record: Recorder) -> Result<i64, Error> {
-    let (store, now_ms, policy) = (upkeep.store(), upkeep.now_ms(), *policy);
-    let due = store.read(move |conn| audit_due(conn, &policy, now_ms)).await?;
+pub(super) async fn audit(upkeep: &Upkeep, report: &Report, record: Recorder) -> Result<i64, Error> {
+    let store = upkeep.store();
     let mut detail = json!(report);
-    if let Some((through, rows)) = &due {
-        detail["audit"] = json!({ "rows": rows, "seq": through.seq, "hash": through.hash });
+    if let Some(through) = &report.audit_through {
+        detail["audit"] = json!({ "rows": report.audit, "seq": through.seq, "hash": through.hash });
     }
     store.write(move |tx| record(tx, detail)).await?;
-    let Some((through, _)) = due else { return Ok(0) };
+    let Some(through) = report.audit_through.as_ref().map(|through| through.seq) else { return Ok(0) };
     let mut gone = 0;
     loop {
         let begun = Instant::now();
-        let rows = store.write(move |tx| audit::remove(tx, through.seq, AUDIT_ROWS)).await?;
+        let rows = store.write(move |tx| audit::remove(tx, through, AUDIT_ROWS)).await?;
         gone += i64::try_from(rows).unwrap_or(i64::MAX);
         if rows == 0 || !pause(upkeep, begun).await {
             return Ok(gone);
@@ -304,7 +333,8 @@ pub(super) fn preview(conn: &Reading, ids: Ids, policy: &Retention, now_ms: Mill
             }
             let due = retention::due(conn, ids, after, cutoff_ms, (now_ms, given_up_ms(policy, now_ms)))?;
             after = due.last;
-            report.add(&due, cutoff_ms.is_none());
+            report.look(&due, cutoff_ms.is_none());
+            report.take(due.tally, cutoff_ms.is_none());
             if due.stop != Stop::More {
                 break;
             }

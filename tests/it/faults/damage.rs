@@ -20,6 +20,18 @@ fn stored(daemon: &Daemon, count: usize) -> Vec<String> {
     (0..count).map(|n| daemon.push("a.b", json!({ "n": n, "pad": "p".repeat(500) }))).collect()
 }
 
+/// Goal: a named pipe where the log should be is refused by name; it does not hold up the start.
+#[test]
+fn a_log_that_is_no_file() {
+    let mut daemon = Daemon::start();
+    assert_eq!(daemon.terminate(), Some(0));
+    let wal = daemon.home().join("aman.db-wal");
+    let _gone = fs::remove_file(&wal);
+    nix::unistd::mkfifo(&wal, nix::sys::stat::Mode::S_IRWXU).expect("a named pipe");
+    let log = Daemon::try_start_in(daemon.home(), &[]).err().expect("it cannot start");
+    assert!(log.contains("aman.db-wal' is a named pipe") && log.contains("Move it away"), "{log}");
+}
+
 /// Goal: wherever a page of the database is damaged, the daemon refuses to start or says so once it meets the page;
 /// it says what to do, shows what can be read, writes nothing more, and an event is told as unreadable, never as gone.
 #[test]

@@ -104,6 +104,7 @@ fn little_memory() {
         answers.filter(|answer| answer.status == 202).filter_map(|a| a.json["id"].as_str().map(str::to_owned)).collect()
     });
     daemon.kill();
+    assert!(!acked.is_empty(), "none of the pushes was taken, so nothing could be lost: {}", daemon.log());
     daemon.again();
     nothing_lost(&daemon, &acked);
 }

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::{Disk, degraded, healthy, nothing_lost, refused, runs, told, try_push, write_waiting_skill};
-use crate::harness::{Daemon, Stream, TOKEN};
+use super::{Disk, degraded, healthy, nothing_lost, refused, run, runs, text, told, try_push, write_waiting_skill};
+use crate::harness::{Daemon, Folder, Stream, TOKEN};
 
 const BIG: usize = 100_000;
 
@@ -139,6 +139,49 @@ fn a_start_on_a_read_only_disk() {
     let log = Daemon::try_start_in(&disk.home, &[]).err().expect("it cannot start");
     assert!(log.contains("aman.lock cannot be used") && log.contains("Make its folder writable"), "{log}");
     disk.remount("rw");
+    daemon.again();
+    nothing_lost(&daemon, &stored);
+}
+
+/// Goal: a disk that becomes read-only and then writable again, as after `mount -o remount,rw`: refused with what to do,
+/// reads go on, and without a restart everything goes on by itself; what ended meanwhile is settled once, nothing is lost.
+/// The disk is a fake: a library in the daemon answers as the kernel would.
+#[test]
+fn a_read_only_disk_that_becomes_writable_again() {
+    let folder = Folder::new("rofs");
+    let (home, switch, library) =
+        (folder.path().join("home"), folder.path().join("read-only"), folder.path().join("read-only.so"));
+    let source = format!("{}/../tests/fixtures/read-only.c", env!("CARGO_MANIFEST_DIR"));
+    run("cc", &["-shared", "-fPIC", "-O1", "-o", &text(&library), &source, "-ldl"]);
+    std::fs::create_dir(&home).expect("a folder");
+    write_waiting_skill(&home);
+    let (library, on, prefix) = (text(&library), text(&switch), text(&home.join("aman.")));
+    let env = [("LD_PRELOAD", library.as_str()), ("AMAN_TEST_SWITCH", &on), ("AMAN_TEST_PREFIX", &prefix)];
+    let mut daemon = Daemon::try_start_in(&home, &env).expect("it starts");
+    let work = daemon.push("work.do", json!({}));
+    let mut stored = vec![work.clone(), daemon.push("a.b", json!(1))];
+    daemon.wait("the script to begin", || (runs(&home) == 1).then_some(()));
+    std::fs::write(&switch, "").expect("a file");
+    for n in 0..20 {
+        refused(&try_push(&daemon, "a.b", &json!(n)), "disk_read_only", "mount it writable");
+    }
+    degraded(&daemon, "disk_read_only");
+    nothing_lost(&daemon, &stored);
+    std::fs::write(home.join("runs/go"), "").expect("a file");
+    daemon.wait("the first try to go on", || {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        (try_push(&daemon, "a.b", &json!(1)).code() == "disk_read_only").then_some(())
+    });
+    assert_eq!(told(&daemon), 1, "{}", daemon.log());
+    std::fs::remove_file(&switch).expect("a file");
+    healthy(&daemon);
+    stored.push(daemon.push("a.b", json!(2)));
+    daemon.wait("what ended meanwhile to be settled", || {
+        (daemon.dump(&work)["deliveries"][0]["status"] == "done").then_some(())
+    });
+    assert_eq!((runs(&home), daemon.recent("work.done").len(), daemon.recent("a.b").len()), (1, 1, 2));
+    daemon.wait("the event that tells of it", || (daemon.recent("aman.storage.recovered").len() == 1).then_some(()));
+    daemon.kill();
     daemon.again();
     nothing_lost(&daemon, &stored);
 }

@@ -1,7 +1,9 @@
 //! The database's files and the lock, changed by hand while the daemon runs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -33,6 +35,7 @@ fn a_removed_database_is_noticed_and_saved() {
             copies.next().filter(|_| saved).map(|name| daemon.home().join(name))
         });
         assert_eq!(told(&daemon), 1, "{}", daemon.log());
+        assert_eq!(copy.metadata().expect("the copy").permissions().mode() & 0o777, 0o600);
         assert_eq!(daemon.terminate(), Some(0));
         let restored = Folder::new("restored");
         fs::copy(copy, restored.path().join("aman.db")).expect("the copy can be copied");
@@ -63,6 +66,10 @@ fn a_database_that_comes_back() {
     fs::write(home.join("aman.db"), b"a stranger").expect("a file");
     refused(&try_push(&daemon, "a.b", &json!(2)), "database_moved", "Put the files back");
     degraded(&daemon, "database_moved");
+    for path in ["/db/check", "/db/stats"] {
+        let answer = daemon.get(path);
+        assert_eq!((answer.status, answer.code()), (503, "database_moved"), "{path}: {answer:?}");
+    }
     assert_eq!(fs::read(home.join("aman.db")).expect("the stranger"), b"a stranger");
     move_parts(aside, &home, &PARTS);
     healthy(&daemon);
@@ -93,6 +100,33 @@ fn a_truncated_database_is_noticed() {
         assert_eq!(daemon.get("/health/live").status, 200);
         assert!(told(&daemon) >= 1, "{}", daemon.log());
     }
+}
+
+/// Goal: another program may have SQLite empty the log at any moment, as tools for backups do; nothing is refused for it.
+#[test]
+fn another_program_may_empty_the_log() {
+    let daemon = Daemon::start();
+    let done = AtomicBool::new(false);
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let db = rusqlite::Connection::open(daemon.home().join("aman.db")).expect("the database");
+            while !done.load(Ordering::Relaxed) {
+                let emptied = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+                emptied.expect("SQLite does it");
+                std::thread::sleep(std::time::Duration::from_millis(3));
+            }
+        });
+        let pad = |n: usize| "p".repeat(if n % 7 == 0 { 60_000 } else { 10 });
+        let ids = (0..400).map(|n| try_push(&daemon, "a.b", &json!(pad(n)))).map(|answer| {
+            assert_eq!(answer.status, 202, "{answer:?}; {}", daemon.log());
+            answer.json["id"].as_str().expect("an id").to_owned()
+        });
+        let ids = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ids.collect()));
+        done.store(true, Ordering::Relaxed);
+        ids.unwrap_or_else(|refused| std::panic::resume_unwind(refused))
+    });
+    nothing_lost(&daemon, &ids);
+    assert_eq!(told(&daemon), 0, "{}", daemon.log());
 }
 
 /// Goal: no second daemon on the same data, whatever became of the lock file; the refusal says who holds it.

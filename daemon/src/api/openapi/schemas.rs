@@ -48,7 +48,7 @@ const OBJECTS: &[(&str, &str)] = &[
     (
         "DeadLetter",
         "id event:Event consumer reason error_chain:[text] attempts:int first_failed_at:time last_failed_at:time \
-         fingerprint expires_at:time",
+         fingerprint expires_at:time~",
     ),
     ("DeadLetters", "items:[DeadLetter] next_cursor:text~"),
     ("DeadLetterDepth", "depth:int by_consumer:{int}"),

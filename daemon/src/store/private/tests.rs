@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::*;
 
 fn until(ms: u64) -> Until {
@@ -180,5 +178,36 @@ fn what_was_settled_outlives_the_connection_and_the_rest_does_not() {
     private.settle("delivery-x", 1000, b"", 5).expect("it lasts");
     assert!(private.settled("delivery-1", 1).expect("a look").is_some());
     assert!(private.settled("delivery-2", 2).expect("a look").is_none());
+    let _gone = std::fs::remove_dir_all(folder);
+}
+
+#[test]
+fn what_is_written_meanwhile_is_bounded() {
+    let (mut private, folder) = open("spill", 256 << 10);
+    private.spill_max = 16 << 20;
+    let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000)";
+    for text in [
+        format!("{many} SELECT randomblob(20000) AS r FROM n ORDER BY r"),
+        format!("{many} SELECT count(DISTINCT randomblob(20000)) FROM n"),
+        format!("{many} SELECT count(*) FROM (SELECT randomblob(20000) FROM n UNION SELECT i FROM n)"),
+    ] {
+        let error = private.query(&sql(&text), &until(60_000)).expect_err(&text);
+        assert_eq!((code(&error), error.to_string().contains("temporary files")), (TOO_MUCH, true), "{text}: {error}");
+    }
+    private.spill_max = SPILL_BYTES_MAX;
+    let few = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) \
+        SELECT max(length(r)) FROM (SELECT DISTINCT randomblob(500) AS r FROM n)";
+    assert_eq!(private.query(&sql(few), &until(60_000)).expect("it fits").rows, [[Value::Integer(500)]]);
+    let _gone = std::fs::remove_dir_all(folder);
+}
+
+#[test]
+fn polls_keep_one_row() {
+    let (mut private, folder) = open("polls", 1 << 20);
+    for n in 0..10 * i64::try_from(KEPT_MIN).expect("small") {
+        private.begin().expect("a transaction");
+        assert!(private.old_deliveries().expect("a look").is_empty());
+        private.settle("poll/feeds", n, b"", 5).expect("it lasts");
+    }
     let _gone = std::fs::remove_dir_all(folder);
 }
