@@ -10,16 +10,20 @@ mod paths;
 pub mod plugins;
 mod recipe;
 mod retention;
+mod secrets;
 mod sections;
 mod settings;
 pub mod sinks;
 pub mod sources;
 mod table;
 
-pub use change::{Change, change, is_reference, nearest};
+pub use change::{Change, change, holds_reference, nearest};
 pub use paths::{ClientEnv, Paths, client_env};
-pub use recipe::{Overrides, Recipe, check, load, load_or_last_good, parse, write_private};
+pub use recipe::{
+    FILE_BYTES_MAX, Overrides, Recipe, check, configured_token, load, load_or_last_good, parse, write_private,
+};
 pub use retention::Retention;
+pub use secrets::{References, is_reference, is_secret_name};
 pub use sections::{Applied, shown};
 pub use settings::{Effective, Origin, SETTINGS, Setting};
 pub use table::Faults;
@@ -204,7 +208,19 @@ pub struct Flags {
     pub bind: Option<String>,
     /// `--log`
     pub log: Option<String>,
+    /// What is done with references to secrets.
+    pub references: References,
 }
+
+impl Flags {
+    /// For the command line, which finds the daemon of `home` and needs no secret: references are not followed.
+    pub fn of_client(home: Option<&std::path::Path>) -> Flags {
+        Flags { home: home.map(std::path::Path::to_owned), references: References::Named, ..Flags::default() }
+    }
+}
+
+/// The code of a configuration of which nothing is wrong but that the keyring gives its secrets not now.
+pub const KEYRING_LOCKED: &str = "keyring_locked";
 
 fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error> {
     let http = http(&paths, &mut layers);
@@ -226,9 +242,11 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let plugins = plugins(file, &http, &mut layers);
     let allow_private = layers.flag("http_client.allow_private");
     let cron = cron::jobs(file, &mut layers);
+    let for_now = layers.for_now;
     let (effective, warnings, wrong) = layers.finish(file);
     if !wrong.is_empty() {
-        return Err(Error::Invalid { code: "invalid_config", fields: wrong });
+        let code = if wrong.len() == for_now { KEYRING_LOCKED } else { "invalid_config" };
+        return Err(Error::Invalid { code, fields: wrong });
     }
     Ok(Config {
         paths,
@@ -276,7 +294,7 @@ fn http(paths: &Paths, layers: &mut Layers) -> Http {
         bind,
         token,
     };
-    http.may_be_remote = http.token.is_some() && http.auth && layers.flag("http.allow_remote");
+    http.may_be_remote = layers.is_set("http.token") && http.auth && layers.flag("http.allow_remote");
     if !(bind.ip().is_loopback() || http.may_be_remote) {
         layers.wrong(
             "http.bind",
@@ -334,18 +352,21 @@ fn tls(paths: &Paths, layers: &mut Layers) -> Option<(PathBuf, PathBuf)> {
 
 fn sources(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sources::Source> {
     let Some(table) = file.get("sources").and_then(Value::as_table) else { return vec![sources::inbox(paths)] };
-    each_table("sources", table, layers, |id, settings, faults| sources::source(id, settings, paths, faults))
+    let references = layers.references;
+    each_table("sources", table, layers, |id, table, faults| sources::source(id, table, paths, references, faults))
 }
 
 fn sinks(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sinks::Sink> {
     let Some(table) = file.get("sinks").and_then(Value::as_table) else { return Vec::new() };
-    each_table("sinks", table, layers, |id, settings, faults| sinks::sink(id, settings, paths, faults))
+    let references = layers.references;
+    each_table("sinks", table, layers, |id, table, faults| sinks::sink(id, table, paths, references, faults))
 }
 
 fn plugins(file: &Table, http: &Http, layers: &mut Layers) -> Vec<plugins::PluginSection> {
     let Some(table) = file.get("plugin").and_then(Value::as_table) else { return Vec::new() };
-    each_table("plugin", table, layers, |name, settings, faults| {
-        plugins::section(name, settings, http.may_be_remote, faults)
+    let references = layers.references;
+    each_table("plugin", table, layers, |name, table, faults| {
+        plugins::section(name, table, http.may_be_remote, references, faults)
     })
 }
 
@@ -371,6 +392,7 @@ fn each_table<T>(
     for (key, known) in &faults.unknown {
         layers.warn_unknown(key, key.rsplit('.').next().unwrap_or(key), known);
     }
+    layers.for_now += faults.for_now;
     for fault in faults.wrong {
         layers.wrong(&fault.field, &fault.reason);
     }
@@ -444,14 +466,11 @@ pub fn signing_key(config: &Config) -> Result<Vec<u8>, Error> {
     Ok(digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap_or(0)).collect())
 }
 
-/// Longest file with a secret, in bytes.
-const SECRET_BYTES_MAX: u64 = 64 << 10;
-
 /// The text of a file that holds a secret; makes it, with 32 random bytes as hex, when it is not there.
 fn kept_secret(file: &std::path::Path) -> Result<String, Error> {
     use std::io::{ErrorKind, Write};
     use std::os::unix::fs::OpenOptionsExt;
-    let found = match plain::read(file, SECRET_BYTES_MAX) {
+    let found = match plain::read(file, secrets::BYTES_MAX) {
         Ok(text) => Some(text.trim().to_owned()),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) if error.kind() == ErrorKind::InvalidInput => {
@@ -488,7 +507,7 @@ mod tests {
 
     fn check(text: &str) -> Result<Config, Error> {
         let file: Table = text.parse().expect("TOML");
-        let layers = Layers::new(&file);
+        let layers = Layers::new(&file, References::Followed);
         build(Paths::under("/home/me/aman".into(), Some("/home/me".into())), &file, layers)
     }
 
@@ -549,6 +568,37 @@ mod tests {
         }
         let remote = "[http]\nbind = \"0.0.0.0:1\"\ntoken = \"0123456789abcdef\"\nallow_remote = true";
         assert!(check(remote).expect("valid").http.strict_confirm);
+    }
+
+    #[test]
+    fn references_that_are_not_followed_are_checked_in_form_only() {
+        let text = "[http]\nbind = \"0.0.0.0:1\"\nallow_remote = true\ntoken = \"env:NOBODY_SET_THIS\"\n\
+            [sources.a]\nkind = \"webhook\"\nverify = { scheme = \"github\", secret = \"file:/nowhere\" }\n\
+            [sources.b]\nkind = \"command\"\ncommand = \"x\"\nenv = { A = \"env:NOBODY_SET_THIS\" }\n\
+            [sinks.a]\nkind = \"webhook\"\ntypes = [\"a\"]\nurl = \"https://a\"\nsecret = \"keyring:a/b\"\n\
+            headers = { b = \"env:NOBODY_SET_THIS\" }\n[plugin.a]\nsecrets = { B = \"env:NOBODY_SET_THIS\" }\n";
+        let file: Table = text.parse().expect("TOML");
+        let paths = || Paths::under("/home/me/aman".into(), None);
+        let named = build(paths(), &file, Layers::new(&file, References::Named)).expect("nothing is looked up");
+        assert!(named.http.token.is_none(), "what stands for a secret is not sent as one");
+        let Err(Error::Invalid { code, fields }) = build(paths(), &file, Layers::new(&file, References::Followed)) else {
+            panic!("nothing is there");
+        };
+        let keys: Vec<&str> = fields.iter().map(|field| field.field.as_str()).collect();
+        let mut wanted = vec!["http.token", "sources.a.verify.secret", "sources.b.env", "sinks.a.headers"];
+        wanted.extend(["sinks.a.secret", "plugin.a.secrets"]);
+        assert!(wanted.iter().all(|key| keys.iter().filter(|one| *one == key).count() == 1), "{keys:?}");
+        assert_eq!((code, keys.len()), ("invalid_config", 6), "{keys:?}");
+    }
+
+    #[test]
+    fn secrets_that_stand_in_headers_and_variables_are_known() {
+        let text = "[sources.a]\nkind = \"http_poll\"\nurl = \"https://a\"\n\
+            headers = { Authorization = \"Bearer canary-of-a-header\", accept = \"text/canary-of-none\" }\n\
+            [sources.b]\nkind = \"command\"\ncommand = \"x\"\nenv = { A_TOKEN = \"canary-of-a-variable\" }\n";
+        check(text).expect("valid");
+        let said = crate::redact::text("canary-of-a-header, canary-of-a-variable, text/canary-of-none").into_owned();
+        assert_eq!(said, "redacted, redacted, text/canary-of-none");
     }
 
     #[test]

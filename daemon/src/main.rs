@@ -55,7 +55,8 @@ fn main() -> ExitCode {
 }
 
 fn flags(cli: &Cli, args: &ServeArgs) -> Flags {
-    Flags { home: cli.global.home.clone(), config: args.config.clone(), bind: args.bind.clone(), log: args.log.clone() }
+    let (config, bind, log) = (args.config.clone(), args.bind.clone(), args.log.clone());
+    Flags { home: cli.global.home.clone(), config, bind, log, ..Flags::default() }
 }
 
 fn serve(flags: &Flags) -> Result<(), Error> {
@@ -109,6 +110,8 @@ fn fail(error: &Error) -> ExitCode {
     let _told = writeln!(err, "aman: {}", aman::redact::text(&error.chain().join(": ")));
     match error {
         Error::Conflict { .. } => ExitCode::from(3),
+        // EX_TEMPFAIL of sysexits.h: it may go well later, without any change.
+        Error::Invalid { code: config::KEYRING_LOCKED, .. } => ExitCode::from(75),
         Error::Invalid { .. } => ExitCode::from(2),
         _ => ExitCode::FAILURE,
     }

@@ -323,6 +323,8 @@ fn private(config: &Config) -> Private {
         paths.config_file.clone(),
         paths.state.clone(),
         paths.runtime.clone(),
+        // Packages, the plugins' databases, and native code that is mapped into the daemon.
+        paths.data.join("plugins"),
     ];
     hidden.extend(config.http.tls.iter().map(|(_, key)| key.clone()));
     hidden.extend(config.http.socket.clone());

@@ -1,7 +1,8 @@
 //! The configuration: layers, changes while the daemon runs, safe mode, schemas of event types, `aman config`.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -290,6 +291,84 @@ fn the_command_line_edits_the_file() {
     fs::write(folder.path().join("other.toml"), "[bus]\nmax_pending = \"x\"\n").expect("a file");
     let (code, _, err) = cli(&["config", "check", &folder.path().join("other.toml").display().to_string()], &[]);
     assert!(code == 1 && err.contains("bus.max_pending"), "{code} {err}");
+}
+
+/// Goal: the command line needs none of the daemon's secrets: it works without its variables, and asks no keyring. The
+/// program that asks the keyring is a fake here.
+#[test]
+fn the_command_line_needs_no_secret() {
+    let folder = Folder::new("unseen");
+    let (home, bin) = (folder.path(), folder.path().join("bin"));
+    fs::create_dir(&bin).expect("a folder");
+    let fake = "#!/bin/sh\necho asked >> \"${0%/bin/*}/asked\"\nprintf %s a-secret-of-the-keyring\n";
+    fs::write(bin.join("secret-tool"), fake).expect("a fake");
+    fs::set_permissions(bin.join("secret-tool"), fs::Permissions::from_mode(0o755)).expect("it can run");
+    let file = home.join("aman.toml");
+    let sink = |id: &str, secret: &str| {
+        format!(
+            "[sinks.{id}]\nkind = \"webhook\"\ntypes = [\"a\"]\nurl = \"https://localhost/\"\n\
+             headers = {{ x-key = \"{secret}\" }}\nsecret = \"{secret}\"\n"
+        )
+    };
+    let logs = home.join("my-logs");
+    let text = format!("[log]\ndir = \"{}\"\n", logs.display())
+        + &sink("a", "env:OUT")
+        + &sink("b", "keyring:aman/b")
+        + "[sources.hook]\nkind = \"webhook\"\nverify = { scheme = \"github\", secret = \"env:OUT\" }\n\
+           [plugin.home]\nsecrets = { HA = \"env:OUT\" }\n";
+    fs::write(&file, text).expect("aman.toml");
+    fs::create_dir(&logs).expect("a folder");
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+    let daemon = Daemon::try_start_in(home, &[("OUT", "0123456789abcdef"), ("PATH", &path)]);
+    let _daemon = daemon.unwrap_or_else(|log| panic!("{log}"));
+    let asked = || fs::read_to_string(home.join("asked")).unwrap_or_default().lines().count();
+    let cli = |args: &[&str]| {
+        let output = command(home).args(args).env("PATH", &path).output().expect("the binary starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let before = asked();
+    assert!(before > 0, "the daemon asked");
+    for args in [&["status"][..], &["sink", "list"], &["config", "get"], &["logs"], &["doctor", "--security"]] {
+        let (code, said) = cli(args);
+        assert!(!said.contains("OUT"), "{args:?}: {said}");
+        assert!(code == 0 || args[0] == "doctor", "{args:?}: {said}");
+    }
+    assert_eq!(asked(), before, "nothing but the daemon asks the keyring");
+    let (code, said) = cli(&["config", "set", "log.level", "debug"]);
+    assert!(code == 0 && said.contains("In force now: log.level"), "{said}");
+    let (code, said) = cli(&["config", "check"]);
+    assert!(code == 1 && said.contains("OUT, which is not set"), "who asks for a check is told: {said}");
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(&file, Some(65_534), Some(65_534)).expect("root may");
+        assert_eq!(cli(&["config", "set", "log.level", "info"]).0, 0);
+        let found = fs::metadata(&file).expect("aman.toml");
+        assert_eq!((found.uid(), found.mode() & 0o777), (65_534, 0o600), "the file stays its owner's");
+    }
+}
+
+/// Goal: with a daemon that was started with another file, that file is the one that is shown and changed.
+#[test]
+fn the_file_of_the_running_daemon_is_the_one_that_changes() {
+    let folder = Folder::new("other-file");
+    let file = folder.path().join("other.toml");
+    fs::write(&file, "[log]\nlevel = \"warn\"\n").expect("a file");
+    let mut serve = command(folder.path());
+    serve.args(["serve", "--config"]).arg(&file).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut daemon = serve.spawn().expect("the binary starts");
+    let mut line = String::new();
+    BufReader::new(daemon.stdout.take().expect("stdout is piped")).read_line(&mut line).expect("it gets ready");
+    let cli = |args: &[&str]| {
+        let output = command(folder.path()).args(args).output().expect("the binary starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (path, set) = (cli(&["config", "path"]), cli(&["config", "set", "log.level", "debug"]));
+    daemon.kill().expect("it is ours");
+    daemon.wait().expect("it ends");
+    assert_eq!(path.trim(), file.display().to_string());
+    assert!(set.contains("In force now: log.level"), "{set}");
+    assert_eq!(fs::read_to_string(&file).expect("a file"), "[log]\nlevel = \"debug\"\n");
+    assert!(!folder.path().join("aman.toml").exists());
 }
 
 /// Goal: an edit that cannot be used is told, offered again, and only a good one replaces the file; what somebody else

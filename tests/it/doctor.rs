@@ -65,8 +65,9 @@ fn a_plain_home_is_closed() {
     ] {
         assert_eq!(checks[id]["status"], "ok", "{}", checks[id]);
     }
-    for id in ["skill_permissions", "tokens_admin", "audit_chain"] {
-        assert_eq!(checks[id]["status"], "skip", "only a daemon can tell: {}", checks[id]);
+    let general = ["ready", "same_version", "access", "event_time", "dead_letters"];
+    for id in general.iter().chain(&["skill_permissions", "tokens_admin", "audit_chain"]) {
+        assert_eq!(checks[*id]["status"], "skip", "only a daemon can tell: {}", checks[*id]);
     }
     assert!(document["ok"] == true && checks["bind"]["severity"] == "medium");
     let (_, general, _) = doctor(folder.path(), &[]);
@@ -175,7 +176,7 @@ fn a_running_daemon_is_asked() {
     let home = folder.path();
     let toml = "[http]\npublic_stream = \"full\"\nallowed_origins = [\"null\"]\nallow_remote = true\n\
         [http_client]\nallow_private = true\n[debug]\nforce_enable_debug_endpoints = true\n\
-        [sources.hook]\nkind = \"webhook\"\n[sinks.out]\nkind = \"webhook\"\nurl = \"http://192.0.2.1/\"\ntypes = [\"a.**\"]\n\
+        [sources.hook]\nkind = \"webhook\"\n[sources.poll]\nkind = \"http_poll\"\nurl = \"https://192.0.2.1/\"\n[sinks.out]\nkind = \"webhook\"\nurl = \"http://192.0.2.1/\"\ntypes = [\"a.**\"]\n\
         secret = \"env:OUT\"\n";
     fs::write(home.join("aman.toml"), toml).expect("aman.toml");
     write_skill(home, "greedy", &["aman.on: a.b", "aman.permissions: 'write:~'"], "exit 0");
@@ -184,8 +185,11 @@ fn a_running_daemon_is_asked() {
         let answer = daemon.post("/auth/token", &json!({ "sub": sub, "scope": scope, "ttl": ttl }));
         assert_eq!(answer.status, 201, "{answer:?}");
     }
-    // OUT is not known to the command line: what the daemon says, and the file as it stands, still are.
+    let changed = daemon.call("PUT", "/source/poll/config", Some(&json!({ "url": "http://192.0.2.1/" })));
+    assert_eq!(changed.status, 200, "{changed:?}");
+    // OUT is not known to the command line, which needs it for nothing.
     let (_, checks, _) = doctor(home, &["--security"]);
+    assert_eq!(checks["config"]["status"], "ok", "{}", checks["config"]);
     for (id, text) in [
         ("public_stream", "data"),
         ("allowed_origins", "null"),
@@ -193,6 +197,7 @@ fn a_running_daemon_is_asked() {
         ("egress_private", ""),
         ("debug_endpoints", ""),
         ("webhook_verify", "hook"),
+        ("source_transport", "poll"),
         ("sink_transport", "out"),
         ("skill_permissions", "greedy"),
         ("tokens_admin", "boss"),

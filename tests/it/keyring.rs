@@ -106,6 +106,14 @@ fn start(home: &Path, environment: &[(&str, String)]) -> Result<Daemon, String> 
     Daemon::try_start_in(home, &all)
 }
 
+/// The exit code of a start that ends by itself.
+fn serve(home: &Path, environment: &[(&str, String)]) -> Option<i32> {
+    let environment = environment.iter().map(|(name, value)| (*name, value.as_str()));
+    let mut serve = command(home);
+    serve.arg("serve").env_remove("AMAN_HTTP_TOKEN").envs(environment).stdout(Stdio::null()).stderr(Stdio::null());
+    serve.status().expect("the binary starts").code()
+}
+
 fn configured(account: &str) -> (Folder, PathBuf) {
     let home = Folder::new("home");
     let file = home.path().join("aman.toml");
@@ -135,6 +143,8 @@ fn secrets_come_from_the_keyring() {
     assert_eq!(check(&session.environment()), (true, String::new()));
     drop(daemon);
     session.keyring(None);
+    let locked = serve(home.path(), &session.environment());
+    assert_eq!(locked, Some(75), "a service tries again; the last good file is not taken for that");
     let refused = |why: &str, environment: &[(&str, String)]| {
         let _old = std::fs::remove_file(home.path().join("logs/last-good.toml"));
         let begun = Instant::now();
@@ -148,6 +158,7 @@ fn secrets_come_from_the_keyring() {
     session.keyring(Some("opened"));
     std::fs::write(&file, "[http]\ntoken = \"keyring:aman-test/other\"\n").expect("aman.toml");
     refused("does not hold", &session.environment());
+    assert_eq!(serve(home.path(), &session.environment()), Some(2), "that does not get better by itself");
     session.end_keyring();
     refused("none runs here", &session.environment());
     let mut without_bus = session.environment();

@@ -85,13 +85,16 @@ fn from_nothing_to_running_and_back() {
         "nothing to write or restart"
     );
     assert_eq!(fs::read_to_string(desk.unit()).expect("a unit"), before);
-    fs::write(desk.unit(), before.replace("RestartSec=2", "RestartSec=7")).expect("ours");
+    fs::write(desk.unit(), before.replace("RestartSec=5", "RestartSec=7")).expect("ours");
     assert_eq!(desk.run(&["service", "install"]).0, 0);
     assert_eq!(desk.asked().last().map(String::as_str), Some("--user restart aman.service"), "an old unit is replaced");
     fs::write(desk.home().join("state"), "failed\n").expect("ours");
     let (code, out, _) = desk.run(&["service", "status", "--json"]);
     let shown: Value = serde_json::from_str(&out).expect("JSON");
     assert!(code == 1 && shown["state"] == "not_running" && shown["active"] == "failed", "{shown}");
+    fs::write(desk.home().join("state"), "activating\n").expect("ours");
+    let (code, out, _) = desk.run(&["service", "status"]);
+    assert!(code == 1 && out.contains("waits to be started again"), "a crash loop is not running: {out}");
     fs::create_dir_all(desk.home().join(".local/share/aman")).expect("a folder");
     fs::write(desk.home().join(".local/share/aman/aman.db"), "data").expect("a file");
     let (code, out, _) = desk.run(&["service", "uninstall", "--dry-run"]);
@@ -117,6 +120,24 @@ fn without_systemd() {
         code == 1 && shown["state"] == "not_installed" && shown["cron"].as_str().is_some_and(|c| c.ends_with(" serve")),
         "{shown}"
     );
+    // The advice is run as it stands, with a `crontab` that keeps what it is given.
+    let (portable, bin) = (desk.home().join("it's 100 %"), desk.home().join("bin"));
+    let fake = "#!/bin/sh\n[ \"$1\" = -l ] && echo '# mine' || cat > \"$HOME/table\"\n";
+    fs::write(bin.join("crontab"), fake).expect("a script");
+    fs::set_permissions(bin.join("crontab"), fs::Permissions::from_mode(0o755)).expect("ours");
+    let (_, out, _) = desk.run(&["--home", &portable.display().to_string(), "service", "install"]);
+    let advice = out.lines().find_map(|line| line.split_once("by cron:")).expect("a line for cron").1;
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    let done = Command::new("sh").args(["-c", advice]).env("HOME", desk.home()).env("PATH", path).status();
+    assert!(done.expect("a shell").success());
+    let table = fs::read_to_string(desk.home().join("table")).expect("a table");
+    let (mine, line) = table.split_once('\n').expect("two lines");
+    assert!(mine == "# mine" && line.starts_with("@reboot ") && line.contains("100 \\%"), "{table}");
+    // crontab(5): a percent sign ends the command unless a backslash is before it, which goes.
+    let command = line.trim_start_matches("@reboot ").replace("\\%", "%");
+    let words = Command::new("sh").args(["-c", &format!("printf '%s|' {command}")]).output().expect("a shell").stdout;
+    let words = String::from_utf8_lossy(&words).into_owned();
+    assert!(words.ends_with(&format!("|serve|--home|{}|", portable.display())), "{words}");
     let (code, out, _) = desk.run(&["service", "install", "--print"]);
     assert!(code == 0 && out.contains("Type=notify") && !desk.unit().exists(), "{out}");
     assert_eq!(desk.run(&["service", "status"]).0, 1);
@@ -201,4 +222,16 @@ fn the_hardening_leaves_the_sandbox_whole() {
     let found = sandbox(hardened);
     assert_eq!(found.len(), 4, "{found:?}");
     assert_eq!(found, sandbox(Command::new(binary)));
+}
+
+/// Goal: a daemon that cron started, which has no runtime folder of a session, is found from a session that has one.
+#[test]
+fn a_daemon_without_a_session_is_found_from_one() {
+    let (folder, session) = (Folder::new("cron"), Folder::new("session"));
+    let _daemon = Daemon::try_start_in(folder.path(), &[("AMAN_HOME", ""), ("AMAN_HTTP_TOKEN", "")])
+        .unwrap_or_else(|log| panic!("{log}"));
+    let mut status = command(folder.path());
+    status.env_remove("AMAN_HOME").env_remove("AMAN_HTTP_TOKEN").env("XDG_RUNTIME_DIR", session.path());
+    let (code, out, err) = texts(&status.args(["event", "recent"]).output().expect("the binary starts"));
+    assert_eq!(code, 0, "{out}{err}");
 }

@@ -171,7 +171,7 @@ fn check_keys(changes: &Map<String, Value>) -> Result<(), Error> {
         return Err(Error::invalid("changes", format!("must have 1 to {CHANGES_MAX} keys.")));
     }
     for (key, value) in changes {
-        if config::change(key) == Change::FileOnly || config::is_reference(value) || holds_secret(value) {
+        if config::change(key) == Change::FileOnly || config::holds_reference(value) || holds_secret(value) {
             let reason = format!(
                 "{key} cannot be set over HTTP: it names an executable, a path or a secret, or decides who is let in. \
                  Set it in the file (`aman config set`), then restart."

@@ -163,8 +163,9 @@ impl Client {
         let paths = Paths::find(global.home.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
         let env = config::client_env();
         // A configuration that is broken must not keep anybody from asking the daemon; `aman doctor` tells of it.
-        let loaded = config::load(&Flags { home: global.home.clone(), ..Flags::default() }).ok();
-        let written = plain::read(&paths.address_file, OWN_FILE_BYTES_MAX).ok();
+        let flags = Flags::of_client(global.home.as_deref());
+        let loaded = config::load(&flags).ok();
+        let written = paths.address_files().iter().find_map(|file| plain::read(file, OWN_FILE_BYTES_MAX).ok());
         let may_guess = env.bind.is_some() || !paths.portable;
         let guessed =
             loaded.as_ref().filter(|_| may_guess).map(|config| config.http.bind).filter(|bind| bind.port() != 0);
@@ -183,7 +184,7 @@ impl Client {
         }
         let given = global.token.clone().or(env.token.map(|token| token.expose().to_owned()));
         let own = || {
-            let configured = loaded.and_then(|config| config.http.token).map(|token| token.expose().to_owned());
+            let configured = config::configured_token(&flags).map(|token| token.expose().to_owned());
             // The generated token is the key to one daemon, and only a written address is surely that daemon's.
             let known = global.url.is_some() || written.is_some();
             configured.or_else(|| plain::read(&paths.token_file, OWN_FILE_BYTES_MAX).ok().filter(|_| known))

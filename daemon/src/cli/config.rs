@@ -12,8 +12,9 @@ use super::Context;
 use super::client::Call;
 use super::failure::Failure;
 use super::out::{text, text_or_dash};
-use crate::config::{self, Config, Flags, Origin, Overrides, SETTINGS};
+use crate::config::{self, Config, FILE_BYTES_MAX, Flags, Origin, Overrides, References, SETTINGS};
 use crate::error::Error;
+use crate::plain;
 
 /// What can be done with the configuration.
 #[derive(Subcommand, Debug)]
@@ -82,7 +83,8 @@ Examples:
   aman config check
   aman config check /tmp/new.toml && cp /tmp/new.toml \"$(aman config path)\"
 
-Exit code 1 when the file cannot be used; what is odd only is told on standard error.")]
+Exit code 1 when the file cannot be used; what is odd only is told on standard error. Secrets are looked up as this shell can:
+one that only the daemon may see, such as a variable of its service, counts as missing here.")]
 pub struct CheckArgs {
     /// The file [default: the one that `aman config path` names]
     file: Option<PathBuf>,
@@ -100,9 +102,9 @@ pub async fn run(context: &mut Context, command: ConfigCommand) -> Result<(), Fa
         ConfigCommand::Set(args) if args.overriding => set_override(context, &args).await,
         ConfigCommand::Set(args) => set(context, &args).await,
         ConfigCommand::Edit(_) => edit(context).await,
-        ConfigCommand::Check(args) => check(context, args.file),
+        ConfigCommand::Check(args) => check(context, args.file).await,
         ConfigCommand::Path(_) => {
-            let file = context.paths()?.config_file.display().to_string();
+            let file = file(context).await?.display().to_string();
             let shown = if context.out.json() { json!({ "config_file": file }).to_string() } else { file };
             context.out.line(&shown)
         }
@@ -110,7 +112,18 @@ pub async fn run(context: &mut Context, command: ConfigCommand) -> Result<(), Fa
 }
 
 fn flags(context: &Context) -> Flags {
-    Flags { home: context.global.home.clone(), ..Flags::default() }
+    Flags::of_client(context.global.home.as_deref())
+}
+
+/// The file that the daemon reads; one that runs may have been started with another than the default.
+async fn file(context: &Context) -> Result<PathBuf, Failure> {
+    let default = context.paths()?.config_file;
+    // What --url names may be another machine's daemon, and its file another machine's.
+    if context.global.url.is_some() {
+        return Ok(default);
+    }
+    let shown = context.call(Call::get("/runtime/config")).await.and_then(|reply| reply.json());
+    Ok(shown.ok().and_then(|shown| shown["config_file"].as_str().map(PathBuf::from)).unwrap_or(default))
 }
 
 fn failed(error: Error) -> Failure {
@@ -215,7 +228,7 @@ fn changed(file: &str, key: &str, value: Option<toml_edit::Value>) -> Result<Str
 }
 
 fn read(file: &Path) -> Result<String, Failure> {
-    match fs::read_to_string(file) {
+    match plain::read(file, FILE_BYTES_MAX) {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(Failure::Failed(format!("{} cannot be read: {error}.", file.display()))),
@@ -232,7 +245,7 @@ fn write(file: &Path, text: &str) -> Result<(), Failure> {
 }
 
 async fn set(context: &mut Context, args: &SetArgs) -> Result<(), Failure> {
-    let file = context.paths()?.config_file;
+    let file = file(context).await?;
     let value = args.value.as_deref().map(|text| parse_value(&args.key, text));
     let new = changed(&read(&file)?, &args.key, value)
         .map_err(|reason| Failure::Failed(format!("{} was not changed: {reason}", file.display())))?;
@@ -258,7 +271,10 @@ async fn told(context: &mut Context, file: &Path) -> Result<(), Failure> {
     let reloaded = match context.call(Call::post("/config/reload")).await {
         Ok(reply) => reply.json()?,
         Err(Failure::NoDaemon { .. }) => Value::Null,
-        Err(other) => return Err(other),
+        Err(other) => {
+            context.out.complain(&format!("{} is changed; the running daemon does not take it.", file.display()));
+            return Err(other);
+        }
     };
     if context.out.json() {
         return context.out.line(&json!({ "config_file": file, "reloaded": reloaded }).to_string());
@@ -305,7 +321,7 @@ fn json_of(value: &toml_edit::Value) -> Result<Value, Failure> {
 }
 
 async fn edit(context: &mut Context) -> Result<(), Failure> {
-    let file = context.paths()?.config_file;
+    let file = file(context).await?;
     let before = read(&file)?;
     let copy = file.with_extension(format!("edit-{}.toml", std::process::id()));
     write(&copy, &before)?;
@@ -357,8 +373,12 @@ fn written(program: &str, arguments: &[String], file: &Path) -> Result<String, F
     read(file)
 }
 
-fn check(context: &mut Context, file: Option<PathBuf>) -> Result<(), Failure> {
-    let flags = Flags { config: file, ..flags(context) };
+async fn check(context: &mut Context, named: Option<PathBuf>) -> Result<(), Failure> {
+    let default = context.paths()?.config_file;
+    let running = file(context).await?;
+    let file = named.or_else(|| Some(running).filter(|file| *file != default));
+    // Whoever asks for a check wants to know of secrets as well.
+    let flags = Flags { config: file, references: References::Followed, ..flags(context) };
     let config = config::load(&flags).map_err(failed)?;
     // A file that is good alone is what is asked for; overrides are the daemon's.
     let config = config.with_overrides(&Overrides::new()).map_err(failed)?;

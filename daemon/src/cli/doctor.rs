@@ -33,8 +33,8 @@ Examples:
   aman doctor --security --fix
   aman doctor --json | aman jq -r '.checks[] | select(.status != \"ok\") | .message'
 
-Exit code 1 when a check fails; warnings alone are exit code 0. A check that needs a running daemon is `skip` without one.
-Each id stays what it is; daemon/docs/doctor.md lists them all.")]
+Exit code 1 when a check fails; warnings alone are exit code 0. What could not be looked at is `skip`, as all that
+needs a running daemon is without one. Each id stays what it is; daemon/docs/doctor.md lists them all.")]
 pub struct DoctorArgs {
     /// Look at who could get in, or read along, as well
     #[arg(long)]
@@ -43,6 +43,9 @@ pub struct DoctorArgs {
     #[arg(long, requires = "security")]
     fix: bool,
 }
+
+/// Why a check is skipped that needs a daemon.
+const NO_DAEMON: &str = "only a running daemon that accepts the token can tell";
 
 /// How a check came out. Ordered: the later is worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -126,7 +129,7 @@ pub async fn run(context: &mut Context, args: &DoctorArgs) -> Result<(), Failure
 
 async fn all(context: &Context, security: bool) -> Result<Vec<Check>, Failure> {
     let paths = context.paths()?;
-    let mut checks = machine::checks(&paths, context.global.home.clone());
+    let mut checks = machine::checks(&paths, context.global.home.as_deref());
     checks.push(machine::sandbox().await);
     checks.extend(daemon::checks(context, &paths).await);
     if security {

@@ -232,7 +232,7 @@ async fn follow(context: &mut Context, dir: &Path, from: Option<Reading>, mut wa
 
 /// Where the log is, by the configuration; by default when that is broken.
 fn folder(context: &Context) -> Result<PathBuf, Failure> {
-    let loaded = config::load(&Flags { home: context.global.home.clone(), ..Flags::default() }).ok();
+    let loaded = config::load(&Flags::of_client(context.global.home.as_deref())).ok();
     match loaded.and_then(|config| config.log.files) {
         Some(files) => Ok(files.dir),
         None => Ok(context.paths()?.state),

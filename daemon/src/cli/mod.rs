@@ -60,8 +60,8 @@ Examples:
   aman tail                                   see events as they happen
   aman why 0193…                              why something happened, or did not
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 the state forbids it now.
-Every command that asks the daemon takes --json and then prints the daemon's answer unchanged."
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 the state forbids it now; of `serve` also 75: a keyring is locked.
+With --json, what a command shows is printed for programs: the daemon's answer, or a document about several."
 )]
 pub struct Cli {
     /// What holds for every command.

@@ -15,6 +15,8 @@ use self::unit::{Unit, is_name, text};
 use super::Context;
 use super::client::Call;
 use super::failure::{FAILED, Failure};
+use super::out::text as text_of;
+use crate::config;
 
 /// How long systemd may take: a start waits for the daemon to be ready, a stop for its work to end.
 const SYSTEMCTL_TIME_MAX: Duration = Duration::from_secs(120);
@@ -67,7 +69,7 @@ pub struct UninstallArgs {
 /// Shows the service.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  aman service status\n  aman service status --json\n\nExit code 0 when it runs, else 1."
+    after_help = "Examples:\n  aman service status\n  aman service status --json\n\nExit code 0 when it runs, else 1: also while it starts, or waits to be\nstarted again after a failure."
 )]
 pub struct StatusArgs {
     #[command(flatten)]
@@ -99,7 +101,9 @@ impl State {
     fn name(&self) -> &'static str {
         match (self.installed, self.active.as_deref()) {
             (false, _) => "not_installed",
-            (true, Some("active" | "activating" | "reloading")) => "running",
+            (true, Some("active" | "reloading")) => "running",
+            // Not ready yet, or waiting to be started again after a failure.
+            (true, Some("activating")) => "starting",
             (true, _) => "not_running",
         }
     }
@@ -122,10 +126,13 @@ impl Service {
         }
         let paths = context.paths()?;
         // Where XDG puts the person's configuration, which is where systemd looks for units.
-        let config = match (paths.portable, &paths.home_dir) {
-            (true, Some(home)) => home.join(".config"),
-            (true, None) => return Err(Failure::Usage("HOME is not set; systemd looks for units there.".to_owned())),
-            (false, _) => paths.config_file.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned(),
+        let config = match (paths.portable, config::client_env().config_home, &paths.home_dir) {
+            (true, Some(config), _) => config,
+            (true, None, Some(home)) => home.join(".config"),
+            (true, None, None) => {
+                return Err(Failure::Usage("HOME is not set; systemd looks for units there.".to_owned()));
+            }
+            (false, ..) => paths.config_file.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned(),
         };
         let unit = format!("{}.service", named.name);
         Ok(Service { file: config.join("systemd/user").join(&unit), unit })
@@ -185,14 +192,16 @@ async fn install(context: &mut Context, args: &InstallArgs) -> Result<(), Failur
     if let Err(why) = systemctl(&["show", "--property=Version"]).await {
         return without_systemd(context, &service, &unit, &why);
     }
-    let running = service.state().await?.name() == "running";
+    let state = service.state().await?.name();
+    let (running, up) = (state == "running", state != "not_running" && state != "not_installed");
     if args.dry_run {
         let write = if changed { "write" } else { "leave as it is" };
         context.out.line(&format!("Would {write} {}", service.file.display()))?;
-        let start = if running && changed { "restart" } else { "enable and start" };
+        let start = if up && changed { "restart" } else { "enable and start" };
         return context.out.line(&format!("Would {start} {}", service.unit));
     }
-    if !running && answers(context).await {
+    let answers = version(context).await;
+    if !up && answers.is_some() {
         let message = "A daemon of this folder runs already, outside the service. Stop it, then try again.";
         return Err(Failure::Failed(message.to_owned()));
     }
@@ -201,7 +210,9 @@ async fn install(context: &mut Context, args: &InstallArgs) -> Result<(), Failur
         tell(&["daemon-reload"]).await?;
     }
     tell(&["enable", &service.unit]).await?;
-    tell(&[if running && changed { "restart" } else { "start" }, &service.unit]).await?;
+    // After an upgrade the unit is what it was, and the daemon is not what it would start.
+    let old = running && answers.is_some_and(|version| version != env!("CARGO_PKG_VERSION"));
+    tell(&[if (up && changed) || old { "restart" } else { "start" }, &service.unit]).await?;
     if context.out.json() {
         let shown = json!({ "state": "running", "unit": service.unit, "file": service.file, "changed": changed });
         return context.out.line(&shown.to_string());
@@ -210,12 +221,13 @@ async fn install(context: &mut Context, args: &InstallArgs) -> Result<(), Failur
     context.out.line("To have it run while you are not logged in: loginctl enable-linger")
 }
 
-/// Whether a daemon of this folder answers.
-async fn answers(context: &Context) -> bool {
-    match context.client() {
-        Ok(client) => client.call_any(Call::get("/health/live")).await.is_ok(),
-        Err(_) => false,
-    }
+/// The version of the daemon of this folder that answers; none when none does, or another program has its port.
+async fn version(context: &Context) -> Option<String> {
+    let client = context.client().ok()?;
+    let health = client.call_any(Call::get("/health")).await.ok()?.json().ok()?;
+    health["status"].is_string().then_some(())?;
+    let status = client.call(Call::get("/runtime/status")).await.and_then(|reply| reply.json());
+    Some(status.map_or_else(|_| env!("CARGO_PKG_VERSION").to_owned(), |status| text_of(&status["version"])))
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Failure> {
@@ -227,20 +239,20 @@ fn write(file: &Path, text: &str) -> Result<(), Failure> {
 
 /// What to do on a machine whose systemd does not serve this user. Nothing is done, so it is a failure.
 fn without_systemd(context: &mut Context, service: &Service, unit: &Unit, why: &str) -> Result<(), Failure> {
-    let command = unit.command_line();
+    let (command, cron) = (unit.command_line(), unit.cron_line());
     let reason = format!("systemd does not serve this user here ({why}), so no service was installed.");
     if context.out.json() {
         let state = if service.file.exists() { "not_running" } else { "not_installed" };
-        let shown =
-            json!({ "state": state, "reason": reason, "cron": format!("@reboot {command}"), "command": command });
+        let shown = json!({ "state": state, "reason": reason, "cron": cron, "command": command });
         context.out.line(&shown.to_string())?;
         return Err(Failure::Said(FAILED));
     }
     context.out.line(&reason)?;
     context.out.line("Instead, one of these:")?;
-    context.out.line(&format!(
-        "  at every start of the machine, by cron:  (crontab -l; echo '@reboot {command}') | crontab -"
-    ))?;
+    let cron = shell_words::quote(&cron);
+    context
+        .out
+        .line(&format!("  at every start of the machine, by cron:  (crontab -l; printf '%s\\n' {cron}) | crontab -"))?;
     context
         .out
         .line(&format!("  now, until the machine stops:            setsid {command} </dev/null >/dev/null 2>&1 &"))?;
@@ -282,7 +294,7 @@ async fn uninstall(context: &mut Context, args: &UninstallArgs) -> Result<(), Fa
 
 async fn status(context: &mut Context, args: &StatusArgs) -> Result<(), Failure> {
     let service = Service::find(context, &args.named)?;
-    let (state, daemon) = (service.state().await?, answers(context).await);
+    let (state, daemon) = (service.state().await?, version(context).await.is_some());
     if context.out.json() {
         let shown = json!({ "state": state.name(), "unit": service.unit, "file": service.file, "systemd": state.active.is_some(),
             "active": state.active, "daemon_answers": daemon });
@@ -290,15 +302,17 @@ async fn status(context: &mut Context, args: &StatusArgs) -> Result<(), Failure>
     } else {
         let shown = match state.name() {
             "running" => format!("{} is installed and running", service.unit),
-            "not_running" => {
+            "starting" | "not_running" => {
                 let active = state.active.as_deref().unwrap_or("systemd does not serve this user here");
                 let see = format!("systemctl --user status {}, aman logs", service.unit);
-                format!("{} is installed, not running ({active}). See: {see}", service.unit)
+                let how =
+                    if state.name() == "starting" { "starts, or waits to be started again" } else { "not running" };
+                format!("{} is installed, {how} ({active}). See: {see}", service.unit)
             }
             _ => format!("{} is not installed. `aman service install` does.", service.unit),
         };
         context.out.line(&shown)?;
-        if daemon && state.name() != "running" {
+        if daemon && !["running", "starting"].contains(&state.name()) {
             context.out.line("A daemon of this folder answers all the same; it was started by hand.")?;
         }
     }

@@ -205,13 +205,23 @@ async fn retry(context: &mut Context, args: &RetryArgs) -> Result<(), Failure> {
         return context.out.line(&format!("{key} is sent again."));
     }
     let failed = context.every_item(Call::get(format!("/sink/{}/failures", segment(&args.id)))).await?;
+    let client = context.client()?;
+    let mut retried = 0;
     for one in &failed {
-        context.call(call(one["id"].as_str().unwrap_or_default())).await?;
+        match client.call(call(one["id"].as_str().unwrap_or_default())).await {
+            Ok(_) => retried += 1,
+            // Somebody else has retried it meanwhile, or retention has taken it.
+            Err(Failure::Refused(reply)) if [404, 409].contains(&reply.status) => {}
+            Err(other) => {
+                context.out.complain(&format!("{retried} of {} are sent again.", failed.len()));
+                return Err(other);
+            }
+        }
     }
     if context.out.json() {
-        return context.out.line(&json!({ "retried": failed.len() }).to_string());
+        return context.out.line(&json!({ "retried": retried }).to_string());
     }
-    context.out.line(&format!("{} are sent again.", failed.len()))
+    context.out.line(&format!("{retried} are sent again."))
 }
 
 async fn test(context: &mut Context, args: &TestArgs) -> Result<(), Failure> {
@@ -275,5 +285,19 @@ mod tests {
             }
         }
         assert!(fake.requests()[1].starts_with("POST /sink/a/resume "));
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_retried_does_not_stop_the_others() {
+        let list = "{\"items\":[{\"id\":\"1\"},{\"id\":\"2\"},{\"id\":\"3\"}],\"next_cursor\":null}";
+        let answers =
+            [(200, list), (200, "{}"), (409, "{}"), (200, "{}")].map(|(status, body)| Fake::json(status, body));
+        let fake = Fake::answering(&answers.each_ref().map(String::as_str)).await;
+        let printed = Printed::default();
+        let mut context = Context::fake(&fake.base, printed.clone(), false);
+        let cli = Cli::try_parse_from(["aman", "sink", "retry", "a", "--all"]).expect("the words are a command");
+        let Command::Sink(command) = cli.command else { panic!("not a sink command") };
+        run(&mut context, command).await.expect("two of three are retried");
+        assert_eq!(printed.text(), "2 are sent again.\n");
     }
 }

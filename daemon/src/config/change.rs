@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::SETTINGS;
+use super::{SETTINGS, is_reference};
 
 /// What it takes to change a setting while the daemon runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ const LIVE: &[&str] = &[
     "log.level",
 ];
 /// Settings that decide who may do what: whoever has a token must not be able to open the door further.
-const ACCESS: &[&str] = &["http.allow_exec_definitions", "http.allow_remote", "http.auth", "http_client.allow_private"];
+const ACCESS: &[&str] = &["http.allow_remote", "http.auth", "http_client.allow_private"];
 /// Words in a key that name an executable, a path or a secret.
 const GUARDED: &[&str] = &[
     "argv",
@@ -94,11 +94,11 @@ pub fn change(key: &str) -> Change {
 }
 
 /// True for a value that refers to a secret or a file.
-pub fn is_reference(value: &Value) -> bool {
+pub fn holds_reference(value: &Value) -> bool {
     match value {
-        Value::String(text) => ["env:", "file:", "keyring:"].iter().any(|scheme| text.starts_with(scheme)),
-        Value::Array(items) => items.iter().any(is_reference),
-        Value::Object(fields) => fields.values().any(is_reference),
+        Value::String(text) => is_reference(text),
+        Value::Array(items) => items.iter().any(holds_reference),
+        Value::Object(fields) => fields.values().any(holds_reference),
         _ => false,
     }
 }
@@ -132,8 +132,12 @@ mod tests {
         ] {
             assert_eq!(change(key), wanted, "{key}");
         }
+        for key in LIVE.iter().chain(ACCESS) {
+            assert!(SETTINGS.iter().any(|setting| setting.key == *key), "{key} is no setting");
+        }
         assert_eq!(nearest("http.publicstream"), Some("http.public_stream"));
         assert_eq!(nearest("something.else"), None);
-        assert!(is_reference(&serde_json::json!(["a", "env:B"])) && !is_reference(&serde_json::json!("environment")));
+        let holds = |value: Value| holds_reference(&value);
+        assert!(holds(serde_json::json!(["a", "env:B"])) && !holds(serde_json::json!("environment")));
     }
 }

@@ -1,7 +1,7 @@
 //! `keyring:SERVICE/ACCOUNT`: secrets in the Secret Service of the person's session (GNOME Keyring, KWallet, KeePassXC …).
 //!
 //! libsecret's `secret-tool` is asked, as a program of its own: the D-Bus and cipher libraries that this takes stay out of
-//! the daemon, which needs them for a few milliseconds at its start.
+//! the daemon, which needs them for a moment only, at its start and when its configuration changes.
 
 use std::io::{ErrorKind, Read};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +10,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
+
+use super::secrets::Missing;
 
 /// How long the keyring may take; it may ask the person to unlock it.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -28,12 +30,12 @@ pub(super) fn ask_again() {
 
 /// The secret of `SERVICE/ACCOUNT`. Waits at most ten seconds, and for the first of several only; the error never holds a
 /// secret.
-pub(super) fn look_up(place: &str) -> Result<String, String> {
-    let wrong = "must be keyring:SERVICE/ACCOUNT, such as keyring:aman/github.";
-    let (service, account) = place.split_once('/').ok_or(wrong)?;
+pub(super) fn look_up(place: &str) -> Result<String, Missing> {
+    let wrong = || Missing::for_good("must be keyring:SERVICE/ACCOUNT, such as keyring:aman/github.");
+    let (service, account) = place.split_once('/').ok_or_else(wrong)?;
     let is_name = |name: &str| !name.is_empty() && !name.starts_with('-') && !name.chars().any(char::is_control);
     if !(is_name(service) && is_name(account)) {
-        return Err(wrong.to_owned());
+        return Err(wrong());
     }
     if SILENT.load(Ordering::Acquire) {
         return Err(silent());
@@ -42,11 +44,12 @@ pub(super) fn look_up(place: &str) -> Result<String, String> {
     if many { tokio::task::block_in_place(|| ask(service, account)) } else { ask(service, account) }
 }
 
-fn ask(service: &str, account: &str) -> Result<String, String> {
+fn ask(service: &str, account: &str) -> Result<String, Missing> {
     let said = run(&["lookup", "service", service, "account", account])?;
     if said.well && !said.out.is_empty() {
         let place = format!("{service}/{account}");
-        return String::from_utf8(said.out).map_err(|_| format!("names '{place}' in the keyring, which is no text."));
+        let no_text = |_| Missing::for_good(format!("names '{place}' in the keyring, which is no text."));
+        return String::from_utf8(said.out).map_err(no_text);
     }
     if !said.error.is_empty() {
         return Err(explain(&said.error, service, account));
@@ -65,18 +68,17 @@ struct Said {
     error: String,
 }
 
-fn run(arguments: &[&str]) -> Result<Said, String> {
+fn run(arguments: &[&str]) -> Result<Said, Missing> {
     let mut command = Command::new("secret-tool");
     // Its messages are told apart by their words.
     command.args(arguments).env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| match error.kind() {
-        ErrorKind::NotFound => {
+        ErrorKind::NotFound => Missing::for_good(
             "names the keyring, which is read with secret-tool; install libsecret-tools (Debian, Ubuntu), libsecret (Fedora, \
-             Arch), or use env:NAME or file:PATH."
-                .to_owned()
-        }
-        _ => format!("names the keyring, and secret-tool cannot be started: {error}."),
+             Arch), or use env:NAME or file:PATH.",
+        ),
+        _ => Missing::for_good(format!("names the keyring, and secret-tool cannot be started: {error}.")),
     })?;
     let until = Instant::now() + WAIT_MAX;
     let (out, error) = (reading(child.stdout.take()), reading(child.stderr.take()));
@@ -89,7 +91,7 @@ fn run(arguments: &[&str]) -> Result<Said, String> {
         return Err(silent());
     };
     if u64::try_from(out.len()).is_ok_and(|bytes| bytes > BYTES_MAX) {
-        return Err(format!("names a text in the keyring of more than {BYTES_MAX} bytes."));
+        return Err(Missing::for_good(format!("names a text in the keyring of more than {BYTES_MAX} bytes.")));
     }
     Ok(Said { well, out, error: String::from_utf8_lossy(&error).trim().to_owned() })
 }
@@ -119,34 +121,35 @@ fn ended(child: &mut Child, until: Instant) -> Option<bool> {
     }
 }
 
-fn silent() -> String {
-    format!(
+fn silent() -> Missing {
+    Missing::for_now(format!(
         "names the keyring, which did not answer within {} s; it may wait to be unlocked. Log in to your desktop or unlock \
          it, then try again.",
         WAIT_MAX.as_secs()
-    )
+    ))
 }
 
 /// What the program's message means, and what to do.
-fn explain(error: &str, service: &str, account: &str) -> String {
+fn explain(error: &str, service: &str, account: &str) -> Missing {
     let store = format!("secret-tool store --label=aman service '{service}' account '{account}'");
     if error.is_empty() {
-        return format!("names '{service}/{account}', which the keyring does not hold. Store it with: {store}");
+        let reason = format!("names '{service}/{account}', which the keyring does not hold. Store it with: {store}");
+        return Missing::for_good(reason);
     }
     if error.contains("locked") {
-        return format!(
+        return Missing::for_now(format!(
             "names '{service}/{account}' in the keyring, which is locked. Log in to your desktop or unlock it, then try \
              again."
-        );
+        ));
     }
     let nobody = ["org.freedesktop.secrets", "autolaunch", "connect", "DBUS_SESSION_BUS_ADDRESS"];
     if nobody.iter().any(|sign| error.contains(sign)) {
-        return format!(
+        return Missing::for_now(format!(
             "names the keyring, and none runs here ({error}). Start one such as gnome-keyring in your session, or use \
              env:NAME or file:PATH."
-        );
+        ));
     }
-    format!("names '{service}/{account}' in the keyring, which cannot be read: {error}.")
+    Missing::for_good(format!("names '{service}/{account}' in the keyring, which cannot be read: {error}."))
 }
 
 #[cfg(test)]
@@ -156,17 +159,17 @@ mod tests {
     #[test]
     fn names_are_checked_and_messages_explained() {
         for place in ["", "aman", "/token", "aman/", "-x/token", "aman/-x", "a\nb/c"] {
-            assert!(look_up(place).is_err_and(|why| why.contains("SERVICE/ACCOUNT")), "{place}");
+            assert!(look_up(place).is_err_and(|why| why.reason.contains("SERVICE/ACCOUNT")), "{place}");
         }
-        for (said, wanted) in [
-            ("", "does not hold"),
-            ("secret-tool: Cannot get secret of a locked object", "is locked"),
-            ("secret-tool: The name org.freedesktop.secrets was not provided by any .service files", "none runs"),
-            ("secret-tool: Cannot autolaunch D-Bus without X11 $DISPLAY", "none runs"),
-            ("secret-tool: it is raining", "it is raining"),
+        for (said, wanted, for_now) in [
+            ("", "does not hold", false),
+            ("secret-tool: Cannot get secret of a locked object", "is locked", true),
+            ("secret-tool: The name org.freedesktop.secrets was not provided by any .service files", "none runs", true),
+            ("secret-tool: Cannot autolaunch D-Bus without X11 $DISPLAY", "none runs", true),
+            ("secret-tool: it is raining", "it is raining", false),
         ] {
             let why = explain(said, "aman", "token");
-            assert!(why.contains(wanted), "{why}");
+            assert!(why.reason.contains(wanted) && why.for_now == for_now, "{why:?}");
         }
     }
 }

@@ -54,6 +54,7 @@ impl Paths {
         let state = xdg("XDG_STATE_HOME", ".local/state");
         let runtime = match variable("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute()) {
             Some(folder) => real(&folder.join("aman")),
+            // As `address_files` knows.
             None => state.join("run"),
         };
         let config_file = xdg("XDG_CONFIG_HOME", ".config").join("aman.toml");
@@ -89,6 +90,12 @@ impl Paths {
         }
     }
 
+    /// Where a running daemon may have written its address: one that was started without a login session, as by cron, has
+    /// its runtime folder below the state folder, also where the session of whoever asks has one of its own.
+    pub fn address_files(&self) -> [PathBuf; 2] {
+        [self.address_file.clone(), self.state.join("run").join("address")]
+    }
+
     /// Makes the folders, closed to others.
     pub fn make(&self) -> Result<(), Error> {
         use std::os::unix::fs::DirBuilderExt;
@@ -115,6 +122,8 @@ pub struct ClientEnv {
     pub editor: Option<String>,
     /// `COLUMNS`
     pub columns: Option<u16>,
+    /// `XDG_CONFIG_HOME`
+    pub config_home: Option<PathBuf>,
 }
 
 /// Reads [`ClientEnv`].
@@ -124,6 +133,7 @@ pub fn client_env() -> ClientEnv {
         bind: variable("AMAN_HTTP_BIND"),
         editor: variable("VISUAL").or_else(|| variable("EDITOR")),
         columns: variable("COLUMNS").and_then(|text| text.parse().ok()),
+        config_home: variable("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute()),
     }
 }
 
@@ -138,7 +148,7 @@ pub(super) fn environment() -> BTreeMap<String, String> {
         .collect()
 }
 
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
@@ -166,26 +176,4 @@ pub(super) fn expand(path: &str, home: Option<&Path>) -> PathBuf {
         (Some(rest), Some(home)) if rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
         _ => PathBuf::from(path),
     }
-}
-
-/// The value behind `env:NAME`, `file:PATH` or `keyring:SERVICE/ACCOUNT`, made known to [`redact`]; any other text is the
-/// value itself. The error never holds the value.
-pub(super) fn resolve_secret(text: &str) -> Result<String, String> {
-    let found = if let Some(name) = text.strip_prefix("env:") {
-        variable(name).ok_or_else(|| format!("names the variable {name}, which is not set."))?
-    } else if let Some(path) = text.strip_prefix("file:") {
-        let path = expand(path, variable("HOME").map(PathBuf::from).as_deref());
-        let read = std::fs::read_to_string(&path);
-        read.map(|s| s.trim().to_owned()).map_err(|error| format!("names the file {}: {error}.", path.display()))?
-    } else if let Some(place) = text.strip_prefix("keyring:") {
-        super::keyring::look_up(place)?
-    } else {
-        return Ok(text.to_owned());
-    };
-    // A variable such as HOME may be referred to as well; its value is no secret.
-    let place = Path::new(&found);
-    if !(place.is_absolute() && place.exists()) {
-        redact::learn(&found);
-    }
-    Ok(found)
 }

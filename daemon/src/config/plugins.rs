@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use toml::{Table, Value};
 
 use super::table::{Faults, Reader};
-use super::{Applied, Secret};
+use super::{Applied, References, Secret};
 
 /// Settings, or secrets, of one plugin.
 const ENTRIES_MAX: usize = 200;
@@ -37,8 +37,14 @@ fn by_name(sections: &[PluginSection]) -> impl Iterator<Item = (&str, &PluginSec
 
 /// Reads the table of a plugin; `None` when it cannot be used, and then `faults` says why. Only with `may_be_remote` may
 /// other machines reach it.
-pub(super) fn section(name: &str, table: &Table, may_be_remote: bool, faults: &mut Faults) -> Option<PluginSection> {
-    let mut reader = Reader::new(format!("plugin.{name}"), table);
+pub(super) fn section(
+    name: &str,
+    table: &Table,
+    may_be_remote: bool,
+    references: References,
+    faults: &mut Faults,
+) -> Option<PluginSection> {
+    let mut reader = Reader::new(format!("plugin.{name}"), table, references);
     let wrong_before = faults.wrong.len();
     let bind = bind(&mut reader, may_be_remote);
     let settings = settings(&mut reader);
@@ -107,7 +113,7 @@ mod tests {
         let text = "bind = \"127.0.0.1:0\"\nsettings = { url = \"http://x\", days = 3, on = true }\n\
                     secrets = { TOKEN = \"canary-of-a-plugin\" }\ncolour = 1";
         let (table, mut faults) = (text.parse::<Table>().expect("TOML"), Faults::default());
-        let section = section("feeds", &table, false, &mut faults).expect("good");
+        let section = section("feeds", &table, false, References::Followed, &mut faults).expect("good");
         let settings: Vec<(&str, &str)> = section.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(settings, [("days", "3"), ("on", "true"), ("url", "http://x")]);
         assert_eq!(section.secrets["TOKEN"].expose(), "canary-of-a-plugin");

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::secrets::References;
 use super::settings::Layers;
-use super::{Config, Flags, Origin, Paths, SETTINGS, build, paths};
+use super::{Config, Flags, KEYRING_LOCKED, Origin, Paths, SETTINGS, Secret, build, paths};
 use crate::error::Error;
 use crate::id::sha256_hex;
 use crate::plain;
 
-/// Longest configuration file, in bytes.
-const FILE_BYTES_MAX: u64 = 4 << 20;
+/// Longest configuration file, in bytes; more is no configuration.
+pub const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Values that `/config/set` put above every other layer.
 pub type Overrides = BTreeMap<String, Value>;
@@ -56,9 +57,8 @@ impl Recipe {
         }
     }
 
-    fn build(&self, text: &str, overrides: &Overrides) -> Result<Config, Error> {
-        let file = parse(&self.paths.config_file, text)?;
-        let mut layers = Layers::new(&file);
+    fn layers(&self, file: &Table, overrides: &Overrides) -> Layers {
+        let mut layers = Layers::new(file, self.flags.references);
         layers.add_environment(self.environment.clone());
         for (key, value) in [("http.bind", &self.flags.bind), ("log.level", &self.flags.log)] {
             if let Some(value) = value {
@@ -70,6 +70,12 @@ impl Recipe {
                 layers.set(setting.key, value.clone(), Origin::Override);
             }
         }
+        layers
+    }
+
+    fn build(&self, text: &str, overrides: &Overrides) -> Result<Config, Error> {
+        let file = parse(&self.paths.config_file, text)?;
+        let layers = self.layers(&file, overrides);
         let mut config = build(self.paths.clone(), &file, layers)?;
         config.recipe = Some(Recipe { text: text.to_owned(), ..self.clone() });
         Ok(config)
@@ -100,13 +106,26 @@ pub fn check(flags: &Flags, text: &str) -> Result<Config, Error> {
     Recipe::find(flags)?.build(text, &Overrides::new())
 }
 
-/// As [`load`]; when the file is broken, the last one that was good is taken, and [`Config::broken`] says why.
+/// The static token that is configured, found wherever a reference leads; none when none is set or it cannot be found.
+pub fn configured_token(flags: &Flags) -> Option<Secret> {
+    let recipe = Recipe::find(flags).ok()?;
+    let file = parse(&recipe.paths.config_file, &recipe.read().ok()?).ok()?;
+    let mut layers = recipe.layers(&file, &Overrides::new());
+    layers.references = References::Followed;
+    layers.secret("http.token")
+}
+
+/// As [`load`]; when the file is broken, the last one that was good is taken, and [`Config::broken`] says why. A keyring
+/// that gives nothing now does not make it broken.
 pub fn load_or_last_good(flags: &Flags) -> Result<Config, Error> {
     let recipe = Recipe::find(flags)?;
     let error = match recipe.read().and_then(|text| recipe.build(&text, &Overrides::new())) {
         Ok(config) => return Ok(config),
         Err(error) => error,
     };
+    if matches!(error, Error::Invalid { code: KEYRING_LOCKED, .. }) {
+        return Err(error);
+    }
     let Ok(text) = plain::read(&recipe.last_good(), FILE_BYTES_MAX) else { return Err(error) };
     match recipe.build(&text, &Overrides::new()) {
         Ok(config) => Ok(Config { broken: Some(error.chain().join(": ")), ..config }),
@@ -181,15 +200,21 @@ impl Config {
     }
 }
 
-/// Replaces a file in one step; only its owner may read it.
+/// Replaces a file in one step; only its owner may read it, who stays the same.
 pub fn write_private(file: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
     let mut name = file.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let making = file.with_file_name(name);
     let _old = std::fs::remove_file(&making);
     let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&making)?;
+    if let Ok(old) = file.metadata()
+        && old.uid() != out.metadata()?.uid()
+    {
+        // As after `sudo aman config set`: the daemon would not be able to read a file of root's.
+        fchown(&out, Some(old.uid()), Some(old.gid()))?;
+    }
     out.write_all(text.as_bytes()).and_then(|()| out.sync_all())?;
     std::fs::rename(&making, file)
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::{LATER, Secret, field, parse_duration, parse_size, paths};
+use super::secrets::{self, References};
+use super::{LATER, Secret, field, parse_duration, parse_size};
 use crate::error::{FieldError, distance};
 
 /// One setting.
@@ -113,13 +114,18 @@ pub struct Effective {
 /// Collects values from all layers, and everything that is wrong with them.
 pub(super) struct Layers {
     values: BTreeMap<&'static str, (Value, Origin)>,
+    /// What is done with references to secrets.
+    pub references: References,
     wrong: Vec<FieldError>,
+    /// How many of the wrong ones are secrets that may be there later, without any change.
+    pub for_now: usize,
     warnings: Vec<String>,
 }
 
 impl Layers {
-    pub fn new(file: &Table) -> Layers {
-        let mut layers = Layers { values: BTreeMap::new(), wrong: Vec::new(), warnings: Vec::new() };
+    pub fn new(file: &Table, references: References) -> Layers {
+        let (values, wrong, warnings) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let mut layers = Layers { values, references, wrong, for_now: 0, warnings };
         for setting in SETTINGS {
             if !setting.default.is_empty()
                 && let Ok(value) = setting.default.parse::<Value>()
@@ -249,11 +255,20 @@ impl Layers {
         })
     }
 
-    /// A secret, given as itself or as a reference such as `env:NAME`. At least 16 characters.
+    /// True when any layer sets `key`, or it has a default.
+    pub fn is_set(&self, key: &'static str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// A secret, given as itself or as a reference such as `env:NAME`; none for a reference that is not followed. At least
+    /// 16 characters.
     pub fn secret(&mut self, key: &'static str) -> Option<Secret> {
         self.value(key)?;
         let text = self.text(key);
-        match paths::resolve_secret(&text) {
+        if self.references == References::Named && secrets::is_reference(&text) {
+            return None;
+        }
+        match secrets::resolve(&text) {
             Ok(value) if value.len() >= 16 && !value.chars().any(char::is_control) => {
                 crate::redact::learn(&value);
                 Some(Secret::new(value))
@@ -262,8 +277,9 @@ impl Layers {
                 self.wrong(key, "must have at least 16 characters, none of them a control character.");
                 None
             }
-            Err(reason) => {
-                self.wrong(key, &reason);
+            Err(missing) => {
+                self.wrong(key, &missing.reason);
+                self.for_now += usize::from(missing.for_now);
                 None
             }
         }

@@ -6,7 +6,7 @@ use toml::Table;
 
 use super::broker::{Broker, broker};
 use super::table::{Faults, Reader};
-use super::{Paths, Secret};
+use super::{Paths, References, Secret};
 use crate::egress::Url;
 use crate::event::TypePattern;
 use crate::expr::Expr;
@@ -52,8 +52,14 @@ pub enum SinkKind {
 }
 
 /// Reads the table of a sink; `None` when it cannot be used, and then `faults` says why.
-pub(super) fn sink(id: &str, table: &Table, paths: &Paths, faults: &mut Faults) -> Option<Sink> {
-    let mut reader = Reader::new(format!("sinks.{id}"), table);
+pub(super) fn sink(
+    id: &str,
+    table: &Table,
+    paths: &Paths,
+    references: References,
+    faults: &mut Faults,
+) -> Option<Sink> {
+    let mut reader = Reader::new(format!("sinks.{id}"), table, references);
     let wrong_before = faults.wrong.len();
     let types = reader.patterns("types");
     if types.is_empty() {

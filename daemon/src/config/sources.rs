@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::broker::{Broker, broker};
 use super::table::{Faults, Reader};
-use super::{FileSource, Paths, Secret, paths};
+use super::{FileSource, Paths, References, Secret, paths};
 use crate::egress::Url;
 use crate::event::Trust;
 use crate::expr::Expr;
@@ -204,8 +204,8 @@ pub(super) fn inbox(paths: &Paths) -> Source {
 }
 
 /// Reads the table of a source; `None` when it cannot be used, and then `faults` says why.
-pub fn source(id: &str, table: &Table, paths: &Paths, faults: &mut Faults) -> Option<Source> {
-    let mut reader = Reader::new(format!("sources.{id}"), table);
+pub fn source(id: &str, table: &Table, paths: &Paths, references: References, faults: &mut Faults) -> Option<Source> {
+    let mut reader = Reader::new(format!("sources.{id}"), table, references);
     let wrong_before = faults.wrong.len();
     let expect_every = reader.duration("expect_every", SECOND..=YEAR);
     let kind = match reader.required("kind", &format!("one of {}.", KINDS.join(", "))).as_deref() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
+use super::secrets::{self, References, STAND_IN};
 use super::{Secret, parse_duration, paths};
 use crate::egress::Url;
 use crate::error::FieldError;
@@ -15,8 +16,10 @@ use crate::expr::Expr;
 pub(super) struct Reader<'a> {
     prefix: String,
     table: &'a Table,
+    references: References,
     known: Vec<&'static str>,
     wrong: Vec<FieldError>,
+    for_now: usize,
 }
 
 /// What is wrong with a table.
@@ -24,14 +27,16 @@ pub(super) struct Reader<'a> {
 pub struct Faults {
     /// Values that cannot be used.
     pub wrong: Vec<FieldError>,
+    /// How many of these are secrets that may be there later, without any change.
+    pub for_now: usize,
     /// Keys that mean nothing, and those that would.
     pub unknown: Vec<(String, Vec<&'static str>)>,
 }
 
 impl<'a> Reader<'a> {
     /// A reader whose errors name `prefix.key`.
-    pub fn new(prefix: String, table: &'a Table) -> Reader<'a> {
-        Reader { prefix, table, known: Vec::new(), wrong: Vec::new() }
+    pub fn new(prefix: String, table: &'a Table, references: References) -> Reader<'a> {
+        Reader { prefix, table, references, known: Vec::new(), wrong: Vec::new(), for_now: 0 }
     }
 
     /// Notes what is wrong with `key`.
@@ -161,16 +166,46 @@ impl<'a> Reader<'a> {
         let texts = if one_text { self.text(key).into_iter().collect() } else { self.list(key) };
         let mut found = Vec::new();
         for text in texts {
-            match paths::resolve_secret(&text) {
-                Ok(value) if !value.is_empty() => {
+            match self.resolved(key, "", &text) {
+                Some(value) if value.is_empty() => self.wrong(key, "is empty."),
+                Some(value) => {
                     crate::redact::learn(&value);
                     found.push(Secret::new(value));
                 }
-                Ok(_) => self.wrong(key, "is empty."),
-                Err(reason) => self.wrong(key, reason),
+                None => found.push(Secret::new(STAND_IN)),
             }
         }
         found
+    }
+
+    /// What `text` says or refers to; `None` for a reference that is not followed, or leads nowhere, which is noted.
+    fn resolved(&mut self, key: &str, name: &str, text: &str) -> Option<String> {
+        if self.references == References::Named && secrets::is_reference(text) {
+            return None;
+        }
+        let missing = match secrets::resolve(text) {
+            Ok(value) => return Some(value),
+            Err(missing) => missing,
+        };
+        let of = if name.is_empty() { String::new() } else { format!("'{name}' ") };
+        self.wrong(key, format!("{of}{}", missing.reason));
+        self.for_now += usize::from(missing.for_now);
+        None
+    }
+
+    /// The value of a header or a variable.
+    fn named(&mut self, key: &str, name: &str, text: &str) -> Secret {
+        let Some(value) = self.resolved(key, name, text) else { return Secret::new(STAND_IN) };
+        if secrets::is_secret_name(name) {
+            crate::redact::learn(&value);
+            // Whoever tells of it may leave out the word that says what kind of secret it is, as in `Bearer …`.
+            if name.eq_ignore_ascii_case("authorization")
+                && let Some((_, bare)) = value.rsplit_once(' ')
+            {
+                crate::redact::learn(bare);
+            }
+        }
+        Secret::new(value)
     }
 
     /// Headers: names with values that may be references to secrets.
@@ -183,12 +218,10 @@ impl<'a> Reader<'a> {
         let mut found = Vec::new();
         for (name, value) in table {
             let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-            match value.as_str().map(paths::resolve_secret) {
-                Some(Ok(text)) if good && text.bytes().all(|b| (b' '..=b'~').contains(&b)) => {
-                    found.push((name.to_ascii_lowercase(), Secret::new(text)));
-                }
-                Some(Err(reason)) => self.wrong(key, format!("'{name}' {reason}")),
-                _ => self.wrong(key, format!("'{name}' is no header with a plain text.")),
+            let value = value.as_str().map(|text| self.named(key, name, text));
+            match value.filter(|value| good && value.expose().bytes().all(|b| (b' '..=b'~').contains(&b))) {
+                Some(value) => found.push((name.to_ascii_lowercase(), value)),
+                None => self.wrong(key, format!("'{name}' is no header with a plain text.")),
             }
         }
         found
@@ -199,12 +232,10 @@ impl<'a> Reader<'a> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let mut found = Vec::new();
         for (name, value) in value.as_table().into_iter().flatten() {
-            match value.as_str().map(paths::resolve_secret) {
-                Some(Ok(text)) if !name.is_empty() && !text.contains('\0') => {
-                    found.push((name.clone(), Secret::new(text)));
-                }
-                Some(Err(reason)) => self.wrong(key, format!("'{name}' {reason}")),
-                _ => self.wrong(key, format!("'{name}' must be a text.")),
+            let value = value.as_str().map(|text| self.named(key, name, text));
+            match value.filter(|value| !name.is_empty() && !value.expose().contains('\0')) {
+                Some(value) => found.push((name.clone(), value)),
+                None => self.wrong(key, format!("'{name}' must be a text.")),
             }
         }
         if !value.is_table() {
@@ -216,7 +247,7 @@ impl<'a> Reader<'a> {
     /// A table inside this one.
     pub fn table(&mut self, key: &'static str) -> Option<Reader<'a>> {
         match self.value(key)? {
-            Value::Table(table) => Some(Reader::new(format!("{}.{key}", self.prefix), table)),
+            Value::Table(table) => Some(Reader::new(format!("{}.{key}", self.prefix), table, self.references)),
             _ => {
                 self.wrong(key, "must be a table, such as { scheme = \"github\", secret = \"env:NAME\" }.");
                 None
@@ -257,5 +288,6 @@ impl<'a> Reader<'a> {
             faults.unknown.push((format!("{}.{key}", self.prefix), self.known.clone()));
         }
         faults.wrong.extend(self.wrong);
+        faults.for_now += self.for_now;
     }
 }

@@ -274,7 +274,7 @@ impl Checker {
     }
 
     fn size(&mut self, key: &str, text: &str) -> Option<u64> {
-        let read = parse_size(text).filter(|size| *size > 0);
+        let read = crate::config::parse_size(text).filter(|size| *size > 0);
         self.take(key, read.ok_or_else(|| format!("'{text}' is no size; write one such as 64KiB, 4MiB or 1GiB.")))
     }
 }
@@ -567,19 +567,6 @@ fn parse_concurrency(value: Option<&toml::Value>) -> Result<usize, String> {
         Some(toml::Value::Integer(number @ 1..=64)) => Ok(usize::try_from(*number).unwrap_or(1)),
         Some(_) => Err("must be \"serial\", \"parallel\" or a number from 1 to 64.".to_owned()),
     }
-}
-
-/// Reads `512`, `64KiB`, `4MiB` or `1GiB`.
-pub fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let factor = match text[digits..].trim() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    text[..digits].parse::<u64>().ok()?.checked_mul(factor)
 }
 
 /// Reads `api.example.org`, `api.example.org:8443`, `*.example.org` or `setting:base_url`.

@@ -26,7 +26,7 @@ pub use envelope::{Envelope, Spelled};
 pub use grant::Grant;
 pub use manifest::{
     Host, HttpGrant, INTERFACES, Limits, Manifest, PUBLIC_BODY_MAX, Page, Permissions, Route, SecretHeader, Source,
-    Subscription, Tool, parse_size,
+    Subscription, Tool,
 };
 
 /// Bytes of a packed plugin.

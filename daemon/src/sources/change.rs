@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::config::sources::{self, Source};
-use crate::config::{self, Faults, Paths};
+use crate::config::{self, Faults, Paths, References};
 use crate::error::{Error, FieldError};
 
 /// Settings that only the file can have: they name an executable, a path, a secret, or a place outside that no guard
@@ -60,7 +60,7 @@ pub fn merged(file: &Source, changes: &Map<String, Value>, paths: &Paths) -> Res
         }
     }
     let mut faults = Faults::default();
-    let source = sources::source(&file.id, &table, paths, &mut faults);
+    let source = sources::source(&file.id, &table, paths, References::Followed, &mut faults);
     let prefix = format!("sources.{}.", file.id);
     let short = |field: &str| field.strip_prefix(&prefix).unwrap_or(field).to_owned();
     wrong.extend(faults.wrong.into_iter().map(|fault| FieldError { field: short(&fault.field), ..fault }));

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::Check;
 use super::catalogue::Id;
+use super::{Check, NO_DAEMON};
 use crate::cli::Context;
 use crate::cli::client::{Call, Client};
 use crate::cli::failure::Failure;
@@ -14,8 +14,21 @@ use crate::config::Paths;
 /// Events are stamped by this machine's clock; one so far ahead means that the clock was set back.
 const AHEAD_MS_MAX: Millis = 5 * 60_000;
 
-/// All of them; only the first one when nobody answers.
+/// What only a daemon that answers, and accepts the token, can tell.
+const TOLD: [Id; 6] = [Id::Ready, Id::SameVersion, Id::Access, Id::EventTime, Id::Plugins, Id::DeadLetters];
+
+/// All of them, those that nobody could tell as skipped.
 pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
+    let mut checks = found(context, paths).await;
+    for id in TOLD {
+        if checks.iter().all(|check| check.id != id) {
+            checks.push(Check::skip(id, NO_DAEMON));
+        }
+    }
+    checks
+}
+
+async fn found(context: &Context, paths: &Paths) -> Vec<Check> {
     let client = match context.client() {
         Ok(client) => client,
         Err(failure) => return vec![absent(&failure, context, paths)],
@@ -49,8 +62,9 @@ pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
 /// No daemon: fine on a machine where none was started, a failure where one left its address behind.
 fn absent(failure: &Failure, context: &Context, paths: &Paths) -> Check {
     let advice = "Start it with `aman serve`.";
-    if context.global.url.is_none() && paths.address_file.exists() {
-        let message = format!("{} It left {} behind.", failure.message(), paths.address_file.display());
+    let left = paths.address_files().into_iter().find(|file| file.exists());
+    if let Some(file) = left.filter(|_| context.global.url.is_none()) {
+        let message = format!("{} It left {} behind.", failure.message(), file.display());
         return Check::fail(Id::Daemon, message, advice);
     }
     match failure {
@@ -103,7 +117,10 @@ fn access(status: &Value) -> Check {
 
 async fn newest_event(client: &Client) -> Option<Check> {
     let reply = client.call(Call::get("/events/recent").query("limit", 1)).await.ok()?;
-    let newest = reply.json().ok()?.pointer_mut("/items/0")?.take();
+    let page = reply.json().ok()?;
+    let Some(newest) = page["items"].as_array()?.first() else {
+        return Some(Check::ok(Id::EventTime, "there is no event yet"));
+    };
     let at_ms = parse_rfc3339(newest["time"].as_str()?)?;
     let ahead_ms = at_ms - Clock::System.now_ms();
     Some(if ahead_ms > AHEAD_MS_MAX {

@@ -13,7 +13,7 @@ use super::catalogue::Id;
 use super::{Check, files};
 use crate::cli::out::size;
 use crate::clock::{Clock, Millis, is_plausible, rfc3339};
-use crate::config::{self, Flags, Paths};
+use crate::config::{self, FILE_BYTES_MAX, Flags, Paths};
 use crate::error::Error;
 use crate::plain;
 use crate::sandbox::Sandbox;
@@ -23,8 +23,6 @@ const DISK_BYTES_FAIL: u64 = 100 << 20;
 const DISK_BYTES_WARN: u64 = 1 << 30;
 /// Connections, streams, scripts and the database together stay well below this.
 const FILES_WARN: u64 = 1024;
-/// More is no configuration.
-const CONFIG_BYTES_MAX: u64 = 4 << 20;
 /// One watch is one folder of a watched tree.
 const WATCHES_WARN: u64 = 8192;
 const INSTANCES_WARN: u64 = 64;
@@ -32,7 +30,7 @@ const INSTANCES_WARN: u64 = 64;
 const WAL_BYTES_WARN: u64 = 512 << 20;
 
 /// All of them, in the order in which a person would look.
-pub fn checks(paths: &Paths, home: Option<PathBuf>) -> Vec<Check> {
+pub fn checks(paths: &Paths, home: Option<&Path>) -> Vec<Check> {
     vec![
         Check::ok(Id::Version, format!("aman {}", env!("CARGO_PKG_VERSION"))),
         clock(Clock::System.now_ms()),
@@ -108,9 +106,9 @@ fn disk_space(data: &Path) -> Check {
     }
 }
 
-fn config_file(file: &Path, home: Option<PathBuf>) -> Check {
+fn config_file(file: &Path, home: Option<&Path>) -> Check {
     let shown = file.display();
-    let text = match plain::read(file, CONFIG_BYTES_MAX) {
+    let text = match plain::read(file, FILE_BYTES_MAX) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Check::ok(Id::Config, format!("no {shown}; everything has its default"));
@@ -124,7 +122,7 @@ fn config_file(file: &Path, home: Option<PathBuf>) -> Check {
         let at = line.map_or_else(String::new, |line| format!(" line {line}"));
         return Check::fail(Id::Config, format!("{shown}{at}: {}", error.message()), advice);
     }
-    match config::load(&Flags { home, ..Flags::default() }) {
+    match config::load(&Flags::of_client(home)) {
         Ok(config) if config.warnings.is_empty() => Check::ok(Id::Config, format!("{shown} is read and right")),
         Ok(config) => Check::warn(Id::Config, config.warnings.join(" "), format!("Look at {shown}.")),
         Err(Error::Internal { context, source }) => {
@@ -245,8 +243,9 @@ pub async fn sandbox_parts() -> Vec<Check> {
     ids.into_iter().zip(&parts).map(check).collect()
 }
 
+/// True when a part is not enforced as the catalogue promises: `by` is what the sandbox says of it.
 fn is_weak(by: &str) -> bool {
-    matches!(by, "none" | "unknown") || by.starts_with("partial")
+    matches!(by, "none" | "unknown" | "group" | "partial")
 }
 
 /// What the machine does to keep scripts in bounds.
@@ -279,6 +278,8 @@ async fn probe() -> Result<Found, Check> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::cli::doctor::Verdict;
 
@@ -322,7 +323,7 @@ mod tests {
         assert_eq!(token_file(&folder.0.join("none")).status, Verdict::Ok);
         assert_eq!(token_file(&folder.file("token", "t", 0o600)).status, Verdict::Ok);
         assert_eq!(token_file(&folder.file("open", "t", 0o640)).status, Verdict::Fail);
-        let config = |text: &str| config_file(&folder.file("aman.toml", text, 0o600), Some(folder.0.clone()));
+        let config = |text: &str| config_file(&folder.file("aman.toml", text, 0o600), Some(&folder.0));
         assert_eq!(config_file(&folder.0.join("none"), None).status, Verdict::Ok);
         assert_eq!(config("[http]\nbind = \"127.0.0.1:0\"\n").status, Verdict::Ok);
         assert_eq!(config("[http]\nbind = \"nowhere\"\n").status, Verdict::Fail);
@@ -331,6 +332,26 @@ mod tests {
         assert_eq!(broken.status, Verdict::Fail);
         assert!(broken.message.contains("line 2") && !broken.message.contains("secret"), "{}", broken.message);
         assert_eq!(database(&folder.file("db", "x", 0o600)).status, Verdict::Ok);
+    }
+
+    #[test]
+    fn every_word_for_what_is_enforced_is_judged() {
+        use crate::sandbox::{Filesystem, NetworkGuard, ProcessGuard};
+        let word = |part: serde_json::Value| part.as_str().expect("a word").to_owned();
+        for (weak, by) in [
+            (true, word(json!(Filesystem::None))),
+            (false, word(json!(Filesystem::Mounts))),
+            (false, word(json!(Filesystem::Landlock(3)))),
+            (false, word(json!(NetworkGuard::Namespace))),
+            (false, word(json!(NetworkGuard::Filter))),
+            (true, word(json!(NetworkGuard::Partial))),
+            (true, word(json!(NetworkGuard::None))),
+            (false, word(json!(ProcessGuard::PidNamespace))),
+            (true, word(json!(ProcessGuard::Group))),
+            (true, "unknown".to_owned()),
+        ] {
+            assert_eq!(is_weak(&by), weak, "{by}");
+        }
     }
 
     #[test]

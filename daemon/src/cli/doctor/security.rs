@@ -12,22 +12,23 @@ use super::catalogue::Id;
 use super::files::{self, Places};
 use super::machine;
 use super::settings::{self, is_wide};
-use super::{Check, Verdict};
+use super::{Check, NO_DAEMON, Verdict};
 use crate::cli::Context;
 use crate::cli::client::{Call, Client};
 use crate::cli::out::text;
 use crate::clock::{Clock, Millis, parse_rfc3339};
-use crate::config::{self, Flags, Paths, SETTINGS};
+use crate::config::{self, FILE_BYTES_MAX, Flags, Paths, SETTINGS};
+use crate::plain;
 
 /// A token that is good for longer is worth a thought: 100 days.
 const LONG_MS: Millis = 100 * 86_400_000;
-const NO_DAEMON: &str = "only a running daemon that accepts the token can tell";
+/// Longest lock file, in bytes: it holds the number of a process.
+const PID_BYTES_MAX: u64 = 32;
 
 /// All of them.
 pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
-    let flags = Flags { home: context.global.home.clone(), ..Flags::default() };
-    let loaded = config::load(&flags).ok();
-    let read = fs::read_to_string(&paths.config_file);
+    let loaded = config::load(&Flags::of_client(context.global.home.as_deref())).ok();
+    let read = plain::read(&paths.config_file, FILE_BYTES_MAX);
     let file = match &read {
         Ok(text) => text.parse::<Table>().ok(),
         // Without a file every setting has its default; a file that is closed to us may hold anything.
@@ -54,13 +55,13 @@ pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
         (None, None, Some(file)) => settings::checks(&|key| value_in(file, key)),
         (None, None, None) => unreadable(&settings::checks(&|_| Value::Null)),
     });
-    checks.extend(match &file {
-        Some(file) => settings::tables(file),
+    checks.extend(match file {
+        Some(file) => settings::tables(&with_running(file, client.as_ref().filter(|_| running.is_some())).await),
         None => unreadable(&settings::tables(&Table::new())),
     });
     checks.extend(told(client.as_ref().filter(|_| running.is_some()), paths).await);
     checks.extend(machine::sandbox_parts().await);
-    checks.extend(process());
+    checks.extend(process(paths));
     checks
 }
 
@@ -72,7 +73,7 @@ fn plain_secrets(readable: bool, secrets: &[String]) -> Check {
     if secrets.is_empty() {
         return Check::ok(id, "none");
     }
-    let advice = "Write env:NAME or file:PATH in their place; copies and backups of the file then hold no secret.";
+    let advice = "Write env:NAME, file:PATH or keyring:SERVICE/ACCOUNT in their place; copies and backups of the file then hold no secret.";
     Check::warn(id, format!("Secrets stand in the file: {}", secrets.join(", ")), advice)
 }
 
@@ -90,6 +91,19 @@ async fn in_force(client: Option<&Client>) -> Option<Vec<Value>> {
 fn value_of(items: &[Value], key: &str) -> Value {
     let item = items.iter().find(|item| item["key"] == key);
     item.map(|item| item.get("running").unwrap_or(&item["value"]).clone()).unwrap_or_default()
+}
+
+/// The file with the sources as they run: what was changed over HTTP stands before what it says.
+async fn with_running(mut file: Table, client: Option<&Client>) -> Table {
+    let Some(client) = client else { return file };
+    let listed = client.call(Call::get("/sources")).await.and_then(|reply| reply.json()).unwrap_or_default();
+    let running = listed["items"].as_array().into_iter().flatten();
+    let running = running.filter_map(|source| Some((source["id"].as_str()?, Table::try_from(&source["config"]).ok()?)));
+    let sources: Table = running.map(|(id, config)| (id.to_owned(), config.into())).collect();
+    if !sources.is_empty() {
+        file.insert("sources".to_owned(), sources.into());
+    }
+    file
 }
 
 /// The value in a file that is wrong elsewhere, or the default.
@@ -181,19 +195,43 @@ fn minted(tokens: &Value) -> [Check; 2] {
     ]
 }
 
-/// What the kernel lets other programs do with this user's.
-fn process() -> Vec<Check> {
-    let root = if geteuid().is_root() {
-        let advice = "Run it as a user of its own; a skill or a hole in aman is otherwise a hole in the machine.";
-        Check::warn(Id::Root, "This is root, and so would be a daemon started like this", advice)
-    } else {
-        Check::ok(Id::Root, format!("user {}", geteuid()))
+/// The process that has the data folder: its user, and whether it may write its memory to the disk when it crashes.
+fn daemon_of(paths: &Paths) -> Option<(u32, bool)> {
+    let pid = plain::read(&paths.lock_file, PID_BYTES_MAX).ok()?.trim().parse::<u32>().ok()?;
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
+    // The number of a daemon that is gone may be another program's by now.
+    let is_ours = read("comm")?.trim() == "aman";
+    let (status, limits) = (read("status").filter(|_| is_ours)?, read("limits")?);
+    let after = |text: &str, name: &str, n: usize| {
+        let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.split_whitespace().nth(n).map(str::to_owned)
     };
-    let dumps = match getrlimit(Resource::RLIMIT_CORE) {
-        Ok((0, _)) => Check::ok(Id::CoreDumps, "off"),
-        Ok(_) => {
+    let dumps = after(&limits, "Max core file size", 0)? != "0";
+    Some((after(&status, "Uid:", 1)?.parse().ok()?, dumps))
+}
+
+/// What the kernel lets other programs do with the daemon that runs; without one, with a daemon that this user starts here.
+fn process(paths: &Paths) -> Vec<Check> {
+    let running = daemon_of(paths);
+    let (user, whose) = match running {
+        Some((user, _)) => (user, "The daemon runs"),
+        None => (geteuid().as_raw(), "A daemon started here would run"),
+    };
+    let root = if user == 0 {
+        let advice = "Run it as a user of its own; a skill or a hole in aman is otherwise a hole in the machine.";
+        Check::warn(Id::Root, format!("{whose} as root"), advice)
+    } else {
+        Check::ok(Id::Root, format!("{whose} as user {user}"))
+    };
+    let dumps =
+        running.map_or_else(|| getrlimit(Resource::RLIMIT_CORE).map(|(soft, _)| soft > 0), |(_, dumps)| Ok(dumps));
+    let dumps = match dumps {
+        Ok(false) => Check::ok(Id::CoreDumps, "off"),
+        Ok(true) => {
             let advice = "Start it with `ulimit -c 0`; the unit of `aman service install` has it.";
-            Check::warn(Id::CoreDumps, "A program started here writes its memory to the disk when it crashes", advice)
+            let writes = if running.is_some() { "The daemon" } else { "A daemon started here" };
+            let message = format!("{writes} writes its memory to the disk when it crashes");
+            Check::warn(Id::CoreDumps, message, advice)
         }
         Err(error) => Check::skip(Id::CoreDumps, error.to_string()),
     };

@@ -7,14 +7,8 @@ use toml::Table;
 
 use super::Check;
 use super::catalogue::Id;
+use crate::config::{is_reference, is_secret_name};
 use crate::egress::Url;
-
-/// Names of settings that hold secrets, and ends of such names.
-const SECRETS: [&str; 9] =
-    ["token", "secret", "secrets", "password", "passwd", "api_key", "apikey", "authorization", "cookie"];
-const SECRET_ENDS: [&str; 5] = ["_token", "_secret", "_password", "_key", "_credentials"];
-/// How a reference to a secret begins.
-const REFERENCES: [&str; 3] = ["env:", "file:", "keyring:"];
 
 /// Checks of the fixed settings; `get` gives the value in force of a key.
 pub fn checks(get: &dyn Fn(&str) -> Value) -> Vec<Check> {
@@ -204,20 +198,19 @@ pub fn is_wide(path: &str) -> bool {
 pub fn plain_secrets(file: &Table) -> Vec<String> {
     let mut found = Vec::new();
     for (key, value) in file {
-        secrets_in(key, key, value, &mut found);
+        secrets_in(key, is_secret_name(key), value, &mut found);
     }
     found
 }
 
-fn secrets_in(path: &str, key: &str, value: &toml::Value, found: &mut Vec<String>) {
-    let key = key.to_ascii_lowercase().replace('-', "_");
-    let secret = SECRETS.contains(&key.as_str()) || SECRET_ENDS.iter().any(|end| key.ends_with(end));
-    let plain = |value: &toml::Value| {
-        value.as_str().is_some_and(|text| !text.is_empty() && !REFERENCES.iter().any(|way| text.starts_with(way)))
-    };
+/// `secret`: the name says that it holds a secret. In a table with such a name, as the `secrets` of a plugin, all do.
+fn secrets_in(path: &str, secret: bool, value: &toml::Value, found: &mut Vec<String>) {
+    let plain = |value: &toml::Value| value.as_str().is_some_and(|text| !text.is_empty() && !is_reference(text));
     match value {
         toml::Value::Table(table) => {
-            table.iter().for_each(|(name, value)| secrets_in(&format!("{path}.{name}"), name, value, found));
+            for (name, value) in table {
+                secrets_in(&format!("{path}.{name}"), secret || is_secret_name(name), value, found);
+            }
         }
         toml::Value::Array(all) if secret && all.iter().any(plain) => found.push(path.to_owned()),
         value if secret && plain(value) => found.push(path.to_owned()),
@@ -294,11 +287,17 @@ mod tests {
     fn plain_secrets_are_found_and_references_are_not() {
         let text = "[http]\ntoken = \"0123456789abcdef\"\n[http.tls]\nkey = \"/a/key.pem\"\n[sinks.a]\nsecret = [\"env:A\", \"plain\"]\n\
             headers = { Authorization = \"Bearer x\", x-api-key = \"file:/a\", accept = \"*/*\" }\n[sources.b]\npassword = \"env:B\"\n\
-            env = { GITHUB_TOKEN = \"ghp\", LANG = \"C\" }\n";
+            env = { GITHUB_TOKEN = \"ghp\", LANG = \"C\" }\n[plugin.home]\nsecrets = { HA = \"plain\", KEY = \"env:KEY\" }\nsettings = { key = \"a\" }\n";
         let found = plain_secrets(&text.parse().expect("TOML"));
         assert_eq!(
             found,
-            ["http.token", "sinks.a.headers.Authorization", "sinks.a.secret", "sources.b.env.GITHUB_TOKEN"]
+            [
+                "http.token",
+                "plugin.home.secrets.HA",
+                "sinks.a.headers.Authorization",
+                "sinks.a.secret",
+                "sources.b.env.GITHUB_TOKEN"
+            ]
         );
     }
 }

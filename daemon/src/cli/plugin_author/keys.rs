@@ -43,7 +43,7 @@ pub struct Signing {
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// Take the key's password from the first line of this file instead of asking
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
 }
 
@@ -123,6 +123,10 @@ pub fn sign(content: &mut Content, key: &SigningKey) -> Result<(), Failure> {
 pub fn generate(context: &mut Context, args: &KeygenArgs) -> Result<(), Failure> {
     let file = args.key.clone().map_or_else(default_key, Ok)?;
     let public_file = file.with_extension("pub");
+    if public_file == file {
+        let reason = "--key names the secret key's file. The public one gets the ending .pub, so it needs another.";
+        return Err(Failure::Usage(reason.to_owned()));
+    }
     for there in [&file, &public_file] {
         // A key that is overwritten is lost, and with it every upgrade of what it signed.
         if fs::symlink_metadata(there).is_ok() {

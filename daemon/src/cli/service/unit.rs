@@ -50,6 +50,11 @@ impl Unit {
         Ok(Unit { program, home, variables })
     }
 
+    /// A line of crontab(5), where a percent sign would end the command.
+    pub fn cron_line(&self) -> String {
+        format!("@reboot {}", self.command_line().replace('%', "\\%"))
+    }
+
     /// The same for a shell.
     pub fn command_line(&self) -> String {
         let mut words: Vec<String> =
@@ -100,15 +105,15 @@ pub fn text(unit: &Unit) -> Result<String, Failure> {
         "{MARK}; `aman service uninstall` removes it, `systemctl --user edit` adds to it.
 [Unit]
 Description=aman turns things that happen into things that get done
-StartLimitIntervalSec=300
-StartLimitBurst=5
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 NotifyAccess=main
 ExecStart={command}
-{variables}Restart=on-failure
-RestartSec=2
+{variables}# Without an end: the disk may be full, or the keyring locked, for hours.
+Restart=on-failure
+RestartSec=5
 # 2: the configuration is wrong; 3: another daemon has the folder. Neither gets better by itself.
 RestartPreventExitStatus=2 3
 # The daemon ends its scripts and drains its work (runtime.drain_timeout) before it ends.
@@ -149,6 +154,7 @@ mod tests {
             words,
             ["env", "XDG_DATA_HOME=/data $x", "/opt/my $bin/100%/aman", "serve", "--home", "/srv/a \"b\"\\c"]
         );
+        assert!(unit.cron_line().contains("100\\%/aman"), "{}", unit.cron_line());
         assert!(text(&Unit { home: Some("/a\nb".into()), ..unit }).is_err());
     }
 
