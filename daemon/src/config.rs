@@ -2,6 +2,7 @@
 //!
 //! Layers: defaults < file < `AMAN_*` environment < flags. The only module that reads the environment.
 
+mod backup;
 pub mod broker;
 mod change;
 mod cron;
@@ -17,6 +18,7 @@ pub mod sinks;
 pub mod sources;
 mod table;
 
+pub use backup::Backups;
 pub use change::{Change, change, holds_reference, nearest};
 pub use paths::{ClientEnv, Paths, client_env};
 pub use recipe::{
@@ -170,6 +172,8 @@ pub struct Config {
     pub http: Http,
     /// `[bus]`
     pub bus: BusConfig,
+    /// `[backup]`
+    pub backup: Backups,
     /// How long a shutdown waits for running work.
     pub drain_timeout: Duration,
     /// `[log]`
@@ -232,6 +236,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         keep_free_bytes: layers.number("bus.keep_free_mib", 0..=1 << 30).unsigned_abs() << 20,
         retention: Retention::read(&mut layers),
     };
+    let backup = Backups::read(&paths, &mut layers, bus.keep_free_bytes);
     let drain_timeout = layers.duration("runtime.drain_timeout");
     let log = log(&paths, &mut layers);
     let home = paths.home_dir.clone();
@@ -252,6 +257,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         paths,
         http,
         bus,
+        backup,
         drain_timeout,
         log,
         skill_paths,
@@ -581,7 +587,8 @@ mod tests {
         let paths = || Paths::under("/home/me/aman".into(), None);
         let named = build(paths(), &file, Layers::new(&file, References::Named)).expect("nothing is looked up");
         assert!(named.http.token.is_none(), "what stands for a secret is not sent as one");
-        let Err(Error::Invalid { code, fields }) = build(paths(), &file, Layers::new(&file, References::Followed)) else {
+        let Err(Error::Invalid { code, fields }) = build(paths(), &file, Layers::new(&file, References::Followed))
+        else {
             panic!("nothing is there");
         };
         let keys: Vec<&str> = fields.iter().map(|field| field.field.as_str()).collect();

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use aman::cli::{Cli, Command, Files, ServeArgs};
 use aman::clock::Clock;
@@ -13,6 +14,9 @@ use aman::store::check;
 use clap::Parser;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long work that only reads may go on after the end.
+const READERS_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// What the command line does with the database's files itself.
 const FILES: Files = Files {
@@ -68,6 +72,8 @@ fn serve(flags: &Flags) -> Result<(), Error> {
         .build()
         .map_err(Error::internal("starting the runtime"))?;
     let ended = runtime.block_on(run(config));
+    // Everything is stored by now; what still reads, such as a copy of the database that is being made, is not waited for.
+    runtime.shutdown_timeout(READERS_TIME_MAX);
     if let Err(error) = &ended {
         aman::telemetry::note("ERROR", "aman", &error.chain().join(": "));
     }

@@ -111,7 +111,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
     settle_config(&config, &bus).await?;
-    let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention);
+    let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention, config.backup.clone());
     lifecycle.enter(Phase::Workflows);
     let cron = Cron::start(&bus, &supervisor, &config.cron).await?;
     lifecycle.enter(Phase::Sources);
@@ -323,8 +323,7 @@ fn private(config: &Config) -> Private {
         paths.config_file.clone(),
         paths.state.clone(),
         paths.runtime.clone(),
-        // Packages, the plugins' databases, and native code that is mapped into the daemon.
-        paths.data.join("plugins"),
+        paths.data.join("backups"),
     ];
     hidden.extend(config.http.tls.iter().map(|(_, key)| key.clone()));
     hidden.extend(config.http.socket.clone());

@@ -253,3 +253,78 @@ fn the_routes_are_the_operators() {
     daemon.wait("a vacuum", || (daemon.post("/db/vacuum", &json!({})).status == 200).then_some(()));
     assert_eq!(daemon.get("/audit-log?action=db.vacuum&outcome=done").items().len(), 1);
 }
+
+/// Copies of the daemon's own in a folder, the oldest first.
+fn own_copies(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| name.ends_with("Z.db"));
+    names.sort();
+    names
+}
+
+/// Goal: the daemon makes a copy as soon as one is due, keeps the newest, leaves other files alone, and tells of it; the copy
+/// is whole and holds what was acknowledged.
+#[test]
+fn the_daemon_makes_copies_by_itself() {
+    let daemon = Daemon::configured(QUIET);
+    daemon.push("kept.one", json!(1));
+    let folder = daemon.home().join("backups");
+    std::fs::create_dir(&folder).expect("a folder");
+    for name in ["aman-2026-01-01T030000.000Z.db", "aman-2026-01-02T030000.000Z.db", "aman-2026-01-01.db", "notes.txt"]
+    {
+        std::fs::write(folder.join(name), "old").expect("a file");
+    }
+    std::fs::write(folder.join(".aman-2026-01-03T030000.000Z.db.99999999.partial"), "begun").expect("a file");
+    let set = |changes: Value| daemon.post_confirmed("/config/set", &json!({ "changes": changes }));
+    assert_eq!(set(json!({ "backup.every": "soon" })).status, 400);
+    assert_eq!(set(json!({ "backup.folder": "/tmp" })).code(), "not_settable", "a path is set in the file only");
+    assert_eq!(set(json!({ "backup.keep": 2, "backup.every": "0 3 * * *" })).status, 200);
+    let made = daemon.wait("the copy", || daemon.recent("aman.backup.made").pop());
+    assert_eq!((&made["source"], &made["data"]["removed"]), (&json!("aman/backup"), &json!(1)), "{made}");
+    let copies = own_copies(&folder);
+    assert_eq!((copies.len(), copies[0].as_str()), (2, "aman-2026-01-02T030000.000Z.db"), "{copies:?}");
+    let newest = folder.join(&copies[1]);
+    assert_eq!(made["data"]["file"], shown(&newest));
+    assert!(folder.join("aman-2026-01-01.db").exists() && folder.join("notes.txt").exists(), "others stay");
+    assert!(!folder.join(".aman-2026-01-03T030000.000Z.db.99999999.partial").exists(), "what was never finished goes");
+    assert_eq!(std::fs::metadata(&newest).expect("a copy").permissions().mode() & 0o777, 0o600);
+    let (code, out, _) = offline(daemon.home(), &["db", "check", shown(&newest)]);
+    assert_eq!(code, 0, "{out}");
+    let stands = daemon.wait("the copy to be counted", || {
+        let copies = daemon.get("/db/stats").json["backup"].clone();
+        (copies["copies"] == 2).then_some(copies)
+    });
+    assert!(
+        stands["error"].is_null() && stands["next_at"].as_str().is_some_and(|at| at.contains("T03:00:00")),
+        "{stands}"
+    );
+    assert!(daemon.cli(&["db", "stats"]).1.contains("2 in "));
+    assert!(daemon.cli(&["doctor"]).1.contains("ok    backups"));
+    assert_eq!(set(json!({ "backup.every": "" })).status, 200);
+    daemon.wait("the end of the plan", || daemon.get("/db/stats").json["backup"]["next_at"].is_null().then_some(()));
+}
+
+/// Goal: a copy that cannot be made is told, as an event and by the doctor, and made as soon as it can be.
+#[test]
+fn a_copy_that_fails_is_told() {
+    let folder = Folder::new("unusable");
+    let place = folder.path().join("place");
+    std::fs::write(&place, "no folder").expect("a file");
+    std::fs::write(
+        folder.path().join("aman.toml"),
+        format!("[backup]\nevery = \"24h\"\nfolder = \"{}\"\n{QUIET}", place.display()),
+    )
+    .expect("aman.toml");
+    let daemon = Daemon::start_in(folder.path());
+    let failed = daemon.wait("the event", || daemon.recent("aman.backup.failed").pop());
+    assert!(failed["data"]["reason"].as_str().is_some_and(|reason| reason.contains("place")), "{failed}");
+    let (code, out, _) = daemon.cli(&["doctor"]);
+    assert!(code == 1 && out.contains("FAIL  backups"), "{out}");
+    std::fs::remove_file(&place).expect("it is ours");
+    let set = daemon.post_confirmed("/config/set", &json!({ "changes": { "backup.keep": 3 } }));
+    assert_eq!(set.status, 200, "{set:?}");
+    daemon.wait("the copy", || daemon.recent("aman.backup.made").pop());
+    assert_eq!((own_copies(&place).len(), daemon.recent("aman.backup.failed").len()), (1, 1));
+    daemon.wait("the doctor to say so", || daemon.cli(&["doctor"]).1.contains("ok    backups").then_some(()));
+}

@@ -112,6 +112,7 @@ fn apply(app: &App, config: Config, version: i64) -> Result<(), Error> {
     telemetry::set_filter(&config.log.level)?;
     app.bus.retune(bus::Settings::of(&config.bus));
     app.upkeep.retune(config.bus.retention);
+    app.upkeep.backups().retune(&config.backup);
     app.rates.retune(limits(&config));
     let secure = app.tuned.load().places.secure;
     app.tuned.store(Arc::new(Tuned::of(&config, secure)));

@@ -55,6 +55,7 @@ pub(super) async fn stats(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
             "last_day": span.last_day,
             "bytes_a_day": a_day,
         },
+        "backup": *app.upkeep.backups().standing(),
         "retention": { "last_run": (last_ms > 0).then(|| rfc3339(last_ms)), "removed": counts.events.load(Ordering::Relaxed) },
     }))
 }

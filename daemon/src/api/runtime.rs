@@ -173,6 +173,9 @@ fn subsystems(app: &App) -> BTreeMap<String, Value> {
         shown["task"] = all.remove(&name).unwrap_or_default();
         all.insert(name, shown);
     }
+    if let Some(backup) = all.get_mut("backup") {
+        backup["copies"] = json!(*app.upkeep.backups().standing());
+    }
     let store = app.store.stats();
     let state = match store.fault {
         None => "running",

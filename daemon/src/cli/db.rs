@@ -143,6 +143,14 @@ fn number(value: &Value) -> u64 {
 async fn stats(context: &mut Context) -> Result<(), Failure> {
     let Some(answer) = context.answer(Call::get("/db/stats").lasting()).await? else { return Ok(()) };
     let events = &answer["events"];
+    let copies = &answer["backup"];
+    let copied = match (&copies["error"], &copies["newest_at"]) {
+        (Value::Null, Value::Null) => "the daemon makes none (backup.every)".to_owned(),
+        (Value::Null, newest) => {
+            format!("{} in {}, the newest of {}", text(&copies["copies"]), text(&copies["folder"]), time(newest))
+        }
+        (error, _) => format!("failing since {}: {}", time(&copies["failing_since"]), clean(&text(error))),
+    };
     let pairs = [
         ("size", format!("{}, of it {} free", bytes(&answer["bytes"]), bytes(&answer["free_bytes"]))),
         ("log", bytes(&answer["wal_bytes"])),
@@ -151,6 +159,7 @@ async fn stats(context: &mut Context) -> Result<(), Failure> {
         ("newest", format!("{}  sequence {}", time(&events["newest_at"]), text_or_dash(&events["newest"]))),
         ("growth", format!("about {} a day", bytes(&events["bytes_a_day"]))),
         ("removed", format!("up to sequence {}", text(&events["pruned_to"]))),
+        ("copies", copied),
     ];
     context.out.pairs(&pairs)?;
     let tables = answer["tables"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -28,6 +28,8 @@ impl Change {
 
 /// Settings that are looked at whenever they matter.
 const LIVE: &[&str] = &[
+    "backup.every",
+    "backup.keep",
     "bus.dedup_window",
     "bus.keep_free_mib",
     "bus.max_causation_depth",

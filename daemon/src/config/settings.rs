@@ -71,6 +71,13 @@ pub const SETTINGS: &[Setting] = &[
     setting("bus.retention.notifications", "\"90d\"", "How long notifications are kept; 0s = for ever."),
     setting("bus.retention.cron_runs", "\"90d\"", "How long runs of cron jobs are on record; 0s = for ever."),
     setting("bus.retention.audit", "\"365d\"", "How long audit records are kept; 0s = for ever."),
+    setting(
+        "backup.every",
+        "\"\"",
+        "How often the daemon copies the database: 24h or another duration, or a cron line in UTC; empty = never.",
+    ),
+    setting("backup.keep", "7", "How many such copies are kept."),
+    setting("backup.folder", "\"\"", "Where they are; empty = the folder backups in the data folder."),
     setting("runtime.drain_timeout", "\"30s\"", "How long a shutdown waits for running work."),
     setting("log.level", "\"info\"", "error, warn, info, debug, trace, or a filter such as info,aman::bus=debug."),
     setting("log.format", "\"text\"", "text, or json for one JSON object a line."),

@@ -1,10 +1,11 @@
 //! Upkeep: removes what was kept long enough, and gives the room back, so that the database stays as large as
-//! `[bus] retention` says.
+//! `[bus] retention` says; and makes copies of it as `[backup]` says.
 //!
 //! A run goes in small steps on the writer, with a pause after each, so that pushes hardly notice. It begins at the
 //! start, when the oldest row is due, when the database has grown past its limit, and when the limits change: no timer
 //! ticks in between.
 
+mod backups;
 mod run;
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Origin, Publish};
 use crate::clock::Millis;
-use crate::config::Retention;
+use crate::config::{self, Retention};
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
 use crate::store::audit::{self, Outcome, Record};
@@ -26,6 +27,7 @@ use crate::store::retention::{self, Aged};
 use crate::store::{Store, Tx, space};
 use crate::tasks::Supervisor;
 
+pub use backups::{Backups, Standing};
 pub use run::Report;
 
 /// The type of the event that tells of a run.
@@ -61,6 +63,7 @@ pub struct Counts {
 #[derive(Clone)]
 pub struct Upkeep {
     inner: Arc<Inner>,
+    backups: Backups,
 }
 
 struct Inner {
@@ -80,8 +83,8 @@ struct Inner {
 pub type Recorder = Box<dyn FnOnce(&Tx<'_>, Value) -> Result<(), Error> + Send>;
 
 impl Upkeep {
-    /// Starts the task that keeps to `policy`.
-    pub fn start(bus: &Bus, supervisor: &Supervisor, policy: Retention) -> Upkeep {
+    /// Starts the task that keeps to `policy`, and the one that makes the copies that are `wanted`.
+    pub fn start(bus: &Bus, supervisor: &Supervisor, policy: Retention, wanted: config::Backups) -> Upkeep {
         let now_ms = bus.clock().now_ms();
         let trusted = Trusted::new(bus.store().newest_at_open().unwrap_or(now_ms), now_ms);
         let inner = Inner {
@@ -93,7 +96,8 @@ impl Upkeep {
             counts: Counts::default(),
             trusted: std::sync::Mutex::new(trusted),
         };
-        let upkeep = Upkeep { inner: Arc::new(inner) };
+        let backups = Backups::start(bus, supervisor, wanted);
+        let upkeep = Upkeep { inner: Arc::new(inner), backups };
         let task = upkeep.clone();
         supervisor.spawn("retention", move || {
             let task = task.clone();
@@ -117,6 +121,11 @@ impl Upkeep {
     /// How long a dead letter is kept after its last failure; none = for ever.
     pub fn letters_kept_ms(&self) -> Option<Millis> {
         millis(self.policy().dead_letters)
+    }
+
+    /// The copies of the database.
+    pub fn backups(&self) -> &Backups {
+        &self.backups
     }
 
     /// Counts since the start.

@@ -76,6 +76,7 @@ checks! {
     EventTime "event_time" General Medium "The newest event is not ahead of the clock."
     Plugins "plugins" General Medium "Every plugin that is switched on runs, and listens where it should."
     DeadLetters "dead_letters" General Medium "No dead letter waits for a decision."
+    Backups "backups" General High "The copies of the database that `[backup]` asks for are made."
     TokenMode "token_mode" Security High "Token and signing key belong to the owner and are closed to others."
     DatabaseMode "database_mode" Security High "Others cannot read or write the database."
     ConfigMode "config_mode" Security High "Others cannot write the configuration, nor read it when it holds secrets."

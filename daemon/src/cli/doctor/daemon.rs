@@ -15,7 +15,8 @@ use crate::config::Paths;
 const AHEAD_MS_MAX: Millis = 5 * 60_000;
 
 /// What only a daemon that answers, and accepts the token, can tell.
-const TOLD: [Id; 6] = [Id::Ready, Id::SameVersion, Id::Access, Id::EventTime, Id::Plugins, Id::DeadLetters];
+const TOLD: [Id; 7] =
+    [Id::Ready, Id::SameVersion, Id::Access, Id::EventTime, Id::Plugins, Id::DeadLetters, Id::Backups];
 
 /// All of them, those that nobody could tell as skipped.
 pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
@@ -42,20 +43,22 @@ async fn found(context: &Context, paths: &Paths) -> Vec<Check> {
         return vec![Check::fail(Id::Daemon, message, "Another program has this port; give the right --url.")];
     }
     let mut checks = vec![Check::ok(Id::Daemon, format!("answers at {}", client.base())), ready(&health)];
-    match client.call(Call::get("/runtime/status")).await.and_then(|reply| reply.json()) {
+    let copies = match client.call(Call::get("/runtime/status")).await.and_then(|reply| reply.json()) {
         Ok(status) => {
             checks.push(same_version(&status));
             checks.push(access(&status));
+            backups(&status["subsystems"]["backup"]["copies"])
         }
         Err(failure) => {
             let advice = "`aman serve` makes the token file; is AMAN_HTTP_TOKEN set to another daemon's token?";
             checks.push(Check::fail(Id::Access, failure.message(), advice));
             return checks;
         }
-    }
+    };
     checks.extend(newest_event(&client).await);
     checks.extend(plugins(&client).await);
     checks.extend(dead_letters(&client).await);
+    checks.push(copies);
     checks
 }
 
@@ -113,6 +116,20 @@ fn access(status: &Value) -> Check {
         }
         _ => Check::ok(Id::Access, "the token is accepted"),
     }
+}
+
+fn backups(copies: &Value) -> Check {
+    let (folder, newest) = (text(&copies["folder"]), &copies["newest_at"]);
+    if text(&copies["every"]).is_empty() {
+        return Check::ok(Id::Backups, "the daemon is not told to make copies (backup.every)");
+    }
+    let newest = if newest.is_null() { "none".to_owned() } else { text(newest) };
+    if !copies["error"].is_null() {
+        let message = format!("None since {}: {}", text(&copies["failing_since"]), text(&copies["error"]));
+        let advice = format!("See to {folder} or set backup.folder; the newest copy there is: {newest}.");
+        return Check::fail(Id::Backups, message, advice);
+    }
+    Check::ok(Id::Backups, format!("{} in {folder}, the newest: {newest}", text(&copies["copies"])))
 }
 
 async fn newest_event(client: &Client) -> Option<Check> {
@@ -194,7 +211,8 @@ mod tests {
                 (Id::Access, ok),
                 (Id::EventTime, ok),
                 (Id::Plugins, Verdict::Warn),
-                (Id::DeadLetters, Verdict::Warn)
+                (Id::DeadLetters, Verdict::Warn),
+                (Id::Backups, ok)
             ]
         );
     }
