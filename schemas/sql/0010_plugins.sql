@@ -33,5 +33,7 @@ CREATE TABLE plugin_cursor (
     cursor TEXT,
     polls  INTEGER NOT NULL,                   -- how many polls were stored; numbers the next one
     due_ms INTEGER NOT NULL,                   -- when to poll next
+    polled_ms INTEGER,                         -- when it was polled last
+    event_ms  INTEGER,                         -- when a poll last found events
     PRIMARY KEY (plugin, source)
 ) STRICT, WITHOUT ROWID;

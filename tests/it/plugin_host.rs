@@ -202,7 +202,13 @@ async fn secrets_go_to_the_granted_host_only_and_are_never_seen() {
     };
     let secrets = [("TOKEN".to_owned(), Secret::new(CANARY))].into();
     aman::redact::learn(CANARY);
-    let section = PluginSection { name: "probe".to_owned(), bind: None, settings: Default::default(), secrets };
+    let section = PluginSection {
+        name: "probe".to_owned(),
+        bind: None,
+        expect_every: None,
+        settings: Default::default(),
+        secrets,
+    };
     let services = services(&daemon, folder.path(), std::slice::from_ref(&section));
     let get = |url: String| OutgoingRequest {
         method: "GET".to_owned(),
@@ -259,6 +265,7 @@ async fn settings_and_metrics_are_the_plugins_own() {
     let section = |name: &str, value: &str| PluginSection {
         name: name.to_owned(),
         bind: None,
+        expect_every: None,
         settings: [("url".to_owned(), value.to_owned())].into(),
         secrets: [("TOKEN".to_owned(), Secret::new(CANARY))].into(),
     };

@@ -296,6 +296,66 @@ fn sources_are_polled_and_stop() {
     assert_eq!(daemon.get("/api/v1/t").status, 200);
 }
 
+/// Goal: what a plugin polls is a source like any other: listed, shown, paused over a restart, resumed, and missed.
+#[test]
+fn what_a_plugin_polls_is_a_source_like_any_other() {
+    let mut daemon = Daemon::configured("[plugin.probe]\nexpect_every = \"1s\"\n");
+    let sources = "[[sources]]\nid = \"tick\"\nevery = \"1s\"\n[[sources]]\nid = \"slow\"\nevery = \"1d\"\n";
+    installed(&daemon, &packed("1.0.0", "one", &format!("{sources}{PUBLISH}")), "approve=true");
+    let source = |daemon: &Daemon, id: &str| daemon.get(&format!("/event-source/{id}")).json;
+    daemon.wait("two polls", || (source(&daemon, "probe.tick")["polls"].as_u64()? >= 2).then_some(()));
+    let ids: Vec<Value> = daemon.get("/event-sources").items().iter().map(|one| one["id"].clone()).collect();
+    assert_eq!(ids, [json!("default"), json!("probe.slow"), json!("probe.tick")]);
+    let tick = source(&daemon, "probe.tick");
+    for (key, wanted) in [
+        ("kind", json!("plugin")),
+        ("source", json!("plugin/probe")),
+        ("trust", json!("plugin")),
+        ("paused", json!(false)),
+        ("config", json!({ "every_s": 1 })),
+        ("expect_every_s", json!(1)),
+    ] {
+        assert_eq!(tick[key], wanted, "{key}: {tick}");
+    }
+    assert!(tick["events"].as_u64() >= Some(2), "{tick}");
+    assert!(tick["last_poll_at"].is_string() && tick["next_poll_at"].is_string() && tick["last_event_at"].is_string());
+    assert!(daemon.cli(&["source", "list"]).1.contains("probe.slow"));
+    let missed = daemon.wait("the slow one is missed", || {
+        daemon.recent("aman.source.silent").into_iter().find(|event| event["data"]["id"] == "probe.slow")
+    });
+    assert_eq!(missed["data"]["source"], "plugin/probe");
+    assert_eq!(source(&daemon, "probe.slow")["health"], "silent");
+    let (code, _, error) = daemon.cli(&["source", "pause", "probe.tick"]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(daemon.post("/event-source/probe.tick/pause", &json!({})).code(), "invalid_state");
+    assert_eq!(daemon.call("PUT", "/event-source/probe.tick/config", Some(&json!({}))).code(), "not_settable");
+    assert_eq!(daemon.get("/event-source/probe.none").code(), "not_found");
+    let polls = |daemon: &Daemon| source(daemon, "probe.tick")["polls"].as_u64().expect("a number");
+    daemon.wait("what runs ends", || (source(&daemon, "probe.tick")["state"] == "paused").then_some(()));
+    daemon.kill();
+    daemon.again();
+    let before = polls(&daemon);
+    let tick = source(&daemon, "probe.tick");
+    assert_eq!((&tick["state"], &tick["health"]), (&json!("paused"), &json!("paused")), "{tick}");
+    assert!(tick["next_poll_at"].is_null() && tick["last_poll_at"].is_string() && before >= 2, "{tick}");
+    installed(&daemon, &packed("1.1.0", "two", &format!("{sources}{PUBLISH}")), "approve=true");
+    assert_eq!(source(&daemon, "probe.tick")["state"], "paused", "also after an upgrade");
+    assert_eq!(daemon.post("/event-source/probe.tick/resume", &json!({})).json["paused"], false);
+    daemon.wait("it goes on", || (polls(&daemon) > before).then_some(()));
+    let rows = daemon.get("/audit-log?action=source.pause").items();
+    assert!(rows.iter().any(|row| row["target"] == "probe.tick" && row["outcome"] == "done"), "{rows:?}");
+    for _ in 0..5 {
+        daemon.get("/api/v1/trap");
+    }
+    let tick = source(&daemon, "probe.tick");
+    assert_eq!((&tick["state"], &tick["health"]), (&json!("resting"), &json!("failing")), "{tick}");
+    assert_eq!(daemon.post("/plugin/probe/enable", &json!({})).json["state"], "active");
+    let before = polls(&daemon);
+    daemon.wait("it goes on", || (polls(&daemon) > before).then_some(()));
+    assert_eq!(daemon.post_confirmed("/plugin/probe/disable", &json!({})).json["state"], "disabled");
+    assert_eq!(daemon.get("/event-source/probe.tick").code(), "not_found");
+}
+
 /// Goal: nothing hostile is installed over HTTP, nothing of it stays, and the daemon serves on.
 #[test]
 fn hostile_packages_leave_nothing() {

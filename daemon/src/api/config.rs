@@ -345,7 +345,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         plugins,
     ];
     tell_sections(&mut answer, &applied, &sections);
-    app.plugins.services().configure(&new.plugins);
+    app.plugins.configure(&new.plugins);
     app.fronts.configure(&app, &new.plugins);
     apply(&app, new, version)?;
     body::ok(&answer)

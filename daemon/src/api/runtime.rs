@@ -176,6 +176,9 @@ fn subsystems(app: &App) -> BTreeMap<String, Value> {
     if let Some(backup) = all.get_mut("backup") {
         backup["copies"] = json!(*app.upkeep.backups().standing());
     }
+    for shown in app.plugins.sources() {
+        all.insert(format!("plugin/{}", shown["id"].as_str().unwrap_or_default()), shown);
+    }
     let store = app.store.stats();
     let state = match store.fault {
         None => "running",

@@ -20,13 +20,16 @@ const PAUSED_RETRY_MS: u64 = 60_000;
 
 /// `GET /event-sources`, by id.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &["limit", "cursor"])?.page("sources", app.sources.list())
+    let mut all = [app.sources.list(), app.plugins.sources()].concat();
+    all.sort_by(|a, b| a["id"].as_str().cmp(&b["id"].as_str()));
+    Query::read(&call, &["limit", "cursor"])?.page("sources", all)
 }
 
 /// `GET /event-source/{id}`
 pub(super) async fn show(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
-    body::ok(&app.sources.show(call.param("id"))?)
+    let id = call.param("id");
+    body::ok(&if app.plugins.has_source(id) { app.plugins.source(id)? } else { app.sources.show(id)? })
 }
 
 /// `POST /event-source/{id}/pause`
@@ -43,13 +46,23 @@ async fn switch(app: Arc<App>, mut call: Call, paused: bool) -> Result<Reply, Pr
     Query::read(&call, &[])?;
     call.fields().await?.done()?;
     let record = record(&call, json!({ "paused": paused }));
-    body::ok(&app.sources.set_paused(call.param("id"), paused, record).await?)
+    let id = call.param("id");
+    body::ok(&if app.plugins.has_source(id) {
+        app.plugins.pause_source(id, paused, record).await?
+    } else {
+        app.sources.set_paused(id, paused, record).await?
+    })
 }
 
 /// `PUT /event-source/{id}/config`: the whole of what differs from the file.
 pub(super) async fn configure(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
     let wanted = call.fields().await?.into_map();
+    if let Some((plugin, _)) = call.param("id").split_once('.').filter(|_| app.plugins.has_source(call.param("id"))) {
+        let reason =
+            format!("How often it polls is the plugin's own. [plugin.{plugin}] in the file holds its settings.");
+        return Err(Error::Forbidden { code: "not_settable", reason }.into());
+    }
     let record = record(&call, json!({ "settings": wanted.keys().collect::<Vec<_>>() }));
     body::ok(&app.sources.configure(call.param("id"), wanted, record).await?)
 }

@@ -67,7 +67,9 @@ pub async fn run(context: &mut Context, command: SourceCommand) -> Result<(), Fa
 async fn list(context: &mut Context) -> Result<(), Failure> {
     let Some(list) = context.list(Call::get("/event-sources"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("There is no source. [sources.<id>] in the configuration file adds one.");
+        return context
+            .out
+            .line("There is no source. [sources.<id>] in the configuration file adds one, and some plugins do.");
     }
     let row = |source: &Value| {
         vec![
@@ -94,7 +96,7 @@ async fn show(context: &mut Context, id: &str) -> Result<(), Failure> {
             pairs.push((key, text(&source[key])));
         }
     }
-    for key in ["last_event_at", "silent_since"] {
+    for key in ["last_poll_at", "next_poll_at", "last_event_at", "silent_since"] {
         if !source[key].is_null() {
             pairs.push((key, time(&source[key])));
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use toml::{Table, Value};
 
@@ -20,6 +21,8 @@ pub struct PluginSection {
     pub name: String,
     /// An address of its own, where its routes are at `/`.
     pub bind: Option<SocketAddr>,
+    /// How long its sources may tell nothing before that is told.
+    pub expect_every: Option<Duration>,
     /// What the plugin reads.
     pub settings: BTreeMap<String, String>,
     /// What the daemon puts into its requests; the plugin never sees it.
@@ -47,6 +50,7 @@ pub(super) fn section(
     let mut reader = Reader::new(format!("plugin.{name}"), table, references);
     let wrong_before = faults.wrong.len();
     let bind = bind(&mut reader, may_be_remote);
+    let expect_every = reader.duration("expect_every", Duration::from_secs(1)..=Duration::from_secs(366 * 86_400));
     let settings = settings(&mut reader);
     let secrets = reader.variables("secrets");
     for (key, secret) in &secrets {
@@ -63,7 +67,8 @@ pub(super) fn section(
         reader.wrong("settings", format!("and secrets have at most {ENTRIES_MAX} entries each."));
     }
     reader.finish(faults);
-    let section = PluginSection { name: name.to_owned(), bind, settings, secrets: secrets.into_iter().collect() };
+    let section =
+        PluginSection { name: name.to_owned(), bind, expect_every, settings, secrets: secrets.into_iter().collect() };
     (faults.wrong.len() == wrong_before).then_some(section)
 }
 

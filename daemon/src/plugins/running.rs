@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aman_plugin_host::{
-    Answer, Artifact, Caller, Event, Fault, Grants, Isolation, Limits, Outcome, Plugin, Polled, Request, Response,
-    Setup, Staged, Stats,
+    Answer, Artifact, Caller, Event, Fault, Grants, Isolation, Limits, Outcome, Plugin, Request, Response, Setup,
+    Staged, Stats,
 };
 use arc_swap::ArcSwapOption;
 use tokio::sync::OnceCell;
@@ -19,6 +19,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::health::{Health, Shown as ShownHealth};
 use super::host::{Api, Staging};
+use super::polls::Polled;
 use super::{Ground, tools};
 use crate::error::Error;
 use crate::id::TraceId;
@@ -65,6 +66,8 @@ pub struct Running {
     pub folder: PathBuf,
     /// The daemon as it sees it.
     pub api: Arc<Api>,
+    /// What it polls.
+    pub sources: Vec<Arc<Polled>>,
     /// Ends its polls.
     pub stop: CancellationToken,
     /// Ends the bodies that it streams: when it is switched off, and with the daemon.
@@ -84,6 +87,7 @@ impl Running {
     pub fn new(ground: &Arc<Ground>, version: records::Version, manifest: Arc<Manifest>, folder: PathBuf) -> Running {
         Running {
             api: Api::of(&version.name, &manifest, &ground.services),
+            sources: manifest.sources.iter().map(|source| Polled::new(&version.name, source)).collect(),
             stop: ground.ending.child_token(),
             cut: ground.ending.child_token(),
             ground: Arc::clone(ground),
@@ -276,7 +280,7 @@ impl Running {
         api: Arc<Staging>,
         id: &str,
         cursor: Option<String>,
-    ) -> Result<(Answer<Polled>, Staged), CallFault> {
+    ) -> Result<(Answer<aman_plugin_host::Polled>, Staged), CallFault> {
         let (plugin, _open) = self.enter().await?;
         let caller = self.caller(TraceId::random());
         self.leave(&plugin, plugin.poll_source(api, caller, id.to_owned(), cursor).await)

@@ -4,7 +4,6 @@
 //! What is changed that way stands in the database before the file's settings, so it survives a restart; the file stays
 //! as its owner wrote it.
 
-mod cadence;
 mod change;
 mod command;
 mod feed;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Surroundings;
-use super::cadence::Cadence;
 use super::command::CommandSource;
 use super::feed::{Feed, Health};
 use super::files::{FileSource, FileSourceConfig, State};
@@ -16,6 +15,7 @@ use super::mapping::Frame;
 use super::mqtt::MqttSource;
 use super::poll::PollSource;
 use super::webhook::Hook;
+use crate::bus::cadence::Cadence;
 use crate::clock::Millis;
 use crate::config::sources::{Mapping, Source, SourceKind};
 use crate::error::Error;

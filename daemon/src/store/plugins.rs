@@ -52,8 +52,8 @@ pub struct Version {
     pub installed_ms: Millis,
 }
 
-/// How far a source has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How far a source has come; the default before its first poll.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cursor {
     /// What the source wants to be given at its next poll.
     pub cursor: Option<String>,
@@ -61,6 +61,10 @@ pub struct Cursor {
     pub polls: u64,
     /// When the next poll is due.
     pub due_ms: Millis,
+    /// When the last poll was stored.
+    pub polled_ms: Option<Millis>,
+    /// When the last one was that found events.
+    pub event_ms: Option<Millis>,
 }
 
 /// A rest of a plugin that failed too often.
@@ -197,13 +201,14 @@ pub fn set_code(tx: &Tx<'_>, component_sha256: &str, code_sha256: &str, code_byt
     Ok(())
 }
 
-/// Forgets a name, its pinned key and how far its sources have come.
+/// Forgets a name, its pinned key, its rest, and how far its sources have come.
 pub fn forget(tx: &Tx<'_>, name: &str) -> Result<(), Error> {
     for sql in [
         "DELETE FROM plugin WHERE name = ?1",
         "DELETE FROM plugin_version WHERE name = ?1",
         "DELETE FROM plugin_cursor WHERE plugin = ?1",
         "DELETE FROM plugin_rest WHERE plugin = ?1",
+        "DELETE FROM source_setting WHERE substr(id, 1, length(?1) + 1) = ?1 || '.'",
     ] {
         tx.conn.prepare_cached(sql).and_then(|mut s| s.execute([name])).map_err(unwritten)?;
     }
@@ -241,14 +246,22 @@ pub fn end_rest(tx: &Tx<'_>, plugin: &str) -> Result<(), Error> {
 
 /// How far a source has come; none before its first poll.
 pub fn cursor(conn: &Connection, plugin: &str, source: &str) -> Result<Option<Cursor>, Error> {
-    conn.prepare_cached("SELECT cursor, polls, due_ms FROM plugin_cursor WHERE plugin = ?1 AND source = ?2")
-        .and_then(|mut s| {
-            let read = |row: &Row<'_>| {
-                Ok(Cursor { cursor: row.get(0)?, polls: row.get::<_, i64>(1)?.unsigned_abs(), due_ms: row.get(2)? })
-            };
-            s.query_row([plugin, source], read).optional()
-        })
-        .map_err(unread)
+    conn.prepare_cached(
+        "SELECT cursor, polls, due_ms, polled_ms, event_ms FROM plugin_cursor WHERE plugin = ?1 AND source = ?2",
+    )
+    .and_then(|mut s| {
+        let read = |row: &Row<'_>| {
+            Ok(Cursor {
+                cursor: row.get(0)?,
+                polls: row.get::<_, i64>(1)?.unsigned_abs(),
+                due_ms: row.get(2)?,
+                polled_ms: row.get(3)?,
+                event_ms: row.get(4)?,
+            })
+        };
+        s.query_row([plugin, source], read).optional()
+    })
+    .map_err(unread)
 }
 
 /// Records how far a source has come.
@@ -256,9 +269,12 @@ pub fn set_cursor(tx: &Tx<'_>, plugin: &str, source: &str, cursor: &Cursor) -> R
     let polls = i64::try_from(cursor.polls).unwrap_or(i64::MAX);
     tx.conn
         .prepare_cached(
-            "INSERT OR REPLACE INTO plugin_cursor (plugin, source, cursor, polls, due_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT OR REPLACE INTO plugin_cursor (plugin, source, cursor, polls, due_ms, polled_ms, event_ms) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )
-        .and_then(|mut s| s.execute(params![plugin, source, cursor.cursor, polls, cursor.due_ms]))
+        .and_then(|mut s| {
+            s.execute(params![plugin, source, cursor.cursor, polls, cursor.due_ms, cursor.polled_ms, cursor.event_ms])
+        })
         .map_err(unwritten)?;
     Ok(())
 }

@@ -200,7 +200,8 @@ mod tests {
     #[test]
     fn hosts_and_ports_are_held_to_the_grant() {
         let settings = BTreeMap::from([("base".to_owned(), "http://Home.local:8123/api".to_owned())]);
-        let section = PluginSection { name: "a".to_owned(), bind: None, settings, secrets: BTreeMap::new() };
+        let section =
+            PluginSection { name: "a".to_owned(), bind: None, expect_every: None, settings, secrets: BTreeMap::new() };
         let exact = |host: &str| Host::Exact(host.to_owned());
         let (below, setting) = (Host::Below("example.org".to_owned()), Host::Setting("base".to_owned()));
         for (host, url, wanted) in [

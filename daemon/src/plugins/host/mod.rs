@@ -12,6 +12,7 @@ mod staging;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use aman_plugin_host::{
     Caller, Error as Refusal, HostApi, KvChange, KvPage, Level, Metric, NewEvent as Sent, OutgoingRequest,
@@ -166,6 +167,11 @@ impl Api {
         let sql_bytes = std::fs::metadata(&self.room.sql_file).map_or(0, |file| file.len());
         let permissions = &self.manifest.permissions;
         Ok(Usage { kv_bytes, kv_quota: permissions.kv, sql_bytes, sql_quota: permissions.sql })
+    }
+
+    /// How long its sources may be silent, if its operator says so.
+    pub fn expect_every(&self) -> Option<Duration> {
+        self.services.inner.sections.load().get(&self.room.plugin)?.expect_every
     }
 
     /// The event that the plugin means, with everything that the daemon adds; checked, and allowed by the manifest.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, Origin, Publish};
+use super::{Bus, Origin, Publish};
 use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
