@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -17,13 +18,16 @@ const RESTART_MAX: Duration = Duration::from_secs(60);
 /// How a task stands.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// `running`, `waiting` (to be restarted), `failed` (with the daemon's end) or `ended`.
+    /// `running`, `waiting` (to be restarted) or `failed` (with the daemon's end). One that ended well is not shown.
     pub state: &'static str,
     /// How often it was started again.
     pub restarts: u32,
     /// Why it last failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Tells it from others that had its name before.
+    #[serde(skip)]
+    number: u64,
 }
 
 /// Starts, watches and ends background tasks; cheap to clone.
@@ -32,6 +36,8 @@ pub struct Supervisor {
     stop: CancellationToken,
     tracker: TaskTracker,
     table: Arc<Mutex<BTreeMap<String, Status>>>,
+    /// Tasks so far.
+    spawned: Arc<AtomicU64>,
 }
 
 impl Supervisor {
@@ -53,13 +59,14 @@ impl Supervisor {
         T: Future<Output = Result<(), Error>> + Send + 'static,
     {
         let (supervisor, name) = (self.clone(), name.into());
-        supervisor.set(&name, "running", None, false);
+        let number = self.spawned.fetch_add(1, Ordering::Relaxed);
+        self.table().insert(name.clone(), Status { state: "running", restarts: 0, error: None, number });
         self.tracker.spawn(async move {
             let (mut wait, mut told) = (RESTART_FIRST, String::new());
             loop {
                 let begun = std::time::Instant::now();
                 let why = match tokio::spawn(make()).await {
-                    Ok(Ok(())) => return supervisor.set(&name, "ended", None, false),
+                    Ok(Ok(())) => return supervisor.forget(&name, number),
                     Ok(Err(error)) => error.chain().join(": "),
                     Err(panic) => panic.to_string(),
                 };
@@ -69,18 +76,18 @@ impl Supervisor {
                     told.clone_from(&why);
                 }
                 if supervisor.stop.is_cancelled() {
-                    return supervisor.set(&name, "failed", Some(why), false);
+                    return supervisor.set(&name, number, "failed", why, false);
                 }
                 if begun.elapsed() > RESTART_MAX {
                     wait = RESTART_FIRST;
                 }
-                supervisor.set(&name, "waiting", Some(why.clone()), false);
+                supervisor.set(&name, number, "waiting", why.clone(), false);
                 tokio::select! {
                     () = supervisor.stop.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
                 }
                 wait = (wait * 2).min(RESTART_MAX);
-                supervisor.set(&name, "running", Some(why), true);
+                supervisor.set(&name, number, "running", why, true);
             }
         });
     }
@@ -97,12 +104,20 @@ impl Supervisor {
         tokio::time::timeout(grace, self.tracker.wait()).await.is_ok()
     }
 
-    fn set(&self, name: &str, state: &'static str, error: Option<String>, restarted: bool) {
+    /// Notes how task `number` stands, unless another has its name by now.
+    fn set(&self, name: &str, number: u64, state: &'static str, error: String, restarted: bool) {
+        if let Some(status) = self.table().get_mut(name).filter(|status| status.number == number) {
+            status.state = state;
+            status.error = Some(error);
+            status.restarts += u32::from(restarted);
+        }
+    }
+
+    fn forget(&self, name: &str, number: u64) {
         let mut table = self.table();
-        let status = table.entry(name.to_owned()).or_insert(Status { state, restarts: 0, error: None });
-        status.state = state;
-        status.error = error;
-        status.restarts += u32::from(restarted);
+        if table.get(name).is_some_and(|status| status.number == number) {
+            table.remove(name);
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<String, Status>> {

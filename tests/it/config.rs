@@ -204,6 +204,20 @@ fn secrets_are_references() {
     }
 }
 
+/// Goal: a copy of the file that cannot be kept is told, and keeps no reload from its effect.
+#[test]
+fn a_reload_needs_no_copy() {
+    let daemon = Daemon::start();
+    let copy = daemon.home().join("logs/last-good.toml");
+    let _old = fs::remove_file(&copy);
+    fs::create_dir(&copy).expect("what cannot be a copy");
+    fs::write(daemon.home().join("aman.toml"), "[http]\nstrict_confirm = true\n").expect("aman.toml");
+    let answer = daemon.post_confirmed("/config/reload", &json!({}));
+    assert_eq!((answer.status, &answer.json["applied"]), (200, &json!(["http.strict_confirm"])), "{answer:?}");
+    assert_eq!(daemon.post("/dlq/x/discard", &json!({})).code(), "confirmation_required");
+    assert!(daemon.log().contains("No copy of the configuration"), "{}", daemon.log());
+}
+
 /// Goal: events of a type with a schema must fit it, whoever pushes them; the fault is named by its path.
 #[test]
 fn schemas_validate_pushes() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::{Daemon, TOKEN, write_skill};
+use crate::plugins;
 
 /// Requests that are invented for each route, besides those of the phase that looks at every boundary.
 const EXAMPLES: &str = "25";
@@ -27,7 +28,7 @@ pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients").join(name)
 }
 
-/// A daemon that has something of everything: events, a skill, a dead letter, a job, sources, a token.
+/// A daemon that has something of everything: events, a skill, a dead letter, a job, sources, a token, a plugin.
 fn example() -> Daemon {
     let daemon = Daemon::configured(
         "[debug]\nforce_enable_debug_endpoints = true\n\
@@ -44,6 +45,11 @@ fn example() -> Daemon {
         let event = json!({ "id": id, "source": "test", "type": kind, "data": { "n": 1 } });
         assert_eq!(daemon.post("/events/push", &event).status, 202);
     }
+    // Time enough for a busy machine.
+    let manifest = plugins::MANIFEST.replace("200ms", "60s");
+    let manifest = format!("version = \"1.0.0\"\n{manifest}{}", plugins::PUBLISH);
+    let installed = plugins::install(&daemon, &plugins::package(&manifest, plugins::ONE), "approve=true");
+    assert_eq!((installed.status, &installed.json["status"]), (201, &json!("active")), "{installed:?}");
     daemon.wait("a dead letter", || (daemon.get("/dlq/depth").json["depth"] == 1).then_some(()));
     daemon
 }

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::harness::{Answer, Daemon, Folder, TOKEN};
 use crate::package as packages;
 
-const MANIFEST: &str = r#"
+/// The manifest of a plugin with routes, the tool `probe_it` and a page, without its version.
+pub const MANIFEST: &str = r#"
 name = "probe"
 description = "A probe"
 interface = "0.1"
@@ -75,10 +76,12 @@ fn content(manifest: &str, component: &[u8]) -> Result<Content, aman::error::Err
     Content::read(folder.path())
 }
 
-const PUBLISH: &str = "[permissions]\npublish = [\"test.**\"]\n";
+/// What its component needs.
+pub const PUBLISH: &str = "[permissions]\npublish = [\"test.**\"]\n";
 const EVENTS: &str = "[[events]]\ntypes = [\"in.*\"]\n";
 
-fn install(daemon: &Daemon, packed: &[u8], query: &str) -> Answer {
+/// Installs a package.
+pub fn install(daemon: &Daemon, packed: &[u8], query: &str) -> Answer {
     let token = format!("Bearer {TOKEN}");
     let headers = [("authorization", token.as_str()), ("content-type", "application/gzip")];
     daemon.send_bytes("POST", &format!("/plugin/install?allow_unsigned=true&{query}"), &headers, packed)

@@ -150,9 +150,12 @@ fn a_pause_is_no_silence() {
     let daemon = Daemon::configured("[sources.quiet]\nkind = \"webhook\"\nexpect_every = \"1s\"\n");
     assert_eq!(daemon.post("/hooks/quiet", &json!({})).status, 202);
     assert_eq!(daemon.post("/source/quiet/pause", &json!({})).status, 200);
+    let watched = || daemon.get("/runtime/status").json["subsystems"].get("cadence/quiet").is_some();
+    daemon.wait("nobody to miss it", || (!watched()).then_some(()));
     std::thread::sleep(std::time::Duration::from_millis(1500));
     let mark = daemon.dump(&daemon.push("t.mark", Value::Null))["event"]["time"].clone();
     assert_eq!(daemon.post("/source/quiet/resume", &json!({})).status, 200);
+    assert!(watched());
     // Both are written alike, so they sort as texts.
     let later = |alert: &Value| alert["data"]["since"].as_str() >= mark.as_str();
     daemon.wait("an alert of the time since", || daemon.recent("aman.source.silent").iter().any(later).then_some(()));

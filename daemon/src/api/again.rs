@@ -19,6 +19,8 @@ use crate::store::Tx;
 use crate::store::events::{self, KeptAnswer};
 
 const KEY_BYTES_MAX: usize = 255;
+/// Larger bodies are hashed where they hold up nobody.
+const HASH_BYTES_MAX: usize = 1 << 20;
 /// How long an answer is kept.
 const KEPT_MS: Millis = 86_400_000;
 
@@ -115,9 +117,15 @@ pub(super) async fn handle(app: &Arc<App>, mut call: Call, creates: Creates) -> 
         return handler(Arc::clone(app), call).await;
     };
     let bytes = call.bytes().await?;
-    let target = call.uri.path_and_query().map_or("", |target| target.as_str());
-    let body = hash(&[&bytes, target.as_bytes()]);
-    call.read = Some(bytes);
+    let target = call.uri.path_and_query().map_or("", |target| target.as_str()).to_owned();
+    call.read = Some(bytes.clone());
+    let hashing = move || hash(&[&bytes, target.as_bytes()]);
+    // A package takes a tenth of a second, in which nobody else should wait.
+    let body = if call.read.as_ref().is_some_and(|read| read.len() > HASH_BYTES_MAX) {
+        tokio::task::spawn_blocking(hashing).await.map_err(Error::internal("hashing a request"))?
+    } else {
+        hashing()
+    };
     let _turn = Turn::take(app, key)?;
     let now_ms = app.clock.now_ms();
     if let Some(kept) = app.store.read(move |conn| events::kept_answer(conn, &key, now_ms)).await? {

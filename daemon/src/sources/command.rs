@@ -175,7 +175,7 @@ impl CommandSource {
         let frame = &self.feed.frame;
         let made = if self.config.text {
             let text = String::from_utf8_lossy(line).into_owned();
-            match frame.mapped(Value::String(text.clone())).await {
+            match frame.mapped(|| Value::String(text.clone())).await {
                 Ok(None) => {
                     Ok(vec![NewEvent { content_type: Some("text/plain".to_owned()), ..frame.plain(Data::Text(text)) }])
                 }
@@ -184,7 +184,7 @@ impl CommandSource {
         } else {
             match crate::event::read_json::<Value>(line) {
                 Err(error) => Err(Error::invalid("line", format!("is not JSON: {error}."))),
-                Ok(value) => match frame.mapped(value.clone()).await {
+                Ok(value) => match frame.mapped(|| value.clone()).await {
                     Ok(None) => frame.loose(value).map(|event| vec![event]),
                     other => other.map(Option::unwrap_or_default),
                 },

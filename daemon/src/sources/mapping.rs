@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::config::sources::Mapping;
 use crate::error::Error;
-use crate::event::{Data, NewEvent, Priority};
+use crate::event::{Data, NewEvent, Priority, read_json};
 use crate::expr::Limits;
 
 /// What a mapped value may say.
@@ -23,10 +23,31 @@ pub struct Frame {
     pub mapping: Mapping,
 }
 
+/// Bytes as a mapping sees them: JSON if they are that, else text.
+pub fn shown(bytes: &[u8]) -> Value {
+    read_json(bytes).unwrap_or_else(|_| String::from_utf8_lossy(bytes).into_owned().into())
+}
+
+/// Bytes as an event's data, with its media type where that is not JSON. `said` is what the sender calls them.
+pub fn content(bytes: &[u8], said: Option<&str>) -> (Data, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        _ if bytes.is_empty() => (Data::None, None),
+        Ok(text) => match Data::json(text) {
+            Ok(data) => (data, None),
+            Err(_) => {
+                let kind = said.filter(|kind| !kind.contains("json")).unwrap_or("text/plain");
+                (Data::Text(text.to_owned()), Some(kind.to_owned()))
+            }
+        },
+        Err(_) => (Data::Binary(bytes.to_vec()), Some(said.unwrap_or("application/octet-stream").to_owned())),
+    }
+}
+
 impl Frame {
     /// Runs the source's jq over `input`; `None` without one. The error names `map` and what it made.
-    pub async fn mapped(&self, input: Value) -> Result<Option<Vec<NewEvent>>, Error> {
+    pub async fn mapped(&self, input: impl FnOnce() -> Value) -> Result<Option<Vec<NewEvent>>, Error> {
         let Some(map) = self.mapping.map.clone() else { return Ok(None) };
+        let input = input();
         let ran = tokio::task::spawn_blocking(move || map.run_value(&input, &Limits::transform())).await;
         let outputs = ran
             .map_err(Error::internal("mapping an event"))?

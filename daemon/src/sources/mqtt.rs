@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::{AckMode, AsyncClient, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::feed::{Feed, back_off};
+use super::mapping::{content, shown};
 use crate::config::sources::Mqtt;
 use crate::egress::Egress;
 use crate::egress::mqtt::{client, options};
 use crate::error::Error;
-use crate::event::{Data, NewEvent};
+use crate::event::NewEvent;
 
 const RECONNECT_FIRST: Duration = Duration::from_secs(1);
 const RECONNECT_MAX: Duration = Duration::from_secs(60);
@@ -98,22 +99,11 @@ impl MqttSource {
 
     async fn events(&self, message: &Publish) -> Result<Vec<NewEvent>, Error> {
         let frame = &self.feed.frame;
-        let text = std::str::from_utf8(&message.payload).ok();
-        let value = text.and_then(|text| crate::event::read_json::<Value>(text.as_bytes()).ok());
-        let shown = value.unwrap_or_else(|| String::from_utf8_lossy(&message.payload).into_owned().into());
-        let input = json!({ "topic": topic(message), "payload": shown, "retain": message.retain });
+        let input = || json!({ "topic": topic(message), "payload": shown(&message.payload), "retain": message.retain });
         if let Some(events) = frame.mapped(input).await? {
             return Ok(events);
         }
-        let kept = |kind: &str| Some(kind.to_owned());
-        let (data, content_type) = match text {
-            _ if message.payload.is_empty() => (Data::None, None),
-            Some(text) => match Data::json(text) {
-                Ok(data) => (data, None),
-                Err(_) => (Data::Text(text.to_owned()), kept("text/plain")),
-            },
-            None => (Data::Binary(message.payload.to_vec()), kept("application/octet-stream")),
-        };
+        let (data, content_type) = content(&message.payload, None);
         let event = NewEvent { subject: Some(topic(message)), content_type, ..frame.plain(data) };
         event.check()?;
         Ok(vec![event])

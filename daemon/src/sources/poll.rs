@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::feed::{Feed, back_off};
+use super::mapping::{content, shown};
 use crate::bus::StateWrite;
 use crate::config::sources::HttpPoll;
 use crate::egress::{Ask, Egress, Heard, Method, status_text};
 use crate::error::Error;
-use crate::event::Data;
 use crate::id::sha256_hex;
 use crate::store::sources::{self as rows, Polled};
 
@@ -146,22 +145,10 @@ impl PollSource {
 
     async fn events(&self, heard: &Heard) -> Result<Vec<crate::event::NewEvent>, Error> {
         let frame = &self.feed.frame;
-        let text = std::str::from_utf8(&heard.body).ok();
-        let value = text.and_then(|text| crate::event::read_json::<Value>(text.as_bytes()).ok());
-        let shown = value.unwrap_or_else(|| String::from_utf8_lossy(&heard.body).into_owned().into());
-        if let Some(events) = frame.mapped(shown).await? {
+        if let Some(events) = frame.mapped(|| shown(&heard.body)).await? {
             return Ok(events);
         }
-        let kind = heard.header("content-type").unwrap_or("application/octet-stream").to_owned();
-        let (data, content_type) = match text {
-            _ if heard.body.is_empty() => (Data::None, None),
-            Some(text) => match Data::json(text) {
-                Ok(data) => (data, None),
-                Err(_) if kind.contains("json") => (Data::Text(text.to_owned()), Some("text/plain".to_owned())),
-                Err(_) => (Data::Text(text.to_owned()), Some(kind)),
-            },
-            None => (Data::Binary(heard.body.to_vec()), Some(kind)),
-        };
+        let (data, content_type) = content(&heard.body, heard.header("content-type"));
         let mut event = frame.plain(data);
         event.content_type = content_type;
         event.subject = Some(format!("{:?}", self.config.url));

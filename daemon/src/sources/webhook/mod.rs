@@ -127,20 +127,23 @@ impl Hook {
     ) -> Result<Vec<NewEvent>, Error> {
         let frame = &self.feed.frame;
         let kind = self.kind(headers, &content);
-        let mut events = if frame.mapping.map.is_some() {
+        let input = || {
             let shown: Map<String, Value> = headers
                 .0
                 .iter()
                 .filter(|(name, _)| !is_credential(name))
                 .map(|(name, value)| (name.clone(), value.clone().into()))
                 .collect();
-            let input = json!({ "id": delivery, "type": kind, "headers": shown, "body": content });
-            frame.mapped(input).await?.unwrap_or_default()
-        } else {
-            let mut event = frame.plain(Data::None);
-            event.kind = kind;
-            (event.data, event.content_type) = data(headers, body)?;
-            vec![event]
+            json!({ "id": delivery, "type": kind, "headers": shown, "body": content })
+        };
+        let mut events = match frame.mapped(input).await? {
+            Some(events) => events,
+            None => {
+                let mut event = frame.plain(Data::None);
+                event.kind = kind;
+                (event.data, event.content_type) = data(headers, body)?;
+                vec![event]
+            }
         };
         for (n, event) in events.iter_mut().enumerate() {
             if event.dedup_key.is_none()
