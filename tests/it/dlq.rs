@@ -111,6 +111,7 @@ fn lists_counts_and_groups_agree() {
         groups.iter().map(|group| (text(group, "reason"), group["count"].as_u64().expect("a count"))).collect();
     assert_eq!(counts.iter().copied().collect::<BTreeSet<_>>(), [("rejected", 2), ("attempts_exhausted", 1)].into());
     assert!(groups.iter().any(|group| group["fingerprint"] == print.as_str()));
+    assert_eq!(daemon.all("/dlq/groups?limit=1"), groups);
     for (path, field) in [
         ("/dlq?reason=bad_luck", "reason"),
         ("/dlq?limit=x", "limit"),
@@ -119,6 +120,7 @@ fn lists_counts_and_groups_agree() {
         ("/dlq?resaon=rejected", "resaon"),
         ("/dlq/depth?x=1", "x"),
         ("/dlq/groups?x=1", "x"),
+        ("/dlq/groups?limit=0", "limit"),
     ] {
         let answer = daemon.get(path);
         assert_eq!((answer.status, answer.fields()), (400, vec![field]), "{path}");

@@ -312,7 +312,7 @@ impl Run {
 
     fn retry_group(&mut self) {
         self.settle();
-        let groups = self.daemon.get("/dlq/groups").items();
+        let groups = self.daemon.get("/dlq/groups?limit=1000").items();
         self.model.records += 1;
         let fingerprint = groups.first().map_or("none", |group| group["fingerprint"].as_str().expect("a fingerprint"));
         let answer = self.daemon.post_confirmed("/dlq/retry", &json!({ "fingerprint": fingerprint }));

@@ -75,23 +75,19 @@ pub(super) async fn depth(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
 
 /// `GET /dlq/groups`: letters with the same cause, newest failure first.
 pub(super) async fn groups(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &[])?;
-    let groups = app.store.read(letters::groups).await?;
-    let items: Vec<Value> = groups
-        .into_iter()
-        .map(|group| {
-            json!({
-                "fingerprint": group.fingerprint,
-                "consumer": group.consumer,
-                "reason": group.reason,
-                "error": group.error,
-                "count": group.count,
-                "first_failed_at": rfc3339(group.first_failed_ms),
-                "last_failed_at": rfc3339(group.last_failed_ms),
-            })
+    let query = Query::read(&call, &["limit", "cursor"])?;
+    let groups = app.store.read(letters::groups).await?.into_iter().map(|group| {
+        json!({
+            "fingerprint": group.fingerprint,
+            "consumer": group.consumer,
+            "reason": group.reason,
+            "error": group.error,
+            "count": group.count,
+            "first_failed_at": rfc3339(group.first_failed_ms),
+            "last_failed_at": rfc3339(group.last_failed_ms),
         })
-        .collect();
-    body::ok(&json!({ "items": items, "next_cursor": null }))
+    });
+    query.page("dlq-groups", groups)
 }
 
 /// The letter of the path, and the reason of the body.

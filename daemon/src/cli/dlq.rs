@@ -7,7 +7,7 @@ use super::client::{Call, Reply, segment};
 use super::explain::{error_text, event_id};
 use super::failure::Failure;
 use super::out::{clean_lines, count, shorten, text, text_or_dash, time};
-use super::{Context, Paging};
+use super::{Context, PAGE_MAX, Paging};
 
 /// Characters of an error that a list shows.
 const ERROR_CHARS: usize = 80;
@@ -153,7 +153,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
 }
 
 async fn groups(context: &mut Context) -> Result<(), Failure> {
-    let Some(list) = context.list(Call::get("/dlq/groups"), 0, false).await? else { return Ok(()) };
+    let Some(list) = context.list(Call::get("/dlq/groups"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
         return context.out.line("No dead letters.");
     }

@@ -204,10 +204,10 @@ impl Context {
         reply.json().map(Some)
     }
 
-    /// Reads a list: one page of `limit` (0 = the route has no pages), or with `all` every page. For programs prints it and gives `None`.
+    /// Reads a list: one page of `limit`, or with `all` every page. For programs prints it and gives `None`.
     async fn list(&mut self, call: Call, limit: u64, all: bool) -> Result<Option<List>, Failure> {
         if !all {
-            let Some(mut page) = self.answer(if limit == 0 { call } else { call.query("limit", limit) }).await? else {
+            let Some(mut page) = self.answer(call.query("limit", limit)).await? else {
                 return Ok(None);
             };
             let more = page["next_cursor"].is_string();

@@ -202,7 +202,7 @@ impl Run {
         let depth = self.daemon.get("/dlq/depth").json;
         let by_consumer = if dead.is_empty() { json!({}) } else { json!({ PICKY: dead.len() }) };
         assert_eq!(depth, json!({ "depth": dead.len(), "by_consumer": by_consumer }));
-        let groups = self.daemon.get("/dlq/groups").items();
+        let groups = self.daemon.get("/dlq/groups?limit=1000").items();
         let counts: Vec<u64> = groups.iter().filter_map(|group| group["count"].as_u64()).collect();
         assert_eq!(counts, if dead.is_empty() { vec![] } else { vec![dead.len() as u64] }, "{groups:?}");
     }

@@ -58,7 +58,7 @@ const OPERATIONS: &[Operation] = &[
     op("GET /events/{id}/why", "source all consumer", "", "200:Why 409", "What was decided for an event, and why."),
     op("GET /dlq", "reason source type consumer fingerprint limit cursor", "", "200:DeadLetters", "Dead letters, newest failure first."),
     op("GET /dlq/depth", "", "", "200:DeadLetterDepth", "How many there are."),
-    op("GET /dlq/groups", "", "", "200:DeadLetterGroups", "Dead letters by cause."),
+    op("GET /dlq/groups", "limit cursor", "", "200:DeadLetterGroups", "Dead letters by cause."),
     op("POST /dlq/retry", "dry_run", "Fingerprint!", "200:RetriedGroup 404", "Tries every letter of one cause again."),
     op("POST /dlq/{id}/retry", "dry_run", "Reason", "200:Retrying", "Tries a letter again, under the same id."),
     op("POST /dlq/{id}/discard", "", "Reason", "200:Discarded 409", "Gives a letter up; a tombstone stays."),
