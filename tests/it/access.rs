@@ -382,11 +382,13 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tls")).join(name)
 }
 
-/// Goal: with a certificate the daemon speaks HTTPS only, its own programs find it, and broken files are named.
-#[test]
-fn tls() {
-    let toml = format!("[http.tls]\ncert = {:?}\nkey = {:?}\n", fixture("cert.pem"), fixture("key.pem"));
-    let daemon = Daemon::configured(&toml);
+/// The settings with which a daemon speaks HTTPS.
+pub fn with_tls() -> String {
+    format!("[http.tls]\ncert = {:?}\nkey = {:?}\n", fixture("cert.pem"), fixture("key.pem"))
+}
+
+/// Sends these bytes encrypted, and reads one whole answer.
+pub fn exchange_tls(mut socket: TcpStream, bytes: &[u8]) -> Answer {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(fixture("cert.pem")).expect("a certificate")).expect("a root");
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -396,13 +398,21 @@ fn tls() {
         .with_no_client_auth();
     let name = ServerName::try_from("localhost").expect("a name");
     let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
-    let mut socket = daemon.connect();
     let mut stream = rustls::Stream::new(&mut client, &mut socket);
-    let headers = [("x-aman-token", TOKEN), ("origin", "https://localhost")];
-    stream.write_all(&request("GET", "/runtime/status", &headers, b"")).expect("sent");
+    stream.write_all(bytes).expect("sent");
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).expect("a whole answer");
-    assert_eq!(Answer::read(&bytes).expect("an answer").status, 200);
+    Answer::read(&bytes).expect("an answer")
+}
+
+/// Goal: with a certificate the daemon speaks HTTPS only, its own programs find it, and broken files are named.
+#[test]
+fn tls() {
+    let toml = with_tls();
+    let daemon = Daemon::configured(&toml);
+    let headers = [("x-aman-token", TOKEN), ("origin", "https://localhost")];
+    let answer = exchange_tls(daemon.connect(), &request("GET", "/runtime/status", &headers, b""));
+    assert_eq!(answer.status, 200);
     let mut plain: TcpStream = daemon.connect();
     plain.write_all(&request("GET", "/health", &[], b"")).expect("sent");
     let mut answer = Vec::new();

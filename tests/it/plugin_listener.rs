@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 
 use serde_json::{Value, json};
 
+use crate::access::{exchange_tls, with_tls};
 use crate::harness::{Answer, Daemon, PATIENCE, TOKEN, exchange, free_address, request};
 use crate::plugins::{ONE, TWO, body, installed, package};
 
@@ -39,7 +40,7 @@ method = "GET"
 path = "/trap"
 [[routes]]
 method = "GET"
-path = "/sse"
+path = "/endless"
 [permissions]
 publish = ["test.**"]
 "#;
@@ -167,7 +168,13 @@ fn a_taken_port_is_told_and_tried_again() {
     let mut goes_on = [0; 25];
     stream.read_exact(&mut goes_on).expect("it waits for the body");
     assert_eq!(&goes_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let mut events = TcpStream::connect(&at).expect("it listens");
+    events.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    let token = format!("Bearer {TOKEN}");
+    events.write_all(&request("GET", "/endless", &[("authorization", &token)], b"")).expect("it reads");
+    events.read_exact(&mut [0; 4096]).expect("it streams");
     rewrite(&daemon, "");
+    std::io::copy(&mut events, &mut std::io::sink()).expect("a stream ends with its listener");
     daemon.wait("nobody else gets in", || TcpStream::connect(&at).is_err().then_some(()));
     stream.write_all(rest).expect("it still reads");
     let mut answer = String::new();
@@ -234,6 +241,24 @@ fn errors_are_spelled_as_the_plugin_wants() {
         let bad = crate::plugins::try_package(&format!("name = \"other\"\nversion = \"1.0.0\"\n{ROUTES}{more}"));
         assert!(bad.as_ref().is_some_and(|why| why.contains(said)), "{envelope}: {bad:?}");
     }
+}
+
+/// Goal: with a certificate the listeners of plugins are encrypted, too.
+#[test]
+fn listeners_are_encrypted_when_the_daemon_is() {
+    let mut daemon = Daemon::configured("");
+    installed(&daemon, &packed("probe", "1.0.0", ONE, ERRORS), "approve=true");
+    daemon.kill();
+    let at = free_address();
+    std::fs::write(daemon.home().join("aman.toml"), with_tls() + &bound("probe", &at)).expect("aman.toml");
+    daemon.again();
+    let ask = |path: &str| {
+        let socket = TcpStream::connect(&at).unwrap_or_else(|error| panic!("{error}; {}", daemon.log()));
+        exchange_tls(socket, &request("GET", path, &[], b""))
+    };
+    assert_eq!(body(&ask("/health")), "one");
+    assert_eq!(ask("/t").json["error"]["code"], "UNAUTHORIZED");
+    assert!(exchange(&at, &request("GET", "/health", &[], b"")).is_err(), "plain HTTP gets no answer");
 }
 
 /// Goal: two plugins that imitate products with the same paths serve side by side, each on its own listener.

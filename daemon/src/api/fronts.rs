@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener as Bound};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +25,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What one listener serves; replaced as a whole.
-struct Served {
-    table: Arc<Table>,
+pub(super) struct Served {
+    /// The routes.
+    pub table: Arc<Table>,
     /// How a plugin spells errors; none = as the daemon does.
     envelope: Option<Arc<Envelope>>,
 }
@@ -48,7 +49,12 @@ impl Front {
         Front { served: ArcSwap::from_pointee(served), plugin: Some(name) }
     }
 
-    /// The routes.
+    /// What is served at present.
+    pub(super) fn served(&self) -> Guard<Arc<Served>> {
+        self.served.load()
+    }
+
+    /// The routes, to be kept for a while.
     pub(super) fn table(&self) -> Arc<Table> {
         Arc::clone(&self.served.load().table)
     }

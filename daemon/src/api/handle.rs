@@ -94,8 +94,9 @@ async fn answer(
 ) -> Result<Reply, Problem> {
     check_coding(&parts.headers)?;
     let early = |problem: Problem| app.refusals.count(app, problem);
-    let tuned = app.tuned.load_full();
+    let tuned = app.tuned.load();
     let passed = tuned.places.check(&parts.method, &parts.uri, parts.version, &parts.headers, front.has_console());
+    drop(tuned);
     let passed = passed.map_err(early)?;
     if let Passed::Listed(origin) = passed {
         progress.origin = Some(origin);
@@ -145,7 +146,8 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// The route of a request; none for a CORS preflight of a listed origin.
 fn route(front: &Front, parts: &Parts, listed: bool) -> Result<Option<(Arc<Mounted>, Params)>, Problem> {
-    let table = front.table();
+    let served = front.served();
+    let table = &served.table;
     let path = parts.uri.path();
     let preflight =
         parts.method == Method::OPTIONS && parts.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);

@@ -432,17 +432,19 @@ async fn serve(
     _permit: OwnedSemaphorePermit,
     (closing, abort): (CancellationToken, CancellationToken),
 ) {
-    let (served, peer) = (Arc::clone(&app), Arc::new(socket::Peer::default()));
+    let (served, peer, ending) = (Arc::clone(&app), Arc::new(socket::Peer::default()), closing.clone());
     let connection = http.serve_connection(
         socket::Socket::new(conn, Arc::clone(&front), Arc::clone(&peer)),
         hyper::service::service_fn(move |request| {
             // Boxed, so that an idle connection does not hold the room of a request.
             let answer = Box::pin(handle::handle(Arc::clone(&served), Arc::clone(&front), request));
-            let peer = Arc::clone(&peer);
+            let (peer, ends) = (Arc::clone(&peer), ending.clone());
             async move {
                 let mut answer = answer.await;
-                if let body::Body::Stream(stream) = answer.body_mut() {
-                    stream.attend(peer);
+                match answer.body_mut() {
+                    body::Body::Stream(stream) => stream.attend(peer),
+                    body::Body::Guest(stream) => stream.end_with(ends),
+                    body::Body::Full(_) => {}
                 }
                 Ok::<_, std::convert::Infallible>(answer)
             }

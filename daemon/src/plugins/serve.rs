@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use aman_plugin_host::{Body, BodyStream, Error as Said, Fault, Response, Which, Words};
-use tokio_util::sync::{ReusableBoxFuture, WaitForCancellationFutureOwned};
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture, WaitForCancellationFutureOwned};
 
 use super::running::CallFault;
 use super::{Plugins, Request, Running};
@@ -152,7 +152,10 @@ type Next = (BodyStream, Option<Result<Vec<u8>, Fault>>);
 pub struct Stream {
     running: Arc<Running>,
     next: ReusableBoxFuture<'static, Next>,
+    /// The plugin is switched off, or the daemon ends.
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The listener that it is sent by ends.
+    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     over: bool,
 }
 
@@ -164,13 +167,23 @@ async fn next(mut stream: BodyStream) -> Next {
 impl Stream {
     fn new(running: Arc<Running>, stream: BodyStream) -> Stream {
         let cut = Box::pin(running.cut.clone().cancelled_owned());
-        Stream { running, next: ReusableBoxFuture::new(next(stream)), cut, over: false }
+        Stream { running, next: ReusableBoxFuture::new(next(stream)), cut, closing: None, over: false }
     }
 
-    /// The next piece; `None` at its end, also when the plugin is switched off or the daemon ends. A fault in the middle
+    /// Ends it with the listener that it is sent by.
+    pub fn end_with(&mut self, closing: CancellationToken) {
+        self.closing = Some(Box::pin(closing.cancelled_owned()));
+    }
+
+    fn is_cut(&mut self, cx: &mut Context<'_>) -> bool {
+        let closed = self.closing.as_mut().is_some_and(|closing| closing.as_mut().poll(cx).is_ready());
+        closed || self.cut.as_mut().poll(cx).is_ready()
+    }
+
+    /// The next piece; `None` at its end, also when the plugin is switched off, or its listener or the daemon ends. A fault in the middle
     /// is an error, so that nobody takes what came for the whole.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Vec<u8>, String>>> {
-        if self.over || self.cut.as_mut().poll(cx).is_ready() {
+        if self.over || self.is_cut(cx) {
             self.over = true;
             return Poll::Ready(None);
         }

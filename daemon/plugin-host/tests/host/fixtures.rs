@@ -11,7 +11,8 @@ const OWN: &str = r#"
     (data (i32.const 1040) "data: 1\n\n")
     (data (i32.const 1056) "one")
     (data (i32.const 1064) "two")"#;
-/// Answers by the length of the route: `/t` text, `/sse` a stream of three pieces, `/trap` crashes, `/loops` never ends.
+/// Answers by the length of the route: `/t` text, `/sse` a stream of three pieces, `/endless` one of very many, `/trap`
+/// crashes, `/loops` never ends.
 const HTTP: &str = "
     (local.set $i (i32.load offset=12 (local.get 0)))
     (i32.store16 offset=8 (i32.const 512) (i32.const 200))
@@ -24,10 +25,14 @@ const HTTP: &str = "
       (i32.store8 offset=20 (i32.const 512) (i32.const 1))
       (i32.store offset=24 (i32.const 512) (call $new-stream (i32.const 1)))
       (global.set $at (i32.const 0))))
+    (if (i32.eq (local.get $i) (i32.const 8)) (then
+      (i32.store8 offset=20 (i32.const 512) (i32.const 1))
+      (i32.store offset=24 (i32.const 512) (call $new-stream (i32.const 1)))
+      (global.set $at (i32.const -2000000000))))
     (i32.const 512)";
 const NEXT: &str = "
     (global.set $at (i32.add (global.get $at) (i32.const 1)))
-    (i32.store8 offset=8 (i32.const 768) (i32.le_u (global.get $at) (i32.const 3)))
+    (i32.store8 offset=8 (i32.const 768) (i32.le_s (global.get $at) (i32.const 3)))
     (i32.store offset=12 (i32.const 768) (i32.const 1040))
     (i32.store offset=16 (i32.const 768) (i32.const 9))
     (i32.const 768)";
