@@ -70,8 +70,12 @@ impl Bench {
     }
 
     async fn push(&self) -> String {
+        self.push_of("a.b").await
+    }
+
+    async fn push_of(&self, kind: &str) -> String {
         let origin = Origin { principal: "test".to_owned(), trust: Trust::Owner, internal: false };
-        let publish = Publish::one(NewEvent::new("test", "a.b", &json!(1)), origin);
+        let publish = Publish::one(NewEvent::new("test", kind, &json!(1)), origin);
         self.daemon.bus().publish(publish).await.expect("it is stored").remove(0).id
     }
 
@@ -171,9 +175,9 @@ async fn credentials_survive_jumps() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leap_removes_nothing() {
     let bench = Bench::start(noon()).await;
-    let id = bench.push().await;
+    let id = bench.push_of("plain.one").await;
     bench.clock.advance(40 * 24 * HOUR);
-    bench.push().await;
+    bench.push_of("plain.two").await;
     let change = json!({ "changes": { "bus.retention.max_age": "29d", "bus.retention.notifications": "29d" } });
     let headers = [("x-aman-token", TOKEN), ("x-aman-confirm", "yes")];
     assert_eq!(bench.ask("POST", "/config/set", &headers, &change).await.status, 200);
@@ -183,7 +187,7 @@ async fn a_leap_removes_nothing() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let due = bench.ask("POST", "/db/prune?dry_run=true", &headers, &json!({})).await;
-    assert_eq!(due.json["events"].as_i64().map(|due| due >= 0), Some(true), "{due:?}");
+    assert!(due.json["events"].as_i64() >= Some(1), "by the clock it is due, and nothing else holds it: {due:?}");
     bench.daemon.stop().await;
 }
 
