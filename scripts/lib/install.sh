@@ -1,6 +1,6 @@
-# How scripts/setup installs things; read by it, not run. Expects $tools, where everything lands but Debian's packages.
+# How scripts install things; read by them, not run. Expects $tools, where everything lands but Debian's packages.
 
-say() { printf 'setup: %s\n' "$*" >&2; }
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
@@ -26,6 +26,13 @@ packages() {
     done
 }
 
+# download PACKAGE...: Debian packages into this folder; refreshes the package lists only when that fails. Root would hand
+# the download to the user _apt, who may not enter the folder.
+download() {
+    local get=(apt-get -q -o APT::Sandbox::User=root download)
+    "${get[@]}" "$@" >&2 || { apt update && "${get[@]}" "$@" >&2; }
+}
+
 # program PACKAGE NAME: takes usr/bin/NAME out of a Debian package without installing it, so that no service starts.
 program() {
     local package=$1 name=$2 work
@@ -36,10 +43,7 @@ program() {
     work=$(mktemp -d "$tools/package.XXXXXX")
     (
         cd "$work"
-        # Root would hand the download to the user _apt, who may not enter this folder.
-        apt-get -q -o APT::Sandbox::User=root download "$package" >&2 \
-            || { apt update && apt-get -q -o APT::Sandbox::User=root download "$package" >&2; } \
-            || die "could not download the Debian package $package"
+        download "$package" || die "could not download the Debian package $package"
         dpkg-deb -x ./*.deb . && mv "usr/bin/$name" "$tools/bin/$name"
     )
     rm -rf -- "$work"
@@ -73,8 +77,7 @@ unpack_debian() {
     work=$(mktemp -d "$tools/package.XXXXXX")
     (
         cd "$work"
-        local get=(apt-get -q -o APT::Sandbox::User=root download)
-        "${get[@]}" "$@" >&2 || { apt update && "${get[@]}" "$@" >&2; } || exit 1
+        download "$@" || exit 1
         for package in ./*.deb; do dpkg-deb -x "$package" "$folder" || exit 1; done
     ) || status=1
     rm -rf -- "$work"

@@ -7,6 +7,7 @@ mod auth_coverage;
 mod authoring;
 mod bounds;
 mod browser;
+mod bundled_plugins;
 mod bus;
 mod cli;
 mod clients;

@@ -66,6 +66,9 @@ fn http(http: &HttpGrant) -> Vec<Grant> {
     let (host, words) = match &http.host {
         Host::Exact(name) => (name.clone(), name.clone()),
         Host::Below(name) => (format!("*.{name}"), format!("any host below {name}")),
+        Host::Setting(name) if name.ends_with('*') => {
+            (format!("setting:{name}"), format!("the hosts in its settings '{name}'"))
+        }
         Host::Setting(name) => (format!("setting:{name}"), format!("the host in its setting '{name}'")),
     };
     let each = http.methods.iter();

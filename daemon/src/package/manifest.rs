@@ -112,8 +112,16 @@ pub enum Host {
     Exact(String),
     /// Any name below this one.
     Below(String),
-    /// The host of the address in this setting of the plugin, which the operator writes.
+    /// The host of the address in this setting of the plugin, which the operator writes; with `*` at its end, of those in
+    /// all settings that begin so.
     Setting(String),
+}
+
+impl Host {
+    /// Whether a grant for the host in the setting `granted` covers the setting `key`.
+    pub fn is_set_in(granted: &str, key: &str) -> bool {
+        granted.strip_suffix('*').map_or(granted == key, |start| key.starts_with(start))
+    }
 }
 
 /// A header whose value the plugin never sees.
@@ -569,15 +577,17 @@ fn parse_concurrency(value: Option<&toml::Value>) -> Result<usize, String> {
     }
 }
 
-/// Reads `api.example.org`, `api.example.org:8443`, `*.example.org` or `setting:base_url`.
+/// Reads `api.example.org`, `api.example.org:8443`, `*.example.org`, `setting:base_url` or `setting:site_*`.
 fn parse_host(text: &str) -> Result<Host, String> {
     if let Some(setting) = text.strip_prefix("setting:") {
-        let good =
-            !setting.is_empty() && setting.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        let name = setting.strip_suffix('*').unwrap_or(setting);
+        let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         return if good {
             Ok(Host::Setting(setting.to_owned()))
         } else {
-            Err("'setting:' is followed by the name of a setting: lower-case letters, digits and '_'.".to_owned())
+            let reason = "'setting:' is followed by the name of a setting: lower-case letters, digits and '_'; with '*' \
+                          behind it all settings that begin so are meant.";
+            Err(reason.to_owned())
         };
     }
     let (below, name) = text.strip_prefix("*.").map_or((false, text), |name| (true, name));

@@ -114,7 +114,8 @@ fn link_of(node: Node<'_, '_>) -> String {
 fn rfc3339(text: &str) -> Option<String> {
     static PARSER: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
     let time = text.parse::<Timestamp>().ok().or_else(|| PARSER.parse_timestamp(text).ok())?;
-    Some(time.to_string())
+    // RFC 3339 has no years before 0, which a timestamp can have.
+    Some(time.to_string()).filter(|text| !text.starts_with('-'))
 }
 
 /// Text without tags, with the common character references resolved and blanks joined.

@@ -14,8 +14,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::feed::{Entry, Feed};
 
-/// Settings `feed_1` to `feed_8`; the manifest has a host for each.
-const FEEDS: u32 = 8;
+/// Feeds that are read; the manifest grants the hosts of all settings that begin so.
+const FEEDS_MAX: usize = 8;
+const FEED: &str = "feed_";
+/// Seconds between two polls, unless the setting `every_seconds` says otherwise.
+const EVERY_SECONDS: u64 = 900;
+/// Bytes of an address; it is part of keys.
+const URL_BYTES_MAX: usize = 400;
 /// Entries that a feed publishes when it is met for the first time.
 const FIRST: usize = 10;
 /// Entries of one feed in one poll; with all feeds below the host's 1,000 events.
@@ -28,12 +33,15 @@ struct Feeds;
 export!(Feeds: Source, Routes);
 
 /// What is known of a feed.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 struct State {
+    /// Whether it was read before; what it holds at first is not all news.
+    met: bool,
     title: String,
     etag: Option<String>,
     modified: Option<String>,
-    seen: BTreeSet<String>,
+    /// Hashes of the ids of entries, which may be long.
+    seen: BTreeSet<u64>,
     /// Why the last poll found nothing; none when it went well.
     failed: Option<String>,
 }
@@ -42,33 +50,35 @@ impl Source for Feeds {
     fn poll(_id: &str, _cursor: Option<String>) -> Result<Polled> {
         let urls = urls();
         if urls.is_empty() {
-            return Err(Error::invalid("feed_1", "no feed is set; write its address into the plugin's settings."));
+            let reason = "no feed is set; write an address into the setting feed_1 of the plugin.";
+            return Err(Error::invalid("feed_1", reason));
         }
         let mut events = Vec::new();
         for url in &urls {
-            let key = format!("feed/{url}");
+            let key = key(url);
             let before: Option<State> = kv::get_json(&key)?;
-            let first = before.is_none();
-            let mut state = before.unwrap_or_default();
-            match fetch(url, &mut state) {
-                Ok(None) => continue,
-                Ok(Some(feed)) => events.extend(news(url, &feed, &mut state, first)?),
-                // One feed that is gone must not keep the others from being read; an unmet one stays unmet.
+            let mut state = before.clone().unwrap_or_default();
+            match read(url, &mut state) {
+                Ok(found) => {
+                    state.failed = None;
+                    events.extend(found);
+                }
+                // One feed that is gone must not keep the others from being read.
                 Err(error) => {
-                    log::write(
-                        log::Level::Warn,
-                        "A feed could not be read.",
-                        &[("feed".to_owned(), url.clone()), ("reason".to_owned(), error.reason())],
-                    );
-                    if first {
-                        continue;
+                    let reason = error.reason();
+                    if state.failed.as_ref() != Some(&reason) {
+                        let fields = [("feed".to_owned(), url.clone()), ("reason".to_owned(), reason.clone())];
+                        log::write(log::Level::Warn, "A feed could not be read.", &fields);
                     }
-                    state.failed = Some(error.reason());
+                    state.failed = Some(reason);
                 }
             }
-            kv::set_json(&key, &state)?;
+            if before.as_ref() != Some(&state) {
+                kv::set_json(&key, &state)?;
+            }
         }
-        Ok(Polled::new(events))
+        let every = config::get("every_seconds").and_then(|text| text.trim().parse().ok()).unwrap_or(EVERY_SECONDS);
+        Ok(Polled::new(events).next_ms(every.max(1).saturating_mul(1000)))
     }
 }
 
@@ -84,18 +94,50 @@ impl Routes for Feeds {
     }
 }
 
+/// The addresses in the settings, in the order of their names, each once.
 fn urls() -> Vec<String> {
-    let set = (1..=FEEDS).filter_map(|n| config::get(&format!("feed_{n}")));
-    set.map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()).collect()
+    let mut set = config::all();
+    set.retain(|(key, _)| key.starts_with(FEED));
+    set.sort();
+    let mut urls: Vec<String> = Vec::new();
+    for (_, url) in set {
+        let url = url.trim();
+        if !url.is_empty() && !urls.iter().any(|known| known == url) {
+            urls.push(url.to_owned());
+        }
+    }
+    urls.truncate(FEEDS_MAX);
+    urls
+}
+
+/// Where the state of a feed lies: a hash, because an address may be longer than a key.
+fn key(url: &str) -> String {
+    format!("feed/{:016x}", hash(url))
+}
+
+/// FNV-1a with 64 bits: the same in every build of the plugin.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 fn view(url: &str) -> Result<Value> {
-    Ok(match kv::get_json::<State>(&format!("feed/{url}"))? {
+    Ok(match kv::get_json::<State>(&key(url))? {
         Some(state) => json!({
             "url": url, "title": state.title, "entries": state.seen.len(), "failed": state.failed,
         }),
         None => json!({ "url": url, "title": null, "entries": 0, "failed": null }),
     })
+}
+
+/// What is new in a feed; nothing when its server says that it is as it was.
+fn read(url: &str, state: &mut State) -> Result<Vec<NewEvent>> {
+    if url.len() > URL_BYTES_MAX {
+        return Err(Error::invalid("url", format!("the address has more than {URL_BYTES_MAX} bytes.")));
+    }
+    match fetch(url, state)? {
+        Some(feed) => news(url, &feed, state),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// The feed if it changed.
@@ -121,21 +163,22 @@ fn fetch(url: &str, state: &mut State) -> Result<Option<Feed>> {
 }
 
 /// The entries that were not seen, oldest first; notes them as seen.
-fn news(url: &str, feed: &Feed, state: &mut State, first: bool) -> Result<Vec<NewEvent>> {
-    let most = if first { FIRST } else { ENTRIES_MAX };
-    let fresh: Vec<&Entry> = feed.entries.iter().filter(|entry| !state.seen.contains(&entry.id)).take(most).collect();
+fn news(url: &str, feed: &Feed, state: &mut State) -> Result<Vec<NewEvent>> {
+    let most = if state.met { ENTRIES_MAX } else { FIRST };
+    let is_new = |entry: &&Entry| !state.seen.contains(&hash(&entry.id));
+    let fresh: Vec<&Entry> = feed.entries.iter().filter(is_new).take(most).collect();
     // With more news than fit, those that wait for the next poll must stay unseen, and the document must come again.
-    let all = first || fresh.len() < most;
-    let current = feed.entries.iter().take(SEEN_MAX).map(|entry| entry.id.clone());
-    let published = fresh.iter().map(|entry| entry.id.clone());
+    let all = !state.met || fresh.len() < most;
+    let current = feed.entries.iter().take(SEEN_MAX).map(|entry| hash(&entry.id));
+    let published = fresh.iter().map(|entry| hash(&entry.id));
     if all {
         state.seen = current.collect();
     } else {
         state.seen = current.filter(|id| state.seen.contains(id)).chain(published).collect();
         (state.etag, state.modified) = (None, None);
     }
+    state.met = true;
     state.title.clone_from(&feed.title);
-    state.failed = None;
     fresh.into_iter().rev().map(|entry| event(url, feed, entry)).collect()
 }
 
@@ -163,8 +206,8 @@ mod tests {
         Feed { title: "A feed".to_owned(), entries: entries.collect() }
     }
 
-    fn published(feed: &Feed, state: &mut State, first: bool) -> Vec<String> {
-        let events = news("https://example.org/feed", feed, state, first).expect("they can be made");
+    fn published(feed: &Feed, state: &mut State) -> Vec<String> {
+        let events = news("https://example.org/feed", feed, state).expect("they can be made");
         events
             .iter()
             .map(|event| event.dedup_key.clone().expect("a key").rsplit(' ').next().unwrap_or("").to_owned())
@@ -175,23 +218,23 @@ mod tests {
     fn each_entry_is_published_once_and_the_oldest_first() {
         let mut state = State::default();
         let ids = |ids: std::ops::Range<usize>| ids.map(|n| n.to_string()).collect::<Vec<_>>();
-        assert_eq!(published(&feed(0..30), &mut state, true), ids(20..30), "the newest at first");
-        assert_eq!(published(&feed(0..30), &mut state, false), ids(0..0));
-        assert_eq!(published(&feed(5..32), &mut state, false), ids(30..32));
+        assert_eq!(published(&feed(0..30), &mut state), ids(20..30), "the newest at first");
+        assert_eq!(published(&feed(0..30), &mut state), ids(0..0));
+        assert_eq!(published(&feed(5..32), &mut state), ids(30..32));
         assert_eq!(state.seen.len(), 27, "what left the feed is forgotten");
     }
 
     #[test]
     fn more_news_than_fit_come_with_the_next_polls() {
-        let mut state = State { etag: Some("\"1\"".to_owned()), ..State::default() };
+        let mut state = State { met: true, etag: Some("\"1\"".to_owned()), ..State::default() };
         let many = feed(0..250);
         let mut all = Vec::new();
         for _ in 0..3 {
-            all.extend(published(&many, &mut state, false));
+            all.extend(published(&many, &mut state));
         }
         all.sort_by_key(|id| id.parse::<usize>().expect("a number"));
         assert_eq!(all, (0..250).map(|n| n.to_string()).collect::<Vec<_>>());
         assert_eq!(state.etag, None, "the document is asked for whole until all of it was published");
-        assert!(published(&many, &mut state, false).is_empty());
+        assert!(published(&many, &mut state).is_empty());
     }
 }

@@ -31,7 +31,12 @@ impl Source for Home {
             kv::set_json(KNOWN, &found.known)?;
         }
         let polled = Polled::new(found.changes.iter().map(event).collect::<Result<_>>()?);
-        Ok(if found.more { polled.next_ms(0) } else { polled })
+        let every = config::get("every_seconds").and_then(|text| text.trim().parse::<u64>().ok());
+        Ok(match (found.more, every) {
+            (true, _) => polled.next_ms(0),
+            (false, Some(seconds)) => polled.next_ms(seconds.max(1).saturating_mul(1000)),
+            (false, None) => polled,
+        })
     }
 }
 

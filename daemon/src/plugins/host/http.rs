@@ -154,9 +154,11 @@ fn reaches(host: &Host, url: &Url, section: Option<&PluginSection>) -> bool {
             url.port() == usual
                 && name.strip_suffix(above.as_str()).is_some_and(|below| below.len() > 1 && below.ends_with('.'))
         }
-        Host::Setting(key) => {
-            let set = section.and_then(|section| section.settings.get(key)).and_then(|text| Url::parse(text).ok());
-            set.is_some_and(|set| {
+        Host::Setting(granted) => {
+            let set = section.into_iter().flat_map(|section| &section.settings);
+            let set =
+                set.filter(|(key, _)| Host::is_set_in(granted, key)).filter_map(|(_, text)| Url::parse(text).ok());
+            set.into_iter().any(|set| {
                 set.host().eq_ignore_ascii_case(&name) && set.port() == url.port() && set.is_tls() == url.is_tls()
             })
         }
@@ -199,11 +201,13 @@ mod tests {
 
     #[test]
     fn hosts_and_ports_are_held_to_the_grant() {
-        let settings = BTreeMap::from([("base".to_owned(), "http://Home.local:8123/api".to_owned())]);
+        let set = [("base", "http://Home.local:8123/api"), ("other", "not an address"), ("feed_1", "https://a.org/x")];
+        let settings: BTreeMap<_, _> = set.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let section =
             PluginSection { name: "a".to_owned(), bind: None, expect_every: None, settings, secrets: BTreeMap::new() };
         let exact = |host: &str| Host::Exact(host.to_owned());
         let (below, setting) = (Host::Below("example.org".to_owned()), Host::Setting("base".to_owned()));
+        let many = Host::Setting("feed_*".to_owned());
         for (host, url, wanted) in [
             (&exact("example.org"), "https://example.org/x", true),
             (&exact("example.org"), "https://EXAMPLE.org/x", true),
@@ -223,6 +227,10 @@ mod tests {
             (&setting, "https://home.local:8123/", false),
             (&setting, "http://home.local/", false),
             (&Host::Setting("none".to_owned()), "http://home.local:8123/", false),
+            (&Host::Setting("feed_".to_owned()), "https://a.org/", false),
+            (&many, "https://a.org/", true),
+            (&many, "http://a.org/", false),
+            (&many, "http://home.local:8123/", false),
         ] {
             let found = Url::parse(url).is_ok_and(|url| reaches(host, &url, Some(&section)));
             assert_eq!(found, wanted, "{host:?} {url}");
