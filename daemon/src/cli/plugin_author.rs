@@ -32,7 +32,7 @@ pub enum AuthorCommand {
     /// Make a key to sign packages with
     Keygen(keys::KeygenArgs),
     /// Build, install and load the plugin anew whenever one of its files is saved
-    Dev(FolderArgs),
+    Dev(dev::DevArgs),
 }
 
 /// Makes a folder.
@@ -68,10 +68,11 @@ enum Language {
 #[command(after_help = "\
 Examples:
   aman plugin build
-  aman plugin dev ~/plugins/weather
+  aman plugin build ~/plugins/weather
 
-Rust is built with cargo for wasm32-wasip2, JavaScript by npm (componentize-js), Python by pip (componentize-py); what is
-missing is fetched into the folder or, for Rust, added by rustup. `dev` installs without asking: it is for your own code.")]
+Rust is built with cargo for wasm32-wasip2, JavaScript by the script `build` of package.json (componentize-js), Python by
+componentize-py. What is missing is fetched: by rustup for Rust, else by npm or pip into the folder, again when package.json
+or requirements.txt change. A componentize-js or componentize-py in PATH serves where nothing else is wanted.")]
 pub struct FolderArgs {
     /// The folder with plugin.toml
     #[arg(default_value = ".")]
@@ -125,7 +126,7 @@ pub async fn run(context: &mut Context, command: AuthorCommand) -> Result<(), Fa
         AuthorCommand::Pack(args) => pack(context, &args),
         AuthorCommand::Sign(args) => sign(context, &args),
         AuthorCommand::Keygen(args) => keys::generate(context, &args),
-        AuthorCommand::Dev(args) => dev::run(context, &args.folder).await,
+        AuthorCommand::Dev(args) => dev::run(context, &args).await,
     }
 }
 

@@ -12,6 +12,8 @@ use crate::package::pack::read_manifest;
 
 /// The target whose output is a component already.
 const TARGET: &str = "wasm32-wasip2";
+/// In a folder of tools: the list that they were installed from.
+const NOTE: &str = ".aman-installed";
 
 /// What came of it.
 pub struct Built {
@@ -107,29 +109,57 @@ fn component_of(line: &str) -> Option<PathBuf> {
     files.iter().filter_map(Value::as_str).find(|file| file.ends_with(".wasm")).map(PathBuf::from)
 }
 
-/// Runs the script `build` of package.json, after its tools are there.
+/// Whether what `list` asks for was installed into `folder`, as [`installed`] noted.
+fn is_installed(folder: &Path, list: &str) -> bool {
+    fs::read_to_string(folder.join(NOTE)).is_ok_and(|note| note == list)
+}
+
+/// Notes that all of `list` was installed into `folder`.
+fn installed(folder: &Path, list: &str) -> Result<(), Failure> {
+    let path = folder.join(NOTE);
+    fs::write(&path, list).map_err(|error| Failure::Failed(format!("{} cannot be written: {error}.", path.display())))
+}
+
+fn list_of(path: &Path) -> Result<String, Failure> {
+    fs::read_to_string(path).map_err(|error| Failure::Failed(format!("{} cannot be read: {error}.", path.display())))
+}
+
+/// Runs the script `build` of package.json, after what it names is there.
 fn javascript(folder: &Path) -> Result<(), Failure> {
     let missing = "Node.js with npm is needed; on Debian: apt install nodejs npm.";
-    let installed = folder.join("node_modules/.bin/componentize-js").exists() || answers("componentize-js");
-    if !installed {
+    let (list, modules) = (list_of(&folder.join("package.json"))?, folder.join("node_modules"));
+    let is_there = |name: &String| name == "@bytecodealliance/componentize-js" && answers("componentize-js");
+    if !is_installed(&modules, &list) && !dependencies(&list).iter().all(is_there) {
         finish(tool(folder, "npm", &["install", "--no-audit", "--no-fund", "--ignore-scripts"]), missing)?;
+        installed(&modules, &list)?;
     }
     finish(tool(folder, "npm", &["run", "--silent", "build"]), missing)
 }
 
-/// Runs componentize-py over `app.py`, after it is there.
+/// What a `package.json` depends on.
+fn dependencies(list: &str) -> Vec<String> {
+    let package: Value = serde_json::from_str(list).unwrap_or_default();
+    let of =
+        |key: &str| package[key].as_object().into_iter().flat_map(|group| group.keys().cloned()).collect::<Vec<_>>();
+    [of("dependencies"), of("devDependencies")].concat()
+}
+
+/// Runs componentize-py over `app.py`, after what requirements.txt names is there.
 fn python(folder: &Path, component: &str) -> Result<(), Failure> {
     let missing = "Python 3.10 or newer with venv is needed; on Debian: apt install python3-venv.";
-    let own = Path::new(".venv/bin/componentize-py");
-    let program = if folder.join(own).exists() {
-        std::path::absolute(folder.join(own)).unwrap_or_else(|_| own.to_owned())
-    } else if answers("componentize-py") {
+    let (list, venv) = (list_of(&folder.join("requirements.txt"))?, folder.join(".venv"));
+    let only_the_tool = list.split_whitespace().all(|word| word.starts_with("componentize-py"));
+    let program = if !is_installed(&venv, &list) && only_the_tool && answers("componentize-py") {
         PathBuf::from("componentize-py")
     } else {
-        finish(tool(folder, "python3", &["-m", "venv", ".venv"]), missing)?;
-        let pip = std::path::absolute(folder.join(".venv/bin/pip")).unwrap_or_default();
-        finish(tool(folder, pip, &["install", "--quiet", "--requirement", "requirements.txt"]), missing)?;
-        std::path::absolute(folder.join(own)).unwrap_or_else(|_| own.to_owned())
+        let inside = |name: &str| std::path::absolute(venv.join("bin").join(name)).unwrap_or_default();
+        if !is_installed(&venv, &list) {
+            finish(tool(folder, "python3", &["-m", "venv", ".venv"]), missing)?;
+            let args = ["install", "--quiet", "--disable-pip-version-check", "--requirement", "requirements.txt"];
+            finish(tool(folder, inside("pip"), &args), missing)?;
+            installed(&venv, &list)?;
+        }
+        inside("componentize-py")
     };
     let args = ["-d", "wit", "-w", "plugin", "componentize", "--stub-wasi", "app", "-o", component];
     finish(tool(folder, program, &args), missing)
@@ -140,4 +170,18 @@ fn copy(made: &Path, component: &Path) -> Result<(), Failure> {
     let making = component.with_extension("wasm.new");
     let copied = fs::copy(made, &making).and_then(|_| fs::rename(&making, component));
     copied.map_err(|error| Failure::Failed(format!("{} cannot be written: {error}.", component.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_found() {
+        let list = "{\"dependencies\": {\"marked\": \"1\"}, \"devDependencies\": {\"@a/b\": \"0.23.0\"}}";
+        assert_eq!(dependencies(list), ["marked", "@a/b"]);
+        for list in ["{}", "", "{\"dependencies\": []}"] {
+            assert!(dependencies(list).is_empty(), "{list}");
+        }
+    }
 }

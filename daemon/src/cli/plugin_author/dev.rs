@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use clap::Args;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
@@ -14,7 +15,7 @@ use crate::cli::Context;
 use crate::cli::client::Call;
 use crate::cli::failure::Failure;
 use crate::cli::out::text;
-use crate::package::pack::Content;
+use crate::package::pack::{Content, read_manifest};
 
 /// Editors save in several steps: what follows a change within this time belongs to it.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -26,8 +27,30 @@ const FILES_MAX: usize = 10_000;
 /// When each of the author's files was written, and its size.
 type Seen = BTreeMap<PathBuf, (Option<SystemTime>, u64)>;
 
+/// Builds and installs at each save.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman plugin dev
+  aman plugin dev ~/plugins/weather --yes
+
+It builds as `aman plugin build` does. Each version takes the place of the one before as soon as it loads; one that does not
+build or load leaves that running. It may do what plugin.toml asks for as you save it, so that is for code of your own.")]
+pub struct DevArgs {
+    /// The folder with plugin.toml
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Do not ask first
+    #[arg(long, short)]
+    yes: bool,
+}
+
 /// Runs until it is ended.
-pub async fn run(context: &mut Context, folder: &Path) -> Result<(), Failure> {
+pub async fn run(context: &mut Context, args: &DevArgs) -> Result<(), Failure> {
+    let folder = args.folder.as_path();
+    let name = read_manifest(folder).map_err(|error| super::refused(&error))?.name;
+    let question = format!("Install {name} at each save, unsigned, and let it do all that its plugin.toml asks for?");
+    context.confirm(args.yes, &question)?;
     let (hint, mut hints) = mpsc::channel(1);
     let told = |error: notify::Error| Failure::Failed(format!("{} cannot be watched: {error}.", folder.display()));
     let mut watcher = notify::recommended_watcher(move |_| {
@@ -35,11 +58,12 @@ pub async fn run(context: &mut Context, folder: &Path) -> Result<(), Failure> {
         let _one_waits = hint.try_send(());
     })
     .map_err(told)?;
-    watch(&mut watcher, folder).map_err(told)?;
     loop {
+        // Before it looks: what is saved from now on gives a hint, or is seen.
+        watch(&mut watcher, folder).map_err(told)?;
         let seen = look(folder)?;
         match once(context, folder).await {
-            Ok(line) => context.out.line(&line)?,
+            Ok(()) => {}
             Err(failure @ Failure::PipeClosed) => return Err(failure),
             Err(failure) => context.out.complain(&format!("aman: {}", failure.message())),
         }
@@ -49,8 +73,9 @@ pub async fn run(context: &mut Context, folder: &Path) -> Result<(), Failure> {
                 return Ok(());
             }
             tokio::time::sleep(SETTLE).await;
+            // A new folder is a hint without a file; its files give hints only once it is watched.
+            watch(&mut watcher, folder).map_err(told)?;
         }
-        watch(&mut watcher, folder).map_err(told)?;
     }
 }
 
@@ -92,17 +117,19 @@ fn look(folder: &Path) -> Result<Seen, Failure> {
     Ok(seen)
 }
 
-/// Builds, packs and installs; says what became of it.
-async fn once(context: &mut Context, folder: &Path) -> Result<String, Failure> {
+/// Builds, packs and installs; says what became of it, and what it may do that it could not before.
+async fn once(context: &mut Context, folder: &Path) -> Result<(), Failure> {
     build::run(folder)?;
     let content = Content::read(folder).map_err(|error| super::refused(&error))?;
     let mut packed = Vec::new();
     content.write(&mut packed).map_err(|error| Failure::Failed(format!("The package cannot be made: {error}.")))?;
-    let call = Call::post("/plugin/install").body("application/gzip", packed);
+    let call = Call::post("/plugin/install").body("application/gzip", packed).lasting().header("x-aman-confirm", "yes");
     let call = ["approve", "allow_unsigned", "allow_downgrade"].iter().fold(call, |call, flag| call.query(flag, true));
-    let answer = context.call(call).await?.json()?;
-    let (name, version) = (&content.manifest.name, &content.manifest.version);
-    Ok(format!("Installed {name} {version}: {}.", text(&answer["status"])))
+    let Some(done) = context.answer(call).await? else { return Ok(()) };
+    let (name, version) = (text(&done["name"]), text(&done["version"]));
+    context.out.line(&format!("Installed {name} {version}: {}.", text(&done["status"])))?;
+    let added = done["added"].as_array().into_iter().flatten();
+    added.map(|grant| format!("  it may now {}", text(&grant["text"]))).try_for_each(|line| context.out.line(&line))
 }
 
 #[cfg(test)]

@@ -48,9 +48,9 @@ pub struct Signing {
 }
 
 impl Signing {
-    /// The key if one is named.
+    /// The key if one is named, or a password for the stock tool's own.
     pub fn key_if_asked(&self) -> Result<Option<SigningKey>, Failure> {
-        self.key.as_ref().map(|_| self.key()).transpose()
+        self.key.as_ref().or(self.password_file.as_ref()).map(|_| self.key()).transpose()
     }
 
     /// The key that is named, or the stock tool's own.
