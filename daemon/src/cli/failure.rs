@@ -128,6 +128,7 @@ fn advice(status: u16, code: &str) -> Option<&'static str> {
              folder (see --home). `aman doctor` checks it.",
         ),
         (403, "reserved_name" | "debug_disabled" | "exec_not_allowed") => None,
+        (403, "publisher_changed" | "unsigned_plugin" | "plugin_denied") => None,
         (403, _) => Some("The token may not do this; use the daemon's own token or one with a wider scope."),
         (409, "confirmation_required") => Some("Repeat it with --yes."),
         (409, "ambiguous_id") => Some("Say which one with --source."),

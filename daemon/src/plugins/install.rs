@@ -259,8 +259,9 @@ fn check_policy(package: &Package, known: Option<&Known>, asked: Asked) -> Resul
     if let Some(pinned) = pinned
         && key != Some(pinned)
     {
+        let given = if key.is_some() { "has the key of another publisher" } else { "is not signed" };
         let reason = format!(
-            "'{name}' was installed with packages of another publisher. If its publisher has a new key, uninstall it \
+            "'{name}' was installed with signed packages, and this one {given}. If its publisher has a new key, uninstall it \
              with its data (purge_data), then install this one."
         );
         return Err(Error::Forbidden { code: "publisher_changed", reason });
