@@ -314,7 +314,17 @@ async fn a_dropped_query_ends_and_gives_the_database_back() {
     drop(staging);
     let rows = api.sql_query(sql("SELECT count(*) FROM t", &[])).await.expect("a query");
     assert_eq!(rows.rows, [[SqlValue::Integer(0)]]);
-    services.purge_files("probe").expect("removed");
+    let put_back = {
+        let mut alone = services.alone_with("probe").await;
+        alone.put_aside().expect("it is there");
+        alone.put_back()
+    };
+    put_back.expect("it is there");
+    let rows = api.sql_query(sql("SELECT count(*) FROM t", &[])).await.expect("what was put back is whole");
+    assert_eq!(rows.rows, [[SqlValue::Integer(0)]]);
+    let mut alone = services.alone_with("probe").await;
+    alone.put_aside().expect("it is there");
+    alone.remove().expect("removed");
     assert!(std::fs::read_dir(folder.path().join("databases")).expect("it is there").next().is_none());
     daemon.stop().await;
 }

@@ -155,15 +155,18 @@ impl Cache {
         let unfinished = Unfinished { path: path.with_extension("new.tmp") };
         unfinished.remove();
         self.run_child(component, &unfinished.path).await?;
-        let file = File::open(&unfinished.path).map_err(|error| failed("opening the compiled code", error))?;
-        let (sha256, bytes) = digest(&file).map_err(|error| failed("reading the compiled code", error))?;
-        // What an engine of before made of the same component is of no use any more.
-        self.forget_but(&component_sha256, &unfinished.path);
-        std::fs::rename(&unfinished.path, &path).map_err(|error| failed("keeping the compiled code", error))?;
-        File::open(&self.folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|error| failed("keeping the compiled code", error))?;
-        Ok(Artifact { component_sha256, sha256, bytes })
+        let folder = self.folder.clone();
+        let kept = tokio::task::spawn_blocking(move || {
+            let file = File::open(&unfinished.path).map_err(|error| failed("opening the compiled code", error))?;
+            let (sha256, bytes) = digest(&file).map_err(|error| failed("reading the compiled code", error))?;
+            // What an engine of before made of the same component is of no use any more.
+            forget(&folder, |name, of| name.starts_with(&component_sha256) && of != unfinished.path);
+            std::fs::rename(&unfinished.path, &path)
+                .and_then(|()| File::open(&folder)?.sync_all())
+                .map_err(|error| failed("keeping the compiled code", error))?;
+            Ok(Artifact { component_sha256, sha256, bytes })
+        });
+        kept.await.unwrap_or_else(|error| Err(Fault::internal(format!("keeping the compiled code: {error}"))))
     }
 
     async fn run_child(&self, component: &[u8], output: &Path) -> Result<(), Fault> {
@@ -238,17 +241,22 @@ impl Cache {
 
     /// Removes the code of a component, for all engines; running plugins keep what they have.
     pub fn forget(&self, component_sha256: &str) {
-        self.forget_but(component_sha256, Path::new(""));
+        forget(&self.folder, |name, _| name.starts_with(component_sha256));
     }
 
-    fn forget_but(&self, component_sha256: &str, kept: &Path) {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(component_sha256) && entry.path() != kept {
-                // What stays is found again when the same component is compiled.
-                let _removed = std::fs::remove_file(entry.path());
-            }
-        }
+    /// Removes everything but the code of these components.
+    pub fn forget_all_but(&self, component_sha256s: &[String]) {
+        let is_of = |name: &str, sha256: &String| name.starts_with(sha256.as_str()) && name.ends_with(".code");
+        forget(&self.folder, |name, _| !component_sha256s.iter().any(|sha256| is_of(name, sha256)));
+    }
+}
+
+/// Removes the files of `folder` that are meant, by their name and path.
+fn forget(folder: &Path, is_meant: impl Fn(&str, &Path) -> bool) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| is_meant(&entry.file_name().to_string_lossy(), &entry.path())) {
+        // What stays is found again at the next start, or when the same component is compiled.
+        let _removed = std::fs::remove_file(entry.path());
     }
 }
 

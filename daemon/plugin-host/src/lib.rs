@@ -132,6 +132,11 @@ impl Host {
         Plugin::new(machine, common, pre.map_err(misfit)?, surface, setup.limits.clamped())
     }
 
+    /// Removes all compiled code but that of these components, named by their digests, and what a crash left; blocks.
+    pub fn forget_all_but(&self, component_sha256s: &[String]) {
+        self.cache.forget_all_but(component_sha256s);
+    }
+
     /// Removes the compiled code of a component; plugins that run go on.
     pub fn forget(&self, artifact: &Artifact) {
         self.cache.forget(&artifact.component_sha256);

@@ -1,6 +1,7 @@
 //! The routes of plugins: a request without credentials goes in, an answer without anything that is the daemon's own
 //! business comes out.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -91,6 +92,7 @@ impl App {
     /// Replaces the routes of plugins, all or none; with `is_trial` only says whether that would go.
     pub(super) fn mount(self: &Arc<App>, wanted: Vec<Wanted>, is_trial: bool) -> Result<(), Error> {
         let mut all = routes::core();
+        check_overlaps(&all, &wanted)?;
         all.extend(wanted.iter().map(|one| row(one.clone(), place(one))));
         let table = Table::new(all, Some(&self.front.table()))?;
         let offers = Offers::of(&wanted, &table)?;
@@ -100,6 +102,44 @@ impl App {
         }
         Ok(())
     }
+}
+
+/// Refuses routes that would take requests away from others, though their paths differ: from the daemon's own, where a
+/// route with fewer parameters comes first, and from other plugins, where what comes first would be nobody's decision.
+fn check_overlaps(core: &[Route], wanted: &[Wanted]) -> Result<(), Error> {
+    let paths: Vec<(String, &Wanted)> = wanted.iter().map(|wanted| (place(wanted), wanted)).collect();
+    let refuse = |path: &str, other: &str, owner: &str| {
+        let reason = format!("{path} cannot be served: it would take requests for {other}, which {owner} serves.");
+        Err(Error::conflict("already_exists", reason))
+    };
+    for (n, (path, wanted)) in paths.iter().enumerate() {
+        if let Some(own) = core.iter().find(|own| overlap(path, &own.path) == Some(Ordering::Greater)) {
+            return refuse(path, &own.path, "aman itself");
+        }
+        let before = paths[..n].iter().filter(|(other, owner)| owner.plugin != wanted.plugin && other != path);
+        if let Some((other, owner)) = before.into_iter().find(|(other, _)| overlap(path, other).is_some()) {
+            return refuse(path, other, &format!("the plugin '{}'", owner.plugin));
+        }
+    }
+    Ok(())
+}
+
+/// Whether some request fits both paths; greater = it goes to the first, since the table prefers what is written out.
+fn overlap(one: &str, other: &str) -> Option<Ordering> {
+    // How much a part takes: all that is left, anything, or one text.
+    let rank = |part: &str| if part.starts_with("{*") { 0 } else { 1 + i32::from(!part.starts_with('{')) };
+    let (mut ones, mut others) = (one.split('/'), other.split('/'));
+    let mut first = Ordering::Equal;
+    loop {
+        let (Some(one), Some(other)) = (ones.next(), others.next()) else { break };
+        first = first.then(rank(one).cmp(&rank(other)));
+        match (rank(one), rank(other)) {
+            (0, _) | (_, 0) => return Some(first),
+            (2, 2) if one != other => return None,
+            _ => {}
+        }
+    }
+    (one.split('/').count() == other.split('/').count()).then_some(first)
 }
 
 /// Answers a request to a plugin's route.
@@ -296,6 +336,24 @@ mod tests {
             "x-real-ip",
         ] {
             assert!(!may_say(kept), "{kept}");
+        }
+    }
+
+    #[test]
+    fn who_gets_a_request_that_fits_two_paths_is_known() {
+        for (one, other, wanted) in [
+            ("/a/b", "/a/b", Some(Ordering::Equal)),
+            ("/a/b", "/a/c", None),
+            ("/a/b", "/a/{x}", Some(Ordering::Greater)),
+            ("/a/{x}/c", "/a/b/{y}", Some(Ordering::Less)),
+            ("/a/{x}", "/a/{y}/c", None),
+            ("/a", "/a/{*rest}", None),
+            ("/a/b/c", "/a/{*rest}", Some(Ordering::Greater)),
+            ("/{*rest}", "/a/{x}", Some(Ordering::Less)),
+            ("/plugin/x/approve", "/plugin/{name}/approve", Some(Ordering::Greater)),
+        ] {
+            assert_eq!(overlap(one, other), wanted, "{one} {other}");
+            assert_eq!(overlap(other, one), wanted.map(Ordering::reverse), "{other} {one}");
         }
     }
 }

@@ -20,6 +20,8 @@ use crate::store::deliveries::{self, Ready};
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 /// The longest wait that a consumer may ask for itself, besides its policy's own.
 const ASKED_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// Deliveries of one step of giving up.
+const GIVEN_UP_AT_ONCE: i64 = 256;
 /// How long to wait at the least before what the store refused is tried again.
 const REFUSED_WAIT: Duration = Duration::from_millis(500);
 
@@ -81,6 +83,24 @@ impl Bus {
         false
     }
 
+    /// Gives up, in small steps, what came until `until_ms` and waits for a consumer that was removed for good or is away
+    /// for long: it would hold its events for ever, and meet whoever gets the name next. How many deliveries.
+    pub async fn give_up(&self, consumer: &str, until_ms: Millis) -> Result<i64, Error> {
+        let mut all = 0;
+        loop {
+            let name = consumer.to_owned();
+            let look = move |conn: &_| deliveries::open_of(conn, &name, until_ms, GIVEN_UP_AT_ONCE);
+            let open = self.store().read(look).await?;
+            if open.is_empty() {
+                return Ok(all);
+            }
+            let now_ms = self.clock().now_ms();
+            let given_up = self.store().write(move |tx| deliveries::give_up(tx, &open, now_ms)).await?;
+            self.inner.tell_ended();
+            all += given_up;
+        }
+    }
+
     /// Gives each entry a lane, or its lane the new entry. What waits for it begins, once the bus delivers.
     pub(super) async fn place_lanes(&self, entries: &[Arc<Entry>]) -> Result<(), Error> {
         let known = |entry: &Entry| self.inner.lanes.lock().is_ok_and(|lanes| lanes.contains_key(&entry.id));
@@ -134,6 +154,7 @@ pub(super) async fn attempt(bus: &Bus, entry: &Arc<Entry>, ready: Ready) -> Sett
         },
         Ran::Outcome(Outcome::Reject(failure)) => settle::die(bus, entry, &ready, Reason::Rejected, failure).await,
         Ran::Outcome(Outcome::Retry(failure, after)) => failed(bus, entry, &ready, failure, after).await,
+        Ran::Outcome(Outcome::Postponed(wait)) => settle::postpone(bus, &ready, wait).await,
         // Not settled: the next start recovers it as cut off.
         Ran::Aborted => Settled::Ended,
     }
@@ -177,6 +198,9 @@ async fn run(inner: &Inner, entry: &Arc<Entry>, ready: &Ready, number: u32) -> R
     cancel.cancel();
     let late = tokio::time::timeout(CANCEL_GRACE, &mut task).await;
     task.abort();
+    if let Ok(Ok(postponed @ Outcome::Postponed(_))) = late {
+        return Ran::Outcome(postponed);
+    }
     if !timed_out {
         // What ended in the last moment has ended; anything else was cut off, and the next start takes it up.
         return match late {

@@ -110,4 +110,6 @@ pub enum Outcome {
     Retry(Failure, Option<Duration>),
     /// It failed and cannot work: dead letter at once.
     Reject(Failure),
+    /// It did not begin, because the consumer is away: it is tried again after this time, and counts as no attempt.
+    Postponed(Duration),
 }

@@ -97,7 +97,7 @@ fn evaluate(entry: &Entry, event: &Event, value: &Value, stored: bool) -> Consid
         _ if stored => Decision { rule: entry.rule_ids[rules[0]], reason: Reason::AddedLater, error: None },
         Standing::Disabled => Decision { rule: entry.rule_ids[rules[0]], reason: Reason::Disabled, error: None },
         Standing::Untrusted => Decision { rule: entry.rule_ids[rules[0]], reason: Reason::Untrusted, error: None },
-        Standing::Active => entry.decide(rules.into_iter(), &mut || event.to_json()),
+        Standing::Active | Standing::Paused => entry.decide(rules.into_iter(), &mut || event.to_json()),
     };
     let rule = entry.rule_ids.iter().position(|id| *id == decision.rule).map(|r| &entry.spec.rules[r]);
     let condition = rule.and_then(|rule| rule.condition.as_ref()).map_or("", |c| c.source());

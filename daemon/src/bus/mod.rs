@@ -52,10 +52,19 @@ pub struct Rule {
 pub enum Standing {
     /// It gets what matches.
     Active,
+    /// Switched off for a while: what matches waits for it.
+    Paused,
     /// Switched off by the operator.
     Disabled,
     /// Its content is not trusted (yet).
     Untrusted,
+}
+
+impl Standing {
+    /// Whether a delivery is made of what matches.
+    pub fn takes(self) -> bool {
+        matches!(self, Standing::Active | Standing::Paused)
+    }
 }
 
 /// What the bus must know of a consumer.

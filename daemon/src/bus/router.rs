@@ -148,7 +148,7 @@ impl Router {
     pub fn needs_conditions(&self, candidates: &Candidates) -> bool {
         candidates.places.iter().any(|&(n, r)| {
             let entry = &self.entries[n];
-            entry.spec.standing == Standing::Active && entry.spec.rules[r].condition.is_some()
+            entry.spec.standing.takes() && entry.spec.rules[r].condition.is_some()
         })
     }
 
@@ -161,7 +161,7 @@ impl Router {
             let decision = match entry.spec.standing {
                 Standing::Disabled => entry.decision(group[0].1, Reason::Disabled, None),
                 Standing::Untrusted => entry.decision(group[0].1, Reason::Untrusted, None),
-                Standing::Active => {
+                Standing::Active | Standing::Paused => {
                     entry.decide(group.iter().map(|place| place.1), &mut || bytes.get_or_insert_with(&mut json).clone())
                 }
             };

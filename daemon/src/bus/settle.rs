@@ -203,6 +203,15 @@ pub(super) async fn wait(bus: &Bus, ready: &Ready, wait: Duration, failure: Fail
     stored.await.map_or(Settled::Ended, Settled::Waits)
 }
 
+/// Lets a delivery wait whose attempt did not begin.
+pub(super) async fn postpone(bus: &Bus, ready: &Ready, wait: Duration) -> Settled {
+    let (id, attempt) = (ready.id, ready.attempt);
+    let wait_ms = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    let next_ms = bus.clock().now_ms().saturating_add(wait_ms);
+    until_stored(bus, || move |tx: &mut Tx<'_>| deliveries::wait(tx, id, attempt, next_ms)).await;
+    Settled::Waits(next_ms)
+}
+
 impl Ending {
     fn bare(id: DeliveryId, status: Status, attempt: u32) -> Ending {
         Ending {

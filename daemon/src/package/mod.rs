@@ -41,6 +41,8 @@ pub const SIGNATURE: &str = "SHA256SUMS.minisig";
 pub const MANIFEST: &str = "plugin.toml";
 /// Bytes of the manifest, of the digests, of a signature and of a tool's schema.
 const TEXT_MAX: u64 = 256 << 10;
+/// Bytes of a file below `ui/`: anyone may ask for it, and it is in memory while it is sent.
+const UI_FILE_MAX: u64 = 4 << 20;
 /// Names that `/plugin/…` needs for itself.
 const RESERVED: [&str; 1] = ["install"];
 /// How a WebAssembly component and how a core module begin: the magic, then version and layer.
@@ -97,6 +99,9 @@ impl Package {
         let manifest = Manifest::parse(&manifest_text)?;
         let signed_by = signed_by(manifest.publisher.as_deref(), &sums, signature.as_deref())?;
         let component_sha256 = check_component(&manifest, &files, folder)?;
+        if let Some((name, _)) = files.iter().find(|(name, file)| name.starts_with("ui/") && file.size > UI_FILE_MAX) {
+            return Err(Error::invalid_as(FAULT, name.clone(), format!("has more than {} MiB.", UI_FILE_MAX >> 20)));
+        }
         for page in &manifest.pages {
             if !files.contains_key(&page.path) {
                 return Err(Error::invalid_as(FAULT, page.path.clone(), "is named by plugin.toml and missing."));

@@ -2,17 +2,22 @@
 //! with its audit row, and then put in force; what can fail is tried before.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use super::install::{remove, take};
-use super::{Known, Plugins, Running, Version, host, polls, running_of};
+use super::install::{blocking, remove, take};
+use super::{Known, Plugins, Running, Version, consumer, host, polls, running_of};
 use crate::bus::StateWrite;
+use crate::clock::Millis;
 use crate::error::Error;
 use crate::package::Manifest;
+use crate::store::Tx;
 use crate::store::plugins as records;
 
+/// How long to wait at the least before what the store refused is tried again.
+const REFUSED_WAIT: Duration = Duration::from_millis(500);
+
 /// What the audit log gets to know of a change of versions.
-pub type AuditVersions =
-    Box<dyn FnOnce(&mut crate::store::Tx<'_>, Option<String>, Option<String>) -> Result<(), Error> + Send>;
+pub type AuditVersions = Box<dyn FnOnce(&mut Tx<'_>, Option<String>, Option<String>) -> Result<(), Error> + Send>;
 
 impl Plugins {
     fn there(&self, name: &str) -> Result<Known, Error> {
@@ -53,6 +58,8 @@ impl Plugins {
         let mut record = self.stamped(known);
         let before = record.digest.clone();
         take(&mut record, to.clone(), &manifest.grants())?;
+        // Going back says nothing of what waits for consent.
+        record.pending = known.record.pending.clone().filter(|pending| *pending != to);
         self.turn(record, None, Box::new(move |tx| audit(tx, before, Some(to)))).await
     }
 
@@ -91,20 +98,55 @@ impl Plugins {
         let mut record = self.stamped(&known);
         (record.digest, record.previous, record.pending) = (None, None, None);
         "[]".clone_into(&mut record.granted);
-        if !purge {
-            return self.turn(record, None, audit).await;
+        if purge {
+            self.purge(known, audit).await?;
+        } else {
+            self.turn(record, None, audit).await?;
         }
-        let gone = name.to_owned();
-        let state: StateWrite = Box::new(move |tx| {
+        // What waited for it would hold its events for ever, and meet whoever gets the name next.
+        let given_up = self.inner.ground.bus.give_up(&consumer::name(name), Millis::MAX).await;
+        if let Ok(waiting @ 1..) = given_up {
+            tracing::warn!(plugin = name, waiting, "Events that waited for a plugin were given up with it.");
+        }
+        given_up.map(drop)
+    }
+
+    /// Removes a plugin with all its data: one transaction once nobody works with them any more, and its files around it.
+    async fn purge(&self, known: Known, audit: StateWrite) -> Result<(), Error> {
+        let name = known.record.name.clone();
+        self.show(Known { running: None, ..known.clone() }).await;
+        if let Some(old) = &known.running {
+            old.cut.cancel();
+            old.close().await;
+        }
+        let mut alone = self.inner.ground.services.alone_with(&name).await;
+        let (put_aside, alone) = blocking(move || Ok((alone.put_aside(), alone))).await?;
+        let gone = name.clone();
+        let state = move |tx: &mut Tx<'_>| {
             records::forget(tx, &gone)?;
             host::purge_rows(tx, &gone)?;
             audit(tx)
-        });
-        self.put_in_force(record, None, None, state, true).await?;
-        self.inner.known.write().unwrap_or_else(PoisonError::into_inner).remove(name);
-        let (services, name) = (self.inner.ground.services.clone(), name.to_owned());
-        let purged = tokio::task::spawn_blocking(move || services.purge_files(&name)).await;
-        purged.map_err(Error::internal("removing a plugin's data"))?
+        };
+        let purged = match put_aside {
+            Ok(()) => self.inner.ground.bus.store().write(state).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = purged {
+            let (put_back, _alone) = blocking(move || Ok((alone.put_back(), alone))).await?;
+            let running = running_of(&self.inner.ground, &known, None);
+            self.show(Known { running: running.clone(), ..known }).await;
+            running.iter().for_each(|running| polls::start(running, &self.inner.ground.bus));
+            return put_back.and(Err(error));
+        }
+        self.inner.known.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        self.inner.ground.bus.unregister(&[consumer::name(&name)]);
+        let (removed, _alone) = blocking(move || Ok((alone.remove(), alone))).await?;
+        if let Err(error) = removed {
+            // It is out of everybody's way; the next start tries again.
+            tracing::warn!(plugin = name, error = error.chain().join(": "), "A plugin's database was not removed.");
+        }
+        self.sweep(known.versions).await;
+        Ok(())
     }
 
     /// Tries what the record wants to run, records it with its audit row, and puts it in force.
@@ -133,7 +175,7 @@ impl Plugins {
             }
             audit(tx)
         });
-        self.put_in_force(record, Some(next.versions), running, state, false).await
+        self.put_in_force(Known { record, versions: next.versions, running }, state).await
     }
 
     /// What is to run: the same as now, or another version that was loaded and has begun well.
@@ -156,61 +198,79 @@ impl Plugins {
         Ok(Some(running))
     }
 
-    async fn put_in_force(
-        &self,
-        record: records::Plugin,
-        versions: Option<Vec<Version>>,
-        running: Option<Arc<Running>>,
-        state: StateWrite,
-        is_gone: bool,
-    ) -> Result<(), Error> {
+    /// Records a change and puts it in force. An error means that nothing was changed: once it is recorded, it holds.
+    async fn put_in_force(&self, next: Known, state: StateWrite) -> Result<(), Error> {
         let inner = &self.inner;
         inner.ground.bus.store().write(move |tx| state(tx)).await?;
-        let name = record.name.clone();
-        let before = inner.known(&name);
+        let before = inner.known(&next.record.name).and_then(|known| known.running);
+        let record = &next.record;
         let named = [&record.digest, &record.previous, &record.pending];
-        let known = before.as_ref().map(|known| known.versions.clone()).unwrap_or_default();
-        let (kept, gone): (Vec<Version>, Vec<Version>) = versions
-            .unwrap_or(known)
-            .into_iter()
-            .partition(|version| named.iter().any(|digest| digest.as_ref() == Some(&version.row.digest)));
-        let now = Known { record, versions: kept, running: running.clone() };
-        inner.known.write().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), now.clone());
-        match self.consumer(&now) {
-            Some(consumer) => inner.ground.bus.register(vec![consumer]).await?,
-            None => inner.ground.bus.unregister(&[format!("plugin/{name}")]),
-        }
-        inner.mount()?;
-        let old = before.and_then(|known| known.running);
-        let is_same = old.as_ref().zip(running.as_ref()).is_some_and(|(old, new)| Arc::ptr_eq(old, new));
+        let is_named = |version: &Version| named.iter().any(|digest| digest.as_ref() == Some(&version.row.digest));
+        let (versions, gone): (Vec<Version>, Vec<Version>) = next.versions.iter().cloned().partition(is_named);
+        let running = next.running.clone();
+        self.show(Known { versions, ..next }).await;
+        let is_same = before.as_ref().zip(running.as_ref()).is_some_and(|(old, new)| Arc::ptr_eq(old, new));
         if !is_same {
             if let Some(running) = &running {
                 polls::start(running, &inner.ground.bus);
             }
-            if let Some(old) = old {
+            if let Some(old) = before {
                 if running.is_none() {
                     old.cut.cancel();
                 }
-                let closing = async move { old.close().await };
-                // Data are removed only once nobody uses them; else nobody waits for the calls that run.
-                if is_gone { closing.await } else { drop(tokio::spawn(closing)) }
+                // Nobody waits for the calls that run.
+                drop(tokio::spawn(async move { old.close().await }));
             }
         }
         self.sweep(gone).await;
         Ok(())
     }
 
+    /// Lets callers, the bus and HTTP see what a plugin is now. What the disk refuses is tried until it takes it.
+    async fn show(&self, now: Known) {
+        let (inner, name) = (&self.inner, now.record.name.clone());
+        inner.known.write().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), now.clone());
+        while let Err(error) = self.tell_bus(&now).await {
+            tracing::error!(plugin = name, error = error.chain().join(": "), "A plugin's rules are not in force yet.");
+            tokio::time::sleep(REFUSED_WAIT).await;
+            inner.ground.bus.store().until_writable().await;
+        }
+        if let Err(error) = inner.mount() {
+            tracing::error!(plugin = name, error = error.chain().join(": "), "A plugin's routes cannot be served.");
+        }
+    }
+
+    /// Has the events of plugins that do not run wait for them.
+    pub(super) async fn pause(&self, names: &[String]) {
+        let _alone = self.inner.changing.lock().await;
+        for known in names.iter().filter_map(|name| self.inner.known(name)) {
+            self.show(known).await;
+        }
+    }
+
+    async fn tell_bus(&self, now: &Known) -> Result<(), Error> {
+        let bus = &self.inner.ground.bus;
+        match self.consumer(now) {
+            Some(consumer) => bus.register(vec![consumer]).await,
+            None => {
+                bus.unregister(&[consumer::name(&now.record.name)]);
+                Ok(())
+            }
+        }
+    }
+
     /// Removes the files of versions that nothing names any more. Their code may still run; it is mapped.
     async fn sweep(&self, gone: Vec<Version>) {
-        let places: Vec<_> =
-            gone.iter().map(|version| self.inner.ground.place(&version.row.name, &version.row.digest)).collect();
-        gone.iter().for_each(|version| self.forget_code(&version.row));
-        let swept = tokio::task::spawn_blocking(move || {
-            for place in places {
+        let plugins = self.clone();
+        let swept = blocking(move || {
+            for version in gone {
+                plugins.forget_code(&version.row);
+                let place = plugins.inner.ground.place(&version.row.name, &version.row.digest);
                 remove(&place);
                 // Goes only when it is empty.
                 let _kept = place.parent().map(std::fs::remove_dir);
             }
+            Ok(())
         });
         if let Err(error) = swept.await {
             tracing::warn!(%error, "Files of old versions of a plugin were not removed.");

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use aman_plugin_host::{self as guest, Attribute};
 use serde_json::Value;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::host::{Begun, Ready, Work, trust_of};
 use super::running::{CallFault, Running};
 use super::{Inner, health};
 use crate::bus::{
     Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, Failure, Outcome, RetryPolicy, Rule, Standing,
+    StateWrite,
 };
 use crate::clock::rfc3339;
 use crate::event::{Data, Delivery, Event, Priority, Trust};
@@ -20,9 +22,16 @@ use crate::package::Manifest;
 const SLACK: Duration = Duration::from_secs(10);
 /// How often a delivery follows its plugin to a new version.
 const FOLLOWS_MAX: usize = 5;
+/// When a delivery that found no plugin is looked at again, unless the plugin comes back before.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// The name of a plugin's consumer.
+pub fn name(plugin: &str) -> String {
+    format!("plugin/{plugin}")
+}
 
 /// What the bus must know of a plugin; `None` when it wants no events.
-pub fn spec(manifest: &Manifest, enabled: bool) -> Option<ConsumerSpec> {
+pub fn spec(manifest: &Manifest, runs: bool) -> Option<ConsumerSpec> {
     if manifest.events.is_empty() {
         return None;
     }
@@ -36,7 +45,7 @@ pub fn spec(manifest: &Manifest, enabled: bool) -> Option<ConsumerSpec> {
     // One consumer has one lane: the strictest of its subscriptions decides.
     let narrowest = manifest.events.iter().map(|subscription| subscription.concurrency).min().unwrap_or(1);
     Some(ConsumerSpec {
-        name: format!("plugin/{}", manifest.name),
+        name: name(&manifest.name),
         kind: "plugin",
         rules: rules.collect(),
         concurrency: if narrowest <= 1 { Concurrency::Serial } else { Concurrency::Parallel(narrowest) },
@@ -44,7 +53,8 @@ pub fn spec(manifest: &Manifest, enabled: bool) -> Option<ConsumerSpec> {
         // A plugin that rests is waited for within the attempt, so that a rest costs no attempts.
         timeout: manifest.limits.time + manifest.limits.wait + health::REST_MAX + SLACK,
         trust: Trust::Plugin,
-        standing: if enabled { Standing::Active } else { Standing::Disabled },
+        // What matches while it is switched off waits for it.
+        standing: if runs { Standing::Active } else { Standing::Paused },
         acts_outside: !manifest.permissions.http.is_empty(),
     })
 }
@@ -62,13 +72,16 @@ impl Consumer for Events {
         Box::pin(async move {
             for _ in 0..FOLLOWS_MAX {
                 let Some(running) = self.plugins.upgrade().and_then(|plugins| plugins.running(&self.name)) else {
-                    return retry(format!("the plugin {} is switched off", self.name));
+                    return Outcome::Postponed(AWAY);
                 };
                 if running.rests().is_some() {
                     tokio::select! {
                         () = running.rested() => {}
-                        () = attempt.cancel.cancelled() => return retry("the plugin rests".to_owned()),
+                        () = attempt.cancel.cancelled() => return Outcome::Postponed(AWAY),
                         () = running.stop.cancelled() => {}
+                    }
+                    if running.is_ending() {
+                        return Outcome::Postponed(AWAY);
                     }
                     continue;
                 }
@@ -81,7 +94,7 @@ impl Consumer for Events {
                     Err(fault) => return retry(fault.text()),
                 }
             }
-            retry("the plugin is replaced again and again".to_owned())
+            Outcome::Postponed(AWAY)
         })
     }
 }
@@ -90,16 +103,24 @@ fn retry(why: String) -> Outcome {
     Outcome::Retry(Failure::new(why), None)
 }
 
-fn effects(ready: Ready) -> Outcome {
-    Outcome::Done(Effects { publish: ready.publish, state: ready.state, ..Effects::default() })
+/// The effects; `open` is held until they are written, so that nobody takes the plugin's data away before.
+fn effects(ready: Ready, open: TaskTrackerToken) -> Outcome {
+    let state = ready.state.map(|state| -> StateWrite {
+        Box::new(move |tx| {
+            let _open = open;
+            state(tx)
+        })
+    });
+    Outcome::Done(Effects { publish: ready.publish, state, ..Effects::default() })
 }
 
 /// One attempt.
 async fn handle(running: &Running, attempt: &Attempt) -> Result<Outcome, CallFault> {
+    let open = running.hold()?;
     let work = Work::Delivery { number: attempt.delivery, id: attempt.delivery_id.clone() };
     let staging = match running.api.begin(work).await {
         Ok(Begun::Fresh(staging)) => staging,
-        Ok(Begun::Settled(ready)) => return Ok(effects(ready)),
+        Ok(Begun::Settled(ready)) => return Ok(effects(ready, open)),
         Err(error) => return Ok(retry(error.chain().join(": "))),
     };
     let caller = running.caller(attempt.event.trace);
@@ -110,7 +131,7 @@ async fn handle(running: &Running, attempt: &Attempt) -> Result<Outcome, CallFau
     };
     Ok(match outcome {
         guest::Outcome::Done => match staging.commit(staged, None).await {
-            Ok(ready) => effects(ready),
+            Ok(ready) => effects(ready, open),
             Err(error) => retry(error.chain().join(": ")),
         },
         guest::Outcome::Retry(wanted) => {

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::running::{Running, version_of};
-use super::{Ground, Known, Plugins, Version, artifact_of};
+use super::{Ground, Known, Plugins, Version, artifact_of, consumer};
+use crate::clock::Millis;
 use crate::error::Error;
 use crate::id;
-use crate::package::{FAULT, Grant, Manifest, Package, Permissions};
+use crate::package::{FAULT, Grant, Manifest, Package, Permissions, Unpacked};
 use crate::store::Tx;
 use crate::store::plugins as records;
 
@@ -92,21 +93,27 @@ pub(super) fn remove(folder: &Path) {
 }
 
 /// Runs what touches the disk where it holds up nobody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(Error::internal("working on a plugin's files"))?
 }
 
-/// Removes what a crash left: staged packages, and versions that no record names.
-pub(super) async fn clean(ground: &Ground, known: &BTreeMap<String, Known>) {
-    let (folder, staging) = (ground.folder.clone(), ground.staging());
+/// Settles what a crash left: staged packages, versions and code that no record names, data that were being removed.
+pub(super) async fn clean(ground: &Arc<Ground>, known: &BTreeMap<String, Known>) {
+    let (ground, staging) = (Arc::clone(ground), ground.staging());
+    let names: Vec<String> = known.keys().cloned().collect();
+    let components = known.values().flat_map(|known| &known.versions);
+    let components: Vec<String> = components.map(|version| version.row.component_sha256.clone()).collect();
     let named: Vec<PathBuf> = known
         .values()
         .flat_map(|known| known.versions.iter().map(|version| ground.place(&known.record.name, &version.row.digest)))
         .collect();
     let cleaned = blocking(move || {
         remove(&staging);
+        ground.host.forget_all_but(&components);
         let children = |folder: &Path| fs::read_dir(folder).map(|read| read.flatten().collect()).unwrap_or_default();
-        let plugins: Vec<fs::DirEntry> = children(&folder);
+        let plugins: Vec<fs::DirEntry> = children(&ground.folder);
         for plugin in plugins.iter().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')) {
             let versions: Vec<fs::DirEntry> = children(&plugin.path());
             for version in versions.iter().map(fs::DirEntry::path).filter(|path| !named.contains(path)) {
@@ -116,7 +123,8 @@ pub(super) async fn clean(ground: &Ground, known: &BTreeMap<String, Known>) {
             // Goes only when it is empty.
             let _kept = fs::remove_dir(plugin.path());
         }
-        Ok(())
+        let is_kept = |plugin: &str| names.iter().any(|name| name == plugin);
+        ground.services.settle_files(is_kept).map_err(Error::internal("settling the removal of a plugin's data"))
     });
     if let Err(error) = cleaned.await {
         tracing::warn!(
@@ -129,23 +137,48 @@ pub(super) async fn clean(ground: &Ground, known: &BTreeMap<String, Known>) {
 impl Plugins {
     /// Installs a package, or a new version of what is there.
     pub async fn install(&self, packed: Bytes, asked: Asked, audit: Audit) -> Result<Installed, Error> {
-        let _alone = self.inner.changing.lock().await;
-        let ground = &self.inner.ground;
-        let staging = ground.staging().join(id::fresh());
-        let staged = Staged(staging.clone());
-        let package = blocking(move || {
-            fs::create_dir_all(&staging).map_err(Error::internal("making a folder for a package"))?;
-            Package::open(&packed[..], &staging)
+        // Others may change plugins while this one is compiled, which can take long.
+        let _installing = self.inner.installing.lock().await;
+        let staged = Staged(self.inner.ground.staging().join(id::fresh()));
+        let done = self.install_staged(packed, &staged.0, asked, audit).await;
+        blocking(move || {
+            drop(staged);
+            Ok(())
         })
         .await?;
-        let known = self.inner.known(&package.manifest.name);
-        check_policy(&package, known.as_ref(), asked)?;
+        done
+    }
+
+    async fn install_staged(
+        &self,
+        packed: Bytes,
+        staging: &Path,
+        asked: Asked,
+        audit: Audit,
+    ) -> Result<Installed, Error> {
+        let into = staging.to_owned();
+        let package = blocking(move || {
+            fs::create_dir_all(&into).map_err(Error::internal("making a folder for a package"))?;
+            Package::open(&packed[..], &into)
+        })
+        .await?;
+        check_policy(&package, self.inner.known(&package.manifest.name).as_ref(), asked)?;
         let artifact = self.compile(&package).await?;
+        let _alone = self.inner.changing.lock().await;
+        let known = self.inner.known(&package.manifest.name);
         let manifest = Arc::new(package.manifest.clone());
-        let row = version_of(&package, &artifact, ground.bus.clock().now_ms());
-        let done = self.decide(known, package, staged, manifest, row.clone(), asked, audit).await;
+        let row = version_of(&package, &artifact, self.inner.ground.bus.clock().now_ms());
+        let done = match check_policy(&package, known.as_ref(), asked) {
+            Ok(()) => self.decide(known, package, manifest, row.clone(), asked, audit).await,
+            Err(error) => Err(error),
+        };
         if done.is_err() || asked.dry_run {
-            self.forget_code(&row);
+            let plugins = self.clone();
+            blocking(move || {
+                plugins.forget_code(&row);
+                Ok(())
+            })
+            .await?;
         }
         done
     }
@@ -166,12 +199,10 @@ impl Plugins {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // the parts of one installation, each made by a step of it
     async fn decide(
         &self,
         known: Option<Known>,
         package: Package,
-        staged: Staged,
         manifest: Arc<Manifest>,
         row: records::Version,
         asked: Asked,
@@ -179,7 +210,7 @@ impl Plugins {
     ) -> Result<Installed, Error> {
         let ground = &self.inner.ground;
         let name = manifest.name.clone();
-        let tried = Running::new(ground, row.clone(), Arc::clone(&manifest), staged.0.clone());
+        let tried = Running::new(ground, row.clone(), Arc::clone(&manifest), package.folder.clone());
         let tried = Arc::new(tried);
         let checked = tried.check().await;
         tried.close().await;
@@ -217,11 +248,13 @@ impl Plugins {
         let begun = name.clone();
         ground.bus.store().write(move |tx| begin(tx, &begun)).await?;
         let place = ground.place(&name, &row.digest);
-        let is_new = known.as_ref().and_then(|known| known.version(Some(&row.digest))).is_none();
-        if is_new {
-            let (from, to) = (staged.0.clone(), place.clone());
-            blocking(move || move_to(&from, &to)).await?;
+        if !known.as_ref().is_some_and(Known::is_there) {
+            // What a crash left of who had the name before.
+            ground.bus.give_up(&consumer::name(&name), Millis::MAX).await?;
         }
+        let is_new = known.as_ref().and_then(|known| known.version(Some(&row.digest))).is_none();
+        let (from, to, files) = (package.folder, place.clone(), package.files);
+        blocking(move || if is_new || !is_whole(&to, &files) { move_to(&from, &to) } else { Ok(()) }).await?;
         let answer = installed.clone();
         let version = Version { row, manifest: Ok(manifest) };
         let turned = self.turn(record, Some(version), Box::new(move |tx| done(tx, &answer))).await;
@@ -236,12 +269,21 @@ impl Plugins {
     }
 }
 
+/// Whether everything of a package lies at its place as it was.
+fn is_whole(place: &Path, files: &BTreeMap<String, Unpacked>) -> bool {
+    files.iter().all(|(name, file)| {
+        let path = place.join(name);
+        fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == file.size)
+            && fs::read(&path).is_ok_and(|bytes| id::sha256_hex(&bytes) == file.sha256)
+    })
+}
+
 /// Moves a staged package to its place, durably.
 fn move_to(from: &Path, to: &Path) -> Result<(), Error> {
     let wrong = Error::internal::<std::io::Error>;
     let parent = to.parent().unwrap_or(to);
     fs::create_dir_all(parent).map_err(wrong("making a plugin's folder"))?;
-    // What an unfinished change left under this digest; a version that is recorded never comes here.
+    // What an unfinished change left under this digest, or what became of it since it was installed.
     remove(to);
     fs::rename(from, to).map_err(wrong("moving a package to its place"))?;
     for folder in [parent, parent.parent().unwrap_or(parent)] {
@@ -293,7 +335,7 @@ fn record_after(
     row: &records::Version,
     grants: &[Grant],
     may_run: bool,
-    now_ms: crate::clock::Millis,
+    now_ms: Millis,
 ) -> Result<records::Plugin, Error> {
     let before = known.map(|known| known.record.clone());
     let was_there = known.is_some_and(Known::is_there);

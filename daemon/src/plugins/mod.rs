@@ -139,6 +139,8 @@ pub struct Inner {
     ground: Arc<Ground>,
     /// Held while something is changed, so that changes follow each other.
     changing: tokio::sync::Mutex<()>,
+    /// Held while a package is unpacked and compiled, one at a time.
+    installing: tokio::sync::Mutex<()>,
     known: RwLock<BTreeMap<String, Known>>,
     mounter: OnceLock<Mounter>,
 }
@@ -229,6 +231,7 @@ impl Plugins {
         let inner = Inner {
             ground,
             changing: tokio::sync::Mutex::new(()),
+            installing: tokio::sync::Mutex::new(()),
             known: RwLock::new(known),
             mounter: OnceLock::new(),
         };
@@ -245,6 +248,7 @@ impl Plugins {
         if inner.mounter.set(mounter).is_err() {
             return;
         }
+        let mut left_out = Vec::new();
         while let Err(error) = inner.mount() {
             // One plugin's routes at a time, in the order of names: the first that clashes stays out.
             let reason = error.to_string();
@@ -254,7 +258,12 @@ impl Plugins {
             };
             tracing::error!(plugin = name, reason, "A plugin's routes clash with others; it is left out.");
             let mut known = inner.known.write().unwrap_or_else(PoisonError::into_inner);
+            left_out.push(name.clone());
             known.entry(name).and_modify(|known| known.running = None);
+        }
+        if !left_out.is_empty() {
+            let plugins = self.clone();
+            tokio::spawn(async move { plugins.pause(&left_out).await });
         }
         for known in inner.all() {
             if let Some(running) = &known.running {

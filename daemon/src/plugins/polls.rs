@@ -8,6 +8,7 @@ use aman_plugin_host::{self as guest, Words};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Plugins;
 use super::host::{Begun, Ready, Work};
@@ -276,6 +277,7 @@ async fn poll(running: &Running, bus: &Bus, polled: &Polled) -> Result<Duration,
         return Ok(left);
     }
     polled.now().last_poll_ms = Some(bus.clock().now_ms());
+    let open = running.hold().map_err(ended)?;
     let ready = match running.api.begin(Work::Poll { source: id.clone(), number: at.polls }).await? {
         Begun::Settled(ready) => ready,
         Begun::Fresh(staging) => {
@@ -300,7 +302,7 @@ async fn poll(running: &Running, bus: &Bus, polled: &Polled) -> Result<Duration,
         event_ms: if ready.publish.is_empty() { at.event_ms } else { Some(now_ms) },
     };
     let event_ms = cursor.event_ms;
-    let events = store(bus, name, id, ready, cursor).await?;
+    let events = store(bus, (name, id), ready, cursor, open).await?;
     let mut now = polled.now();
     (now.polls, now.events, now.last_event_ms) = (at.polls + 1, now.events + events, event_ms);
     Ok(next)
@@ -314,12 +316,19 @@ fn ended(fault: CallFault) -> Ended {
     }
 }
 
-/// Stores what a poll found, its changes and how far the source has come, in one transaction; the number of events that
-/// were new.
-async fn store(bus: &Bus, name: String, id: String, ready: Ready, cursor: Cursor) -> Result<u64, Error> {
+/// Stores what a poll of the source `id` of the plugin `name` found, its changes and how far the source has come, in one
+/// transaction, and holds `open` until then; the number of events that were new.
+async fn store(
+    bus: &Bus,
+    (name, id): (String, String),
+    ready: Ready,
+    cursor: Cursor,
+    open: TaskTrackerToken,
+) -> Result<u64, Error> {
     let origin = Origin { principal: format!("plugin/{name}"), trust: Trust::Plugin, internal: true };
     let own = ready.state;
     let state: StateWrite = Box::new(move |tx| {
+        let _open = open;
         if let Some(own) = own {
             own(tx)?;
         }

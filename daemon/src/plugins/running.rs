@@ -11,7 +11,7 @@ use aman_plugin_host::{
     Answer, Artifact, Caller, Event, Fault, Grants, Isolation, Limits, Outcome, Plugin, Request, Response, Setup,
     Staged, Stats,
 };
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,7 +20,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::health::{Health, Shown as ShownHealth};
 use super::host::{Api, Staging};
 use super::polls::Polled;
-use super::{Ground, tools};
+use super::{Ground, artifact_of, tools};
 use crate::error::Error;
 use crate::id::TraceId;
 use crate::package::{Manifest, Package};
@@ -73,6 +73,8 @@ pub struct Running {
     /// Ends the bodies that it streams: when it is switched off, and with the daemon.
     pub cut: CancellationToken,
     ground: Arc<Ground>,
+    /// Its compiled code, as it was compiled last.
+    code: ArcSwap<Artifact>,
     loaded: ArcSwapOption<Plugin>,
     loading: tokio::sync::Mutex<()>,
     closed: AtomicBool,
@@ -91,6 +93,7 @@ impl Running {
             stop: ground.ending.child_token(),
             cut: ground.ending.child_token(),
             ground: Arc::clone(ground),
+            code: ArcSwap::from_pointee(artifact_of(&version)),
             loaded: ArcSwapOption::empty(),
             loading: tokio::sync::Mutex::new(()),
             closed: AtomicBool::new(false),
@@ -145,12 +148,7 @@ impl Running {
 
     /// Loads the code; compiles it again when it was damaged, or belongs to another version of the daemon.
     async fn load(&self) -> Result<Plugin, Fault> {
-        let kept = Artifact {
-            component_sha256: self.version.component_sha256.clone(),
-            sha256: self.version.code_sha256.clone(),
-            bytes: self.version.code_bytes,
-        };
-        let reason = match self.load_code(kept).await {
+        let reason = match self.load_code(Artifact::clone(&self.code.load())).await {
             Err(Fault::Damaged { reason }) => reason,
             loaded => return loaded,
         };
@@ -159,14 +157,19 @@ impl Running {
         let path = self.folder.join(&self.manifest.component);
         let component =
             tokio::fs::read(&path).await.map_err(|error| internal(format!("{}: {error}", path.display())))?;
-        if aman_plugin_host::sha256_hex(&component) != self.version.component_sha256 {
+        let wanted = self.version.component_sha256.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            (aman_plugin_host::sha256_hex(&component) == wanted).then_some(component)
+        });
+        let Some(component) = checked.await.map_err(|error| internal(error.to_string()))? else {
             let reason = "its component is not the one that was installed; install the plugin again".to_owned();
             return Err(Fault::Refused { reason });
-        }
+        };
         let artifact = self.ground.host.compile(&component).await?;
         let (component, code, bytes) = (artifact.component_sha256.clone(), artifact.sha256.clone(), artifact.bytes);
         let stored = self.ground.bus.store().write(move |tx| records::set_code(tx, &component, &code, bytes)).await;
         stored.map_err(|error| internal(error.chain().join(": ")))?;
+        self.code.store(Arc::new(artifact.clone()));
         self.load_code(artifact).await
     }
 
@@ -182,7 +185,7 @@ impl Running {
         if self.closed.load(Ordering::Acquire) {
             return Err(CallFault::Closed);
         }
-        let plugin = self.load().await.map(Arc::new).map_err(|fault| self.health.note(fault))?;
+        let plugin = self.load().await.map(Arc::new).map_err(CallFault::Fault)?;
         self.loaded.store(Some(Arc::clone(&plugin)));
         Ok(plugin)
     }
@@ -222,14 +225,21 @@ impl Running {
         }
     }
 
+    /// Keeps the plugin from being closed until the token is dropped, unless it is closed already.
+    pub fn hold(&self) -> Result<TaskTrackerToken, CallFault> {
+        let token = self.calls.token();
+        if self.closed.load(Ordering::Acquire) { Err(CallFault::Closed) } else { Ok(token) }
+    }
+
     /// Lets a call in, unless the plugin rests or is closed. It is not closed before the token is dropped.
     async fn enter(&self) -> Result<(Arc<Plugin>, TaskTrackerToken), CallFault> {
-        let token = self.calls.token();
-        if self.closed.load(Ordering::Acquire) {
-            return Err(CallFault::Closed);
-        }
+        let token = self.hold()?;
         self.health.admit().map_err(CallFault::Resting)?;
-        Ok((self.plugin().await?, token))
+        let plugin = self.plugin().await.map_err(|fault| match fault {
+            CallFault::Fault(fault) => self.health.note(fault),
+            fault => fault,
+        });
+        Ok((plugin?, token))
     }
 
     /// Hands on what a call came to; a fault is counted, and may send the plugin to rest.
@@ -319,6 +329,11 @@ impl Running {
     /// Ends its rest before its time.
     pub fn end_rest(&self) {
         self.health.end_rest();
+    }
+
+    /// Whether the daemon ends.
+    pub fn is_ending(&self) -> bool {
+        self.ground.ending.is_cancelled()
     }
 
     /// Counts of the code that is loaded; none when it is not.

@@ -6,7 +6,7 @@ use std::fs;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::running::Running;
+use super::running::{CallFault, Running};
 use super::serve::{Kind, Refusal};
 use super::{Caller, Plugins};
 use crate::error::Error;
@@ -85,15 +85,22 @@ impl Plugins {
         dry_run: bool,
     ) -> Result<Result<Value, Refusal>, Error> {
         let offers = |running: &Running| running.manifest.tools.iter().any(|tool| tool.name == name);
-        let mut all = self.inner.all().into_iter().filter_map(|known| known.running);
-        let Some(running) = all.find(|running| offers(running)) else { return Err(Error::not_found("tool", name)) };
+        let offered = || self.inner.all().into_iter().filter_map(|known| known.running).find(|running| offers(running));
+        let Some(running) = offered() else { return Err(Error::not_found("tool", name)) };
         let schemas = running.schemas().await?;
         let schema = schemas.get(name).ok_or_else(|| Error::not_found("tool", name))?;
         schema.check("input", &format!("the schema of {name}"), input)?;
         if dry_run {
             return Ok(Ok(Value::Null));
         }
-        Ok(match running.tool(caller, name, input.to_string()).await {
+        let mut called = running.tool(caller.clone(), name, input.to_string()).await;
+        if matches!(called, Err(CallFault::Closed))
+            && let Some(running) = offered()
+        {
+            // Another version took its place; the old one has not seen the call.
+            called = running.tool(caller, name, input.to_string()).await;
+        }
+        Ok(match called {
             Err(fault) => Err(Refusal::of_fault(&fault)),
             Ok(Err(said)) => Err(Refusal::of_words(&said)),
             Ok(Ok(text)) if text.trim().is_empty() => Ok(Value::Null),

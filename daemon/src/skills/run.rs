@@ -287,6 +287,7 @@ mod tests {
                 Outcome::Done(_) => ("done", None),
                 Outcome::Retry(failure, _) => ("retry", Some(failure)),
                 Outcome::Reject(failure) => ("reject", Some(failure)),
+                Outcome::Postponed(_) => ("postponed", None),
             };
             assert_eq!(end, expected, "{exit:?}");
             let said = failure.as_ref().map(|failure| failure.chain[0].clone()).unwrap_or_default();

@@ -57,7 +57,7 @@ impl Stats {
         }
         counts.durations.push_back(took);
         let failure: Option<&Failure> = match outcome {
-            Outcome::Done(_) => None,
+            Outcome::Done(_) | Outcome::Postponed(_) => None,
             Outcome::Retry(failure, _) | Outcome::Reject(failure) => Some(failure),
         };
         if let Some(failure) = failure {

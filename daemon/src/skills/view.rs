@@ -161,7 +161,7 @@ pub(super) fn show(skill: &Arc<Skill>, probed: Option<&Enforced>) -> Shown {
         trusted: skill.trusted,
         standing: match skill.standing() {
             Standing::Active => "active",
-            Standing::Disabled => "disabled",
+            Standing::Disabled | Standing::Paused => "disabled",
             Standing::Untrusted => "untrusted",
         },
         reason: skill.reason(),

@@ -108,6 +108,15 @@ pub fn resolve(tx: &Tx<'_>, id: DeliveryId) -> Result<(), Error> {
         .map_err(unwritten)
 }
 
+/// Notes that a delivery that had been a dead letter was given up before it ended.
+pub fn give_up(tx: &Tx<'_>, id: DeliveryId) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached("UPDATE dead_letter SET state = 3 WHERE delivery = ?1 AND state = 1")
+        .and_then(|mut s| s.execute([id.0]))
+        .map(|_| ())
+        .map_err(unwritten)
+}
+
 /// Opens the delivery again and marks its letter as retrying. Fails when there is no such letter or it is no longer dead.
 pub fn retry(tx: &mut Tx<'_>, id: DeliveryId, note: Option<&str>) -> Result<Letter, Error> {
     let letter = find_dead(tx.conn, tx.ids(), id)?;

@@ -30,7 +30,7 @@ pub enum Status {
     Expired,
     /// Given up: a dead letter.
     Dead,
-    /// A dead letter that the operator threw away.
+    /// Given up by the operator: a dead letter that was thrown away, or what waited for a consumer that was removed.
     Discarded,
 }
 
@@ -303,6 +303,33 @@ pub fn wait(tx: &Tx<'_>, id: DeliveryId, attempt: u32, next_ms: Millis) -> Resul
         .and_then(|mut s| s.execute(params![id.0, attempt, next_ms]))
         .map(|changed| changed == 1)
         .map_err(unwritten)
+}
+
+/// At most `limit` open deliveries of a consumer whose events came until `until_ms`, with their attempts.
+pub fn open_of(
+    conn: &Connection,
+    consumer: &str,
+    until_ms: Millis,
+    limit: i64,
+) -> Result<Vec<(DeliveryId, u32)>, Error> {
+    conn.prepare_cached(
+        "SELECT d.id, d.attempt FROM delivery d JOIN event e ON e.sequence = d.event \
+         WHERE d.consumer = (SELECT id FROM consumer WHERE name = ?1) AND d.status < 3 AND e.received_ms <= ?2 LIMIT ?3",
+    )
+    .and_then(|mut s| {
+        s.query_map(params![consumer, until_ms, limit], |row| Ok((DeliveryId(row.get(0)?), row.get(1)?)))?.collect()
+    })
+    .map_err(unread)
+}
+
+/// Ends open deliveries without an attempt; how many were still open.
+pub fn give_up(tx: &mut Tx<'_>, open: &[(DeliveryId, u32)], now_ms: Millis) -> Result<i64, Error> {
+    let mut given_up = 0;
+    for (id, attempt) in open {
+        given_up += i64::from(end(tx, *id, Status::Discarded, *attempt, now_ms, None)?);
+        super::dead_letters::give_up(tx, *id)?;
+    }
+    Ok(given_up)
 }
 
 /// Opens an ended delivery again for a whole new round of attempts.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Recorder, Upkeep, millis};
+use crate::bus::Standing;
 use crate::clock::Millis;
 use crate::config::Retention;
 use crate::error::Error;
@@ -165,6 +166,7 @@ impl<'a> Run<'a> {
             }
         }
         if let Some(age) = millis(self.policy.max_age) {
+            self.give_up(self.now_ms.saturating_sub(age)).await?;
             self.events(Some(self.now_ms.saturating_sub(age))).await?;
         }
         if self.too_large(self.policy.max_size).await? {
@@ -211,6 +213,19 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
         }
+    }
+
+    /// Ends what has waited for consumers that are away for as long as events are kept, so that it holds them no longer.
+    async fn give_up(&self, until_ms: Millis) -> Result<(), Error> {
+        let bus = &self.upkeep.inner.bus;
+        for entry in bus.router().entries().iter().filter(|entry| entry.spec.standing == Standing::Paused) {
+            let events = bus.give_up(&entry.spec.name, until_ms).await?;
+            if events > 0 {
+                let consumer = &entry.spec.name;
+                tracing::warn!(consumer, events, "Events waited for a consumer that is away for too long: given up.");
+            }
+        }
+        Ok(())
     }
 
     async fn too_large(&self, limit: u64) -> Result<bool, Error> {

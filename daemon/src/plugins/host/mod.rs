@@ -21,7 +21,7 @@ use aman_plugin_host::{
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::RwLock;
+use tokio::sync::{OwnedMutexGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::bus::{Bus, Origin, Publish};
 use crate::config::plugins::PluginSection;
@@ -38,6 +38,9 @@ pub use staging::{Begun, Ready, Staging, Work};
 
 use convert::{change_of, refusal};
 use metrics::Metrics;
+
+/// The end of the name of a private database whose plugin is being removed.
+const ASIDE: &str = ".gone";
 
 /// What the host functions of all plugins work with; cheap to clone.
 #[derive(Clone)]
@@ -94,22 +97,30 @@ impl Services {
         self.inner.metrics.write(out);
     }
 
-    /// Removes the private database and the metrics of a plugin that does not run any more; blocks.
-    pub fn purge_files(&self, plugin: &str) -> Result<(), Error> {
-        self.inner.metrics.forget(plugin);
+    /// Waits until nobody works with the data of a plugin, and keeps it so.
+    pub async fn alone_with(&self, plugin: &str) -> Alone {
         let room = self.room(plugin);
-        let Ok(mut open) = room.sql.try_lock() else {
-            return Err(Error::conflict("invalid_state", format!("The database of '{plugin}' is in use; try again.")));
+        // In the order in which a delivery takes them.
+        let open = Arc::clone(&room.sql).lock_owned().await;
+        let closed = Arc::clone(&room.gate).write_owned().await;
+        Alone { services: self.clone(), room, open, _closed: closed }
+    }
+
+    /// Undoes what a crash left of a removal: databases that were put aside are put back if `is_kept` says that their
+    /// plugin is still there, and removed if not; blocks.
+    pub fn settle_files(&self, is_kept: impl Fn(&str) -> bool) -> std::io::Result<()> {
+        let entries = match std::fs::read_dir(&self.inner.folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
         };
-        *open = None;
-        for suffix in ["", "-wal", "-shm"] {
-            let mut file = room.sql_file.clone().into_os_string();
-            file.push(suffix);
-            match std::fs::remove_file(file) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::internal("removing the database of a plugin")(error));
-                }
-                _ => {}
+        for entry in entries {
+            let aside = entry?.path();
+            let name = aside.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(ASIDE));
+            let Some((file, plugin)) = name.and_then(|file| Some((file, file.split_once(".db")?.0))) else { continue };
+            if is_kept(plugin) {
+                std::fs::rename(&aside, aside.with_file_name(file))?;
+            } else {
+                std::fs::remove_file(&aside)?;
             }
         }
         Ok(())
@@ -126,6 +137,55 @@ impl Services {
             })
         };
         Arc::clone(rooms.entry(plugin.to_owned()).or_insert_with(make))
+    }
+}
+
+/// The data of a plugin with nobody else at work in them.
+pub struct Alone {
+    services: Services,
+    room: Arc<Room>,
+    open: OwnedMutexGuard<Option<Private>>,
+    _closed: OwnedRwLockWriteGuard<()>,
+}
+
+impl Alone {
+    fn files(&self) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+        let file = self.room.sql_file.clone().into_os_string();
+        ["-wal", "-shm", ""].into_iter().map(move |suffix| {
+            let (mut file, mut aside) = (file.clone(), file.clone());
+            file.push(suffix);
+            aside.push(suffix);
+            aside.push(ASIDE);
+            (file.into(), aside.into())
+        })
+    }
+
+    /// Puts the private database aside: removed with [`Alone::remove`], put back with [`Alone::put_back`], or, after a
+    /// crash, by [`Services::settle_files`]. Blocks.
+    pub fn put_aside(&mut self) -> Result<(), Error> {
+        *self.open = None;
+        self.files().try_for_each(|(file, aside)| if_there(std::fs::rename(file, aside)))
+    }
+
+    /// Undoes [`Alone::put_aside`]; blocks.
+    pub fn put_back(&self) -> Result<(), Error> {
+        self.files().try_for_each(|(file, aside)| if_there(std::fs::rename(aside, file)))
+    }
+
+    /// Removes what was put aside, and the metrics; blocks.
+    pub fn remove(&self) -> Result<(), Error> {
+        self.services.inner.metrics.forget(&self.room.plugin);
+        self.files().try_for_each(|(_, aside)| if_there(std::fs::remove_file(aside)))
+    }
+}
+
+/// What was done to a file, which need not be there.
+fn if_there(done: std::io::Result<()>) -> Result<(), Error> {
+    match done {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::internal("removing the database of a plugin")(error))
+        }
+        _ => Ok(()),
     }
 }
 
