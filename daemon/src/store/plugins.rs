@@ -201,13 +201,14 @@ pub fn set_code(tx: &Tx<'_>, component_sha256: &str, code_sha256: &str, code_byt
     Ok(())
 }
 
-/// Forgets a name, its pinned key, its rest, and how far its sources have come.
+/// Forgets a name, its pinned key, its rest, how far its sources have come, and which of them are paused.
 pub fn forget(tx: &Tx<'_>, name: &str) -> Result<(), Error> {
     for sql in [
         "DELETE FROM plugin WHERE name = ?1",
         "DELETE FROM plugin_version WHERE name = ?1",
         "DELETE FROM plugin_cursor WHERE plugin = ?1",
         "DELETE FROM plugin_rest WHERE plugin = ?1",
+        "DELETE FROM source_setting WHERE id GLOB ?1 || '.*'",
         "DELETE FROM source_setting WHERE substr(id, 1, length(?1) + 1) = ?1 || '.'",
     ] {
         tx.conn.prepare_cached(sql).and_then(|mut s| s.execute([name])).map_err(unwritten)?;

@@ -63,6 +63,27 @@ fn a_removal_that_was_cut_off_is_settled() {
     assert_eq!(daemon.get("/api/v1/t").status, 200);
 }
 
+/// Goal: that a source is paused belongs to the data: it stays with them and goes with them.
+#[test]
+fn a_paused_source_stays_or_goes_with_the_data() {
+    let daemon = Daemon::start();
+    let packed = packed("1.0.0", "one", &format!("[[sources]]\nid = \"tick\"\nevery = \"1h\"\n{PUBLISH}"));
+    let is_paused = || {
+        let sources = daemon.get("/event-sources").items();
+        let own = sources.into_iter().find(|source| source["id"] == "probe.tick");
+        own.expect("it is listed")["paused"].clone()
+    };
+    installed(&daemon, &packed, "approve=true");
+    assert_eq!(daemon.post("/event-source/probe.tick/pause", &json!({})).status, 200);
+    for (purge, wanted) in [(false, true), (true, false)] {
+        assert_eq!(is_paused(), json!(true));
+        let gone = daemon.post("/plugin/probe/uninstall", &json!({ "purge_data": purge }));
+        assert_eq!(gone.status, 200, "{gone:?}");
+        installed(&daemon, &packed, "approve=true");
+        assert_eq!(is_paused(), json!(wanted));
+    }
+}
+
 /// Goal: events that wait for a plugin are given up with it: they meet neither a later plugin of the name, nor hold
 /// anything for ever.
 #[test]
