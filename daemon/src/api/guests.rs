@@ -130,8 +130,7 @@ fn overlap(one: &str, other: &str) -> Option<Ordering> {
     let rank = |part: &str| if part.starts_with("{*") { 0 } else { 1 + i32::from(!part.starts_with('{')) };
     let (mut ones, mut others) = (one.split('/'), other.split('/'));
     let mut first = Ordering::Equal;
-    loop {
-        let (Some(one), Some(other)) = (ones.next(), others.next()) else { break };
+    while let (Some(one), Some(other)) = (ones.next(), others.next()) {
         first = first.then(rank(one).cmp(&rank(other)));
         match (rank(one), rank(other)) {
             (0, _) | (_, 0) => return Some(first),

@@ -116,7 +116,7 @@ fn another_program_may_empty_the_log() {
                 std::thread::sleep(std::time::Duration::from_millis(3));
             }
         });
-        let pad = |n: usize| "p".repeat(if n % 7 == 0 { 60_000 } else { 10 });
+        let pad = |n: usize| "p".repeat(if n.is_multiple_of(7) { 60_000 } else { 10 });
         let ids = (0..400).map(|n| try_push(&daemon, "a.b", &json!(pad(n)))).map(|answer| {
             assert_eq!(answer.status, 202, "{answer:?}; {}", daemon.log());
             answer.json["id"].as_str().expect("an id").to_owned()
