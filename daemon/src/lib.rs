@@ -31,3 +31,4 @@ pub mod tasks;
 pub mod telemetry;
 pub mod upkeep;
 pub mod workflow;
+pub mod workflows;

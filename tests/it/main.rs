@@ -49,3 +49,4 @@ mod skills;
 mod sources;
 mod stream;
 mod tidy;
+mod workflows;

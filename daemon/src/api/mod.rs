@@ -35,6 +35,7 @@ mod sources;
 mod stream;
 mod tokens;
 mod why;
+mod workflows;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +65,7 @@ use crate::sources::Sources;
 use crate::store::{Store, overrides, tokens as tokens_stored};
 use crate::tasks::Supervisor;
 use crate::upkeep::Upkeep;
+use crate::workflows::Workflows;
 use auth::{Auth, Principal};
 use fronts::{Front, Fronts};
 use gate::Gate;
@@ -113,6 +115,8 @@ pub struct Parts {
     pub upkeep: Upkeep,
     /// What was installed.
     pub plugins: Plugins,
+    /// The workflows.
+    pub workflows: Workflows,
 }
 
 /// Counts since the start that no other module keeps.
@@ -157,6 +161,7 @@ pub struct App {
     sinks: Sinks,
     upkeep: Upkeep,
     plugins: Plugins,
+    workflows: Workflows,
     connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -237,7 +242,7 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins, workflows } = parts;
         let Settings { auth, connections_max, config } = settings;
         let fronts = Fronts::new(&config);
         let clock = bus.clock().clone();
@@ -259,6 +264,7 @@ impl App {
             sinks,
             upkeep,
             plugins,
+            workflows,
             rates: Rates::new(config::limits(&config)),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),

@@ -28,6 +28,7 @@ mod tail;
 mod tls;
 mod token;
 mod tree;
+mod workflow;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -118,6 +119,9 @@ pub enum Command {
     /// Plugins: write, build, pack and sign them
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
+    /// Durable sequences of tasks: write, start and steer them
+    #[command(subcommand)]
+    Workflow(workflow::WorkflowCommand),
     /// Jobs that run by a time plan
     #[command(subcommand)]
     Cron(cron::CronCommand),
@@ -313,6 +317,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Source(command) => source::run(context, command).await,
         Command::Sink(command) => sink::run(context, command).await,
         Command::Plugin(command) => plugin::run(context, command).await,
+        Command::Workflow(command) => workflow::run(context, command).await,
         Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
         Command::Db(command) => db::run(context, command).await,
