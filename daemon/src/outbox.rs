@@ -3,8 +3,11 @@
 //! An intent is marked as sending before the first byte leaves, so a crash cannot hide that it may have arrived: at a
 //! sink that is idempotent it is sent again under the same key, elsewhere it ends as unknown and is never repeated.
 
+mod desktop;
 mod lane;
+mod message;
 mod mqtt;
+mod ntfy;
 mod sinks;
 mod view;
 mod webhook;

@@ -77,7 +77,12 @@ impl Consumer for Scripted {
 fn everything() -> Effects {
     Effects {
         publish: vec![NewEvent::new("scripted", "made.one", &json!({"n": 1}))],
-        notify: vec![NewNotification { title: "t".into(), message: "m".into(), severity: Severity::Warning }],
+        notify: vec![NewNotification {
+            title: "t".into(),
+            message: "m".into(),
+            severity: Severity::Warning,
+            ..NewNotification::default()
+        }],
         outgoing: vec![NewIntent { sink: "test".into(), payload: json!({"to": "x"}), ttl: Duration::from_secs(60) }],
         result: Some(json!({"answer": 42})),
         state: None,
@@ -294,7 +299,8 @@ async fn effects_commit_with_the_settlement() {
     let records = bench.ended(&accepted).await;
     assert_eq!(records[0].result, Some(json!({"answer": 42})));
     let effects = bench.effects(&accepted).await;
-    let [(made, from)] = effects.as_slice() else { panic!("one effect, not {effects:?}") };
+    let [(made, from), (told, _)] = effects.as_slice() else { panic!("two effects, not {effects:?}") };
+    assert_eq!((told.sent.kind.as_str(), told.trust), ("aman.notification.created", Trust::Plugin));
     assert_eq!(*from, Some(records[0].id));
     assert_eq!((made.trust, made.depth, made.principal.as_str()), (Trust::Plugin, 1, "test/effects"));
     assert_eq!(made.causation.as_deref(), Some(accepted.id.as_str()));
@@ -523,7 +529,8 @@ async fn all_waiting_retries_run() {
     }
 }
 
-/// Goal: consumers of everything that all fail leave one dead letter each for the event and for each death of it, no more.
+/// Goal: consumers of everything that all fail leave one dead letter each for the event, for each death of it and for what
+/// the person is told of these, no more.
 #[tokio::test(flavor = "multi_thread")]
 async fn deaths_do_not_breed() {
     let (one, _one) = scripted(spec("test/one", "**"), &[], Step::Reject("no"));
@@ -533,7 +540,7 @@ async fn deaths_do_not_breed() {
     bench.ended(&accepted).await;
     let letters = loop {
         let letters = bench.letters().await;
-        if letters.len() >= 6 {
+        if letters.len() >= 10 {
             break letters;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -541,9 +548,9 @@ async fn deaths_do_not_breed() {
     // A sentinel goes through the same lanes after everything that could still breed.
     let last = bench.push(event("c.d")).await;
     bench.ended(&last).await;
-    assert_eq!(letters.len(), 6);
+    assert_eq!(letters.len(), 10);
     let of_first = bench.letters().await.iter().filter(|l| l.event.trace.to_string() == accepted.trace_id).count();
-    assert_eq!(of_first, 6, "two for the event, two for each of its two deaths");
+    assert_eq!(of_first, 10, "two for the event, for each of its two deaths, for each of two notifications");
 }
 
 /// Goal: a consumer that goes and comes back goes on where it was, one at a time, and misses nothing.

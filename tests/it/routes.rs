@@ -77,11 +77,11 @@ fn metrics_are_prometheus_text() {
     }
     assert_eq!(metric(&text, "aman_dlq_depth{consumer=\"skill/dies\"}"), 3.0);
     assert_eq!(metric(&text, "aman_deliveries_total{status=\"dead\"}"), 3.0);
-    assert_eq!(metric(&text, "aman_events_total"), 6.0, "three pushes, three deaths");
+    assert_eq!(metric(&text, "aman_events_total"), 7.0, "three pushes, three deaths, told once");
     let pushes = "aman_http_requests_total{method=\"POST\",route=\"/events/push\",status=\"2xx\"}";
     assert_eq!(metric(&text, pushes), 3.0);
     let bus = daemon.get("/debug/metrics").json["bus"].clone();
-    assert_eq!((&bus["published"], &bus["dead"]), (&json!(6), &json!(3)), "{bus}");
+    assert_eq!((&bus["published"], &bus["dead"]), (&json!(7), &json!(3)), "{bus}");
     assert_eq!(bus["dlq_by_consumer"], json!({"skill/dies": 3}));
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin/promtool");
     if tool.exists() {

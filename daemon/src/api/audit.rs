@@ -15,14 +15,18 @@ use super::problem::Problem;
 use super::query::{self, Query};
 use super::routes::Route;
 use super::{App, Call};
+use crate::bus::{Origin, Publish};
 use crate::clock::{self, Clock, Millis};
 use crate::error::Error;
+use crate::event::{NewEvent, Trust};
 use crate::id::TraceId;
 use crate::store::audit::{self, Filter, Head, Outcome, Record};
 use crate::store::{Store, Tx};
 
 const OPERATOR_CHARS_MAX: usize = 100;
 const REFUSALS_EVERY: Duration = Duration::from_secs(60);
+/// So many wrong or missing tokens within [`REFUSALS_EVERY`] are told; a few are a program that was set up wrong.
+const WRONG_TOKENS_TOLD: u64 = 20;
 
 /// The record of a request that is being handled. Exactly one is written: by the handler in the transaction of its
 /// change, or else by [`Draft::settle`].
@@ -210,9 +214,11 @@ impl Refusals {
     /// Writes what was counted, one record a reason.
     pub(super) async fn write_now(&self, app: &App) {
         let counts = std::mem::take(&mut *self.lock());
-        if let Err(error) = self.write(&app.store, app.clock.now_ms(), counts).await {
+        if let Err(error) = self.write(&app.store, app.clock.now_ms(), counts.clone()).await {
             tracing::error!(chain = error.chain().join(": "), "Refusals could not be recorded; they are kept.");
+            return;
         }
+        tell(app, &counts).await;
     }
 
     /// Writes `counts`, or adds them to what is counted since.
@@ -240,6 +246,23 @@ impl Refusals {
             self.add(counts);
         }
         written
+    }
+}
+
+/// Publishes `aman.security.refused` for what looks like somebody who does not belong: a page of another site, a name that
+/// is not the daemon's own, many wrong tokens.
+async fn tell(app: &App, counts: &Counts) {
+    let looks_bad = |code: &str, count: u64| match code {
+        "host_not_allowed" | "origin_not_allowed" | "rate_limited" => true,
+        _ => count >= WRONG_TOKENS_TOLD,
+    };
+    for ((code, status), count) in counts.iter().filter(|((code, _), count)| looks_bad(code, **count)) {
+        let data = json!({ "code": code, "status": status, "count": count, "seconds": REFUSALS_EVERY.as_secs() });
+        let event = NewEvent::new("aman/http", "aman.security.refused", &data);
+        let origin = Origin { principal: "aman/http".to_owned(), trust: Trust::Owner, internal: true };
+        if let Err(error) = app.bus.publish(Publish::one(event, origin)).await {
+            tracing::warn!(error = error.chain().join(": "), code, "Refusals could not be told as an event.");
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub mod jwt;
 pub mod listen;
 mod login;
 mod metrics;
+mod notifications;
 pub mod openapi;
 pub mod parse;
 mod plugins;
@@ -35,7 +36,6 @@ mod sources;
 mod stream;
 mod tokens;
 mod why;
-mod workflows;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,7 +65,6 @@ use crate::sources::Sources;
 use crate::store::{Store, overrides, tokens as tokens_stored};
 use crate::tasks::Supervisor;
 use crate::upkeep::Upkeep;
-use crate::workflows::Workflows;
 use auth::{Auth, Principal};
 use fronts::{Front, Fronts};
 use gate::Gate;
@@ -115,8 +114,6 @@ pub struct Parts {
     pub upkeep: Upkeep,
     /// What was installed.
     pub plugins: Plugins,
-    /// The workflows.
-    pub workflows: Workflows,
 }
 
 /// Counts since the start that no other module keeps.
@@ -161,7 +158,6 @@ pub struct App {
     sinks: Sinks,
     upkeep: Upkeep,
     plugins: Plugins,
-    workflows: Workflows,
     connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -242,7 +238,7 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins, workflows } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins } = parts;
         let Settings { auth, connections_max, config } = settings;
         let fronts = Fronts::new(&config);
         let clock = bus.clock().clone();
@@ -264,7 +260,6 @@ impl App {
             sinks,
             upkeep,
             plugins,
-            workflows,
             rates: Rates::new(config::limits(&config)),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),

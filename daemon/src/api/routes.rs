@@ -15,8 +15,8 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, openapi, plugins, runtime, sinks, skills,
-    sources, stream, tokens, why, workflows,
+    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, notifications, openapi, plugins, runtime,
+    sinks, skills, sources, stream, tokens, why,
 };
 use crate::error::Error;
 use crate::package::PACKED_MAX;
@@ -167,8 +167,21 @@ pub fn core() -> Vec<Route> {
     all.extend(work());
     all.extend(upkeep());
     all.extend(extensions());
-    all.extend(flows());
+    all.extend(notices());
     all
+}
+
+/// What the person is told.
+fn notices() -> Vec<Route> {
+    vec![
+        route!(GET "/notifications" Admin notifications::list),
+        route!(GET "/notifications/unread-count" Admin notifications::unread),
+        route!(GET "/notifications/{id}" Admin notifications::show),
+        route!(POST "/notifications/{id}/ack" Admin notifications::acknowledge).audited("notification.ack"),
+        route!(POST "/notifications/{id}/dismiss" Admin notifications::dismiss).audited("notification.dismiss"),
+        route!(POST "/notifications/dismiss-all" Admin notifications::dismiss_all).audited("notification.dismiss_all"),
+        route!(POST "/notifications/test" Admin notifications::test).audited("notification.test"),
+    ]
 }
 
 /// Plugins, and what they add besides routes of their own.
@@ -206,28 +219,6 @@ fn extensions() -> Vec<Route> {
             .slow(TOOL_TIME_MAX),
         route!(GET "/ui/pages" Public plugins::pages),
         route!(GET "/ui/plugin/{name}/{*path}" Public plugins::page),
-    ]
-}
-
-/// Workflows and their instances.
-fn flows() -> Vec<Route> {
-    vec![
-        route!(GET "/workflows" Admin workflows::list),
-        route!(GET "/workflow/{name}" Admin workflows::show),
-        route!(PUT "/workflow/{name}" Admin workflows::put).audited("workflow.put"),
-        route!(DELETE "/workflow/{name}" Admin workflows::delete).audited("workflow.delete"),
-        route!(POST "/workflow/{name}/create" Admin workflows::create).audited("workflow.create").creates(Creates::Yes),
-        route!(GET "/workflow-instances" Admin workflows::instances),
-        route!(GET "/workflow-instance/{id}" Admin workflows::instance),
-        route!(POST "/workflow-instance/{id}/retry" Admin workflows::retry)
-            .audited("workflow_instance.retry")
-            .confirmed(Confirm::Always),
-        route!(POST "/workflow-instance/{id}/cancel" Admin workflows::cancel)
-            .audited("workflow_instance.cancel")
-            .confirmed(Confirm::Always),
-        route!(POST "/workflow-instance/{id}/event" Admin workflows::signal).audited("workflow_instance.event"),
-        route!(POST "/workflow-instance/{id}/pause" Admin workflows::pause).audited("workflow_instance.pause"),
-        route!(POST "/workflow-instance/{id}/resume" Admin workflows::resume).audited("workflow_instance.resume"),
     ]
 }
 

@@ -9,6 +9,8 @@ use crate::error::Error;
 use crate::event::NewEvent;
 use crate::store::Tx;
 
+pub use crate::store::notifications::Severity;
+
 /// A change of the consumer's own tables that commits with the delivery.
 pub type StateWrite = Box<dyn FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send>;
 
@@ -27,35 +29,8 @@ pub struct Effects {
     pub state: Option<StateWrite>,
 }
 
-/// How loud a notification is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Good to know.
-    #[default]
-    Info,
-    /// Worth a look.
-    Warning,
-    /// Something failed.
-    Error,
-    /// Act now.
-    Critical,
-}
-
-impl Severity {
-    /// Its name in JSON and in the database.
-    pub fn name(self) -> &'static str {
-        match self {
-            Severity::Info => "info",
-            Severity::Warning => "warning",
-            Severity::Error => "error",
-            Severity::Critical => "critical",
-        }
-    }
-}
-
 /// A message for the person.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewNotification {
     /// One line.
@@ -66,6 +41,80 @@ pub struct NewNotification {
     /// How loud.
     #[serde(default)]
     pub severity: Severity,
+    /// What it is about, for filters; none = the kind of its consumer.
+    #[serde(default)]
+    pub category: Option<String>,
+    /// Where the person can do something about it.
+    #[serde(default)]
+    pub action: Option<Action>,
+    /// What is alike has the same, and is told once in a while only; none = the same text is alike.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
+}
+
+/// A link of a notification.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Action {
+    /// What it does.
+    pub label: String,
+    /// An address of the web, or a path of the daemon's own.
+    pub url: String,
+}
+
+impl NewNotification {
+    /// Longest title.
+    pub const TITLE_CHARS_MAX: usize = 200;
+    /// Longest message.
+    pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
+    /// Longest address of an action.
+    pub const URL_BYTES_MAX: usize = 2000;
+    /// Longest label, category or fingerprint.
+    pub const WORD_CHARS_MAX: usize = 100;
+
+    /// Says which field is wrong, and what would be right.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if !is_line(&self.title, NewNotification::TITLE_CHARS_MAX) {
+            let reason = format!("must be one line of 1 to {} characters", NewNotification::TITLE_CHARS_MAX);
+            return Err(("title", reason));
+        }
+        let (bytes, most) = (self.message.len(), NewNotification::MESSAGE_BYTES_MAX);
+        if bytes > most {
+            return Err(("message", format!("has {bytes} bytes; at most {most}")));
+        }
+        let is_word = |text: &str| {
+            let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
+            (1..=NewNotification::WORD_CHARS_MAX).contains(&text.len()) && text.bytes().all(allowed)
+        };
+        if self.category.as_deref().is_some_and(|category| !is_word(category)) {
+            return Err(("category", "must be one word of lower-case letters, digits, '-', '_' and '.'".to_owned()));
+        }
+        let line = || format!("must be one line of 1 to {} characters", NewNotification::WORD_CHARS_MAX);
+        let is_short = |text: &str| is_line(text, NewNotification::WORD_CHARS_MAX);
+        if self.fingerprint.as_deref().is_some_and(|fingerprint| !is_short(fingerprint)) {
+            return Err(("fingerprint", line()));
+        }
+        match &self.action {
+            Some(action) if !is_short(&action.label) => Err(("action.label", line())),
+            Some(action) if !is_link(&action.url) => {
+                Err(("action.url", "must begin with https://, http:// or one /, and hold no blanks".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_line(text: &str, chars_max: usize) -> bool {
+    !text.trim().is_empty() && text.chars().count() <= chars_max && !text.chars().any(char::is_control)
+}
+
+/// True for what is safe to open: no script, no other program's scheme, no path that means another host.
+fn is_link(url: &str) -> bool {
+    let rest = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme));
+    let is_web = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+    let is_path = url.starts_with('/') && !url.starts_with("//");
+    let is_plain = !url.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\');
+    url.len() <= NewNotification::URL_BYTES_MAX && is_plain && (is_web || is_path)
 }
 
 /// Something that is to leave the machine through the sink of that name.
@@ -112,4 +161,37 @@ pub enum Outcome {
     Reject(Failure),
     /// It did not begin, because the consumer is away: it is tried again after this time, and counts as no attempt.
     Postponed(Duration),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notifications_are_checked() {
+        let good = NewNotification {
+            title: "Ü".repeat(200),
+            category: Some("my-own".to_owned()),
+            action: Some(Action { label: "Look".to_owned(), url: "/events/1/why".to_owned() }),
+            fingerprint: Some("a b".to_owned()),
+            ..NewNotification::default()
+        };
+        assert_eq!(good.check(), Ok(()));
+        let link = |url: &str| Some(Action { label: "Look".to_owned(), url: url.to_owned() });
+        let wrong = [
+            NewNotification { title: " ".to_owned(), ..good.clone() },
+            NewNotification { message: "x".repeat((16 << 10) + 1), ..good.clone() },
+            NewNotification { category: Some("Two words".to_owned()), ..good.clone() },
+            NewNotification { fingerprint: Some("a\nb".to_owned()), ..good.clone() },
+            NewNotification { action: link("javascript:alert(1)"), ..good.clone() },
+            NewNotification { action: link("//evil.example"), ..good.clone() },
+            NewNotification { action: link("/\\evil.example"), ..good.clone() },
+            NewNotification { action: link("https:///x"), ..good.clone() },
+        ];
+        let fields =
+            ["title", "message", "category", "fingerprint", "action.url", "action.url", "action.url", "action.url"];
+        for (notification, field) in wrong.iter().zip(fields) {
+            assert_eq!(notification.check().map_err(|(field, _)| field), Err(field), "{notification:?}");
+        }
+    }
 }

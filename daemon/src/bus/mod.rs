@@ -8,6 +8,8 @@ pub mod explain;
 mod lane;
 mod links;
 pub mod live;
+mod notices;
+mod overload;
 mod publish;
 pub mod retry;
 pub mod router;
@@ -25,7 +27,7 @@ use crate::event::{Event, Trust, TypePattern};
 use crate::expr::Expr;
 use crate::id::DeliveryId;
 
-pub use effects::{Effects, Failure, NewIntent, NewNotification, Outcome, Severity, StateWrite};
+pub use effects::{Action, Effects, Failure, NewIntent, NewNotification, Outcome, Severity, StateWrite};
 pub use publish::{Accepted, Bus, Idempotency, Origin, Publish, Settings, Stats};
 pub use retry::RetryPolicy;
 

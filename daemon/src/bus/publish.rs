@@ -13,6 +13,7 @@ use super::StateWrite;
 use super::lane::Lane;
 use super::links::Links;
 use super::live::Live;
+use super::overload::Overload;
 use super::router::{self, Entry, Router};
 use crate::clock::{Clock, Millis};
 use crate::config::BusConfig;
@@ -22,6 +23,7 @@ use crate::id::{ConsumerId, EventSeq, TraceId};
 use crate::redact;
 use crate::registry::Registry;
 use crate::store::events::{Appended, Cause, KeptAnswer, Match, Prepared};
+use crate::store::notifications::Limits;
 use crate::store::{Committed, Store, events};
 
 /// Bytes of events that may be on their way to the writer before more are refused.
@@ -40,6 +42,8 @@ pub struct Settings {
     pub max_pending: i64,
     /// Bytes of the disk that stay free for work that is under way; below, pushes are refused.
     pub keep_free_bytes: u64,
+    /// How much a consumer may tell the person.
+    pub notify: Limits,
 }
 
 impl Default for Settings {
@@ -50,6 +54,7 @@ impl Default for Settings {
             high_water: 0.5,
             max_pending: 1_000_000,
             keep_free_bytes: 64 << 20,
+            notify: Limits { per_hour: 60, window_ms: 3_600_000 },
         }
     }
 }
@@ -62,6 +67,10 @@ impl Settings {
             max_causation_depth: config.max_causation_depth,
             max_pending: config.max_pending,
             keep_free_bytes: config.keep_free_bytes,
+            notify: Limits {
+                per_hour: config.notify_per_hour,
+                window_ms: i64::try_from(config.notify_window.as_millis()).unwrap_or(i64::MAX / 2),
+            },
             ..Settings::default()
         }
     }
@@ -229,6 +238,7 @@ pub(super) struct Inner {
     /// Bytes of events that are on their way to the writer.
     pub incoming: AtomicUsize,
     pub chains: Chains,
+    pub overload: Overload,
     /// Ends the claiming of new work.
     pub stop: CancellationToken,
     /// Cancels attempts that still run when the drain time is over.
@@ -261,6 +271,7 @@ impl Bus {
             delivering: AtomicBool::new(false),
             incoming: AtomicUsize::new(0),
             chains: Chains::default(),
+            overload: Overload::default(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
             lane_tasks: tokio_util::task::TaskTracker::new(),
@@ -283,20 +294,11 @@ impl Bus {
     /// `Invalid` names broken fields (in a batch as `/3/type`), `Forbidden` reserved names, `Busy` back-pressure,
     /// draining or a disk that cannot be written, `Mismatch` a reused `Idempotency-Key`.
     pub async fn publish(&self, publish: Publish) -> Result<Vec<Accepted>, Error> {
-        self.publish_caused(publish, None).await
-    }
-
-    /// As [`Bus::publish`], for what an earlier event has led to. `Conflict` `causation_loop` when the chain is too long,
-    /// or its trace has too many effects.
-    pub async fn publish_caused(&self, publish: Publish, cause: Option<Cause>) -> Result<Vec<Accepted>, Error> {
         let _incoming = self.admit(&publish)?;
         check(&publish, &self.inner.types.load())?;
-        if let Some(cause) = &cause {
-            self.check_chain(cause, publish.events.len())?;
-        }
         let Publish { events, origin, idempotency, state } = publish;
         let now_ms = self.inner.clock.now_ms();
-        let prepared = self.prepare(events, origin, cause).await;
+        let prepared = self.prepare(events, origin, None).await;
         let (answers, replayed) = match (idempotency, state) {
             (None, None) => (self.inner.store.write_hot(move |tx| append_all(tx, prepared)).await?, false),
             (idempotency, state) => {
@@ -322,17 +324,6 @@ impl Bus {
         let again = answers.iter().filter(|answer| replayed || answer.deduplicated).count();
         self.inner.stats.deduplicated.fetch_add(u64::try_from(again).unwrap_or(0), Ordering::Relaxed);
         Ok(answers)
-    }
-
-    fn check_chain(&self, cause: &Cause, effects: usize) -> Result<(), Error> {
-        let depth_max = self.inner.settings.load().max_causation_depth;
-        let depth = cause.event.depth + 1;
-        if depth <= depth_max && self.inner.chains.admit(cause.event.trace, effects) {
-            return Ok(());
-        }
-        let reason =
-            format!("This would be number {depth} of a chain of effects that may have {depth_max}, or one too many.");
-        Err(Error::conflict("causation_loop", reason))
     }
 
     /// What would happen to these events: the same checks, nothing stored. For each event, who would get it and why.
@@ -371,6 +362,7 @@ impl Bus {
         let waiting = self.inner.stats.pending.load(Ordering::Relaxed) > self.inner.settings.load().max_pending;
         if full || waiting || before > INCOMING_BYTES_MAX {
             self.inner.stats.refused.fetch_add(1, Ordering::Relaxed);
+            self.tell_overload();
             return Err(Error::Busy {
                 code: "overloaded",
                 what: "More is waiting than the daemon lets wait.".to_owned(),
@@ -388,6 +380,12 @@ impl Bus {
             internal: false,
         };
         self.prepare(events, origin, Some(cause.clone())).await
+    }
+
+    /// Stores an event of the daemon's own, however much is waiting.
+    pub(super) async fn append_unrefused(&self, event: NewEvent, origin: Origin) -> Result<(), Error> {
+        let prepared = self.prepare(vec![event], origin, None).await;
+        self.inner.store.write(move |tx| append_all(tx, prepared)).await.map(drop)
     }
 
     /// Finds out who gets each event. Conditions are evaluated off the async threads.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::effects::{Effects, NewIntent, NewNotification};
+use super::effects::{Effects, NewIntent};
+use super::notices::{self, Notices};
 use super::publish::Bus;
 use super::router::Entry;
 use crate::clock::Millis;
@@ -43,7 +44,7 @@ struct Ending {
     /// JSON.
     result: Option<String>,
     publish: Vec<Prepared>,
-    notify: Vec<NewNotification>,
+    notify: Notices,
     outgoing: Vec<Outgoing>,
     death: Option<Burial>,
 }
@@ -99,7 +100,7 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         attempt: ready.attempt + 1,
         result: effects.result.as_ref().map(encode),
         publish: bus.prepare_effects(entry, &cause, effects.publish).await,
-        notify: effects.notify,
+        notify: Notices::prepare(bus, entry, ready, effects.notify).await,
         outgoing: effects.outgoing.into_iter().map(Outgoing::of).collect(),
         death: None,
     };
@@ -149,8 +150,9 @@ pub(super) async fn die(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason,
 async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Vec<String>, attempts: u32) -> Ending {
     let fingerprint = fingerprint(&entry.spec.name, reason, &chain);
     let mut publish = Vec::new();
-    // No death of a death: consumers of everything that all fail would breed without end.
-    if ready.event.depth < bus.inner.settings.load().max_causation_depth && ready.event.sent.kind != DEAD {
+    // No death of a death, nor of what tells the person of one: consumers of everything that all fail would breed.
+    let may_breed = [DEAD, notices::CREATED].contains(&ready.event.sent.kind.as_str());
+    if ready.event.depth < bus.inner.settings.load().max_causation_depth && !may_breed {
         let ids = bus.store().ids();
         let data = json!({
             "delivery_id": ids.delivery(ready.event.received_ms, ready.id).to_string(),
@@ -159,6 +161,7 @@ async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Ve
             "consumer": entry.spec.name,
             "reason": reason,
             "error": chain.first(),
+            "cause": chain.last(),
             "attempts": attempts,
             "fingerprint": fingerprint,
         });
@@ -220,7 +223,7 @@ impl Ending {
             attempt,
             result: None,
             publish: Vec::new(),
-            notify: Vec::new(),
+            notify: Notices::default(),
             outgoing: Vec::new(),
             death: None,
         }
@@ -249,10 +252,7 @@ impl Ending {
         for event in publish {
             events::append(tx, event)?;
         }
-        for one in &self.notify {
-            let text = (one.severity.name(), one.title.as_str(), one.message.as_str());
-            outbox::notify(tx, Some((self.id, ready.event.sequence)), now_ms, text)?;
-        }
+        self.notify.store(tx, now_ms)?;
         for (number, intent) in self.outgoing.iter().enumerate() {
             let event = &ready.event;
             let origin =

@@ -15,6 +15,7 @@ mod failure;
 mod fake;
 mod jq;
 mod logs;
+mod notification;
 mod out;
 mod plugin;
 mod plugin_author;
@@ -28,7 +29,6 @@ mod tail;
 mod tls;
 mod token;
 mod tree;
-mod workflow;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -116,12 +116,12 @@ pub enum Command {
     /// Where events go: look at it, switch it off and on, try it
     #[command(subcommand)]
     Sink(sink::SinkCommand),
+    /// What you are told: look at it, take note, put it away
+    #[command(subcommand)]
+    Notification(notification::NotificationCommand),
     /// Plugins: write, build, pack and sign them
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
-    /// Durable sequences of tasks: write, start and steer them
-    #[command(subcommand)]
-    Workflow(workflow::WorkflowCommand),
     /// Jobs that run by a time plan
     #[command(subcommand)]
     Cron(cron::CronCommand),
@@ -316,8 +316,8 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Skill(command) => skill::run(context, command).await,
         Command::Source(command) => source::run(context, command).await,
         Command::Sink(command) => sink::run(context, command).await,
+        Command::Notification(command) => notification::run(context, command).await,
         Command::Plugin(command) => plugin::run(context, command).await,
-        Command::Workflow(command) => workflow::run(context, command).await,
         Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
         Command::Db(command) => db::run(context, command).await,

@@ -48,6 +48,8 @@ const LIVE: &[&str] = &[
     "http.rate_limit",
     "http.strict_confirm",
     "log.level",
+    "notifications.per_hour",
+    "notifications.window",
 ];
 /// Settings that decide who may do what: whoever has a token must not be able to open the door further.
 const ACCESS: &[&str] = &["http.allow_remote", "http.auth", "http_client.allow_private"];

@@ -52,7 +52,6 @@ pub const SETTINGS: &[Setting] = &[
     setting("http.socket", "\"\"", "Path of a Unix socket to listen on as well, for this user only; empty = none."),
     setting("http.tls.cert", "\"\"", "PEM file with the certificate chain; with http.tls.key, HTTPS in place of HTTP."),
     setting("http.tls.key", "\"\"", "PEM file with the private key of http.tls.cert."),
-    setting("http.allow_exec_definitions", "false", "Lets workflows that run commands come in over HTTP."),
     setting("bus.durability", "\"full\"", "full survives power loss, normal survives a crash of the process only."),
     setting("bus.dedup_window", "\"24h\"", "How long keys of events are remembered."),
     setting("bus.max_causation_depth", "64", "How many effects may follow each other."),
@@ -72,6 +71,12 @@ pub const SETTINGS: &[Setting] = &[
     setting("bus.retention.notifications", "\"90d\"", "How long notifications are kept; 0s = for ever."),
     setting("bus.retention.cron_runs", "\"90d\"", "How long runs of cron jobs are on record; 0s = for ever."),
     setting("bus.retention.audit", "\"365d\"", "How long audit records are kept; 0s = for ever."),
+    setting("notifications.per_hour", "60", "Notifications that one consumer may have in an hour; 0 = no limit."),
+    setting(
+        "notifications.window",
+        "\"1h\"",
+        "What is told again within this time of the last time is counted, not told anew.",
+    ),
     setting(
         "backup.every",
         "\"\"",
@@ -310,7 +315,7 @@ impl Layers {
             if section == "cron" {
                 continue;
             }
-            if ["sources", "sinks", "plugin", "workflows"].contains(&section.as_str()) {
+            if ["sources", "sinks", "plugin"].contains(&section.as_str()) {
                 if !content.is_table() {
                     let reason = format!("must be sections with an id each, such as [{section}.my-id].");
                     self.wrong.push(field(section, reason));

@@ -14,8 +14,8 @@ use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
 use crate::schedule::Job;
+use crate::store::Tx;
 use crate::store::cron::{self as rows, Fate, Slot, Status};
-use crate::store::{Tx, outbox};
 
 /// The engine looks at the clock again after at most this long, whoever else wakes it.
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
@@ -175,16 +175,7 @@ impl Inner {
         let change: StateWrite = Box::new(move |tx: &mut Tx<'_>| {
             let status = if text.is_some() { Status::Failed } else { Status::Done };
             rows::end(tx, &key, status, None, text.as_deref(), now_ms)?;
-            rows::set_failures(tx, &job, failures, told.as_deref())?;
-            match &told {
-                Some(note) => outbox::notify(
-                    tx,
-                    None,
-                    now_ms,
-                    ("warning", &format!("The cron job '{job}' was switched off"), note),
-                ),
-                None => Ok(()),
-            }
+            rows::set_failures(tx, &job, failures, told.as_deref())
         });
         if off {
             let data = json!({
@@ -306,10 +297,6 @@ impl Inner {
 
     /// Why the skill of a job would not get its event.
     pub(super) fn target(&self, job: &Job) -> Result<(), &'static str> {
-        if let Some(workflow) = &job.workflow {
-            let there = self.bus.router().by_name(&format!("workflow/{workflow}")).is_some();
-            return if there { Ok(()) } else { Err("workflow_missing") };
-        }
         let Some(skill) = &job.skill else { return Ok(()) };
         match self.bus.router().by_name(&format!("skill/{skill}")) {
             None => Err("skill_missing"),
@@ -346,8 +333,7 @@ pub(super) fn event_of(id: &str, job: &Job, slot: &Slot) -> NewEvent {
     };
     let mut event = NewEvent::new(source_of(id), &job.kind, &data);
     event.id = Some(slot.key.clone());
-    // A workflow tells by it what is to start it from what it may listen to.
-    event.subject = Some(job.workflow.as_ref().map_or_else(|| id.to_owned(), |name| format!("workflow/{name}")));
+    event.subject = Some(id.to_owned());
     event.agent_id.clone_from(&job.agent_id);
     event.extensions.insert("scheduledtime".to_owned(), Value::String(scheduled));
     event

@@ -10,7 +10,9 @@ use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::desktop::DesktopSink;
 use super::mqtt::MqttSink;
+use super::ntfy::NtfySink;
 use super::webhook::WebhookSink;
 use super::{Lane, Sent, Sink, view};
 use crate::bus::{
@@ -134,7 +136,7 @@ impl Inner {
         let kept = self.bus.store().read_now(|conn| rows::kept(conn, &id))?;
         let address = match &configured.kind {
             SinkKind::Webhook { url, .. } => Some(sha256_hex(url.to_string().as_bytes())),
-            SinkKind::Mqtt { .. } => None,
+            SinkKind::Mqtt { .. } | SinkKind::Ntfy { .. } | SinkKind::Desktop => None,
         };
         let gone = Arc::new(AtomicBool::new(kept.gone.is_some() && kept.gone == address));
         if gone.load(Ordering::Acquire) {
@@ -160,6 +162,15 @@ impl Inner {
                 topic: topic.clone(),
                 egress: self.egress.clone(),
             }),
+            SinkKind::Ntfy { url, topic, token } => Arc::new(NtfySink {
+                name: name(&id),
+                url: url.clone(),
+                topic: topic.clone(),
+                token: token.clone(),
+                egress: self.egress.clone(),
+                bus: self.bus.clone(),
+            }),
+            SinkKind::Desktop => Arc::new(DesktopSink { name: name(&id) }),
         };
         let paused = AtomicBool::new(kept.paused);
         Ok(Entry { configured: configured.clone(), sink, gone, paused, lane, stop: Mutex::default() })

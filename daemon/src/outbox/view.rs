@@ -61,6 +61,8 @@ fn kind(configured: &Configured) -> &'static str {
     match configured.kind {
         SinkKind::Webhook { .. } => "webhook",
         SinkKind::Mqtt { .. } => "mqtt",
+        SinkKind::Ntfy { .. } => "ntfy",
+        SinkKind::Desktop => "desktop",
     }
 }
 
@@ -72,6 +74,8 @@ pub(super) fn place(configured: &Configured) -> String {
             let scheme = if broker.tls.is_some() { "mqtts" } else { "mqtt" };
             format!("{scheme}://{}:{} {topic}", broker.host, broker.port)
         }
+        SinkKind::Ntfy { url, .. } => format!("{url:?}"),
+        SinkKind::Desktop => "the desktop".to_owned(),
     }
 }
 

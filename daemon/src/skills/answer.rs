@@ -11,8 +11,6 @@ use crate::event::{Data, NewEvent, read_json};
 const EVENTS_MAX: usize = 1000;
 /// Notifications that one answer may ask for.
 const NOTIFICATIONS_MAX: usize = 20;
-const TITLE_CHARS_MAX: usize = 200;
-const MESSAGE_BYTES_MAX: usize = 16 << 10;
 const RESULT_BYTES_MAX: usize = 64 << 10;
 
 #[derive(Deserialize)]
@@ -87,13 +85,7 @@ fn event(raw: &str, source: &str) -> Result<NewEvent, String> {
 
 fn notification(raw: &str) -> Result<NewNotification, String> {
     let one: NewNotification = object(raw)?;
-    let chars = one.title.chars().count();
-    if one.title.trim().is_empty() || chars > TITLE_CHARS_MAX || one.title.chars().any(char::is_control) {
-        return Err(format!("title: must be one line of 1 to {TITLE_CHARS_MAX} characters"));
-    }
-    if one.message.len() > MESSAGE_BYTES_MAX {
-        return Err(format!("message: has {} bytes; at most {MESSAGE_BYTES_MAX}", one.message.len()));
-    }
+    one.check().map_err(|(field, reason)| format!("{field}: {reason}"))?;
     Ok(one)
 }
 

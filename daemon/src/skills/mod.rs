@@ -6,6 +6,7 @@ mod folder;
 mod front;
 mod load;
 mod manifest;
+mod permissions;
 mod run;
 mod stats;
 mod view;
@@ -17,18 +18,19 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::json;
 
-pub use crate::sandbox::{Permissions, Places};
 pub use folder::File;
 pub use load::{Failed, Place, SearchPath, Shadowed};
 pub use manifest::{Manifest, Run, Schedule, check_name};
+pub use permissions::{Permissions, Places};
 pub use view::{Shown, Text, Trigger, VersionShown};
 
 use crate::bundled;
-use crate::bus::{Bus, Consumer, ConsumerSpec, Standing};
+use crate::bus::{Bus, Consumer, ConsumerSpec, Origin, Publish, Standing};
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::event::Trust;
+use crate::event::{NewEvent, Trust};
 use crate::sandbox::{Private, Sandbox};
 use crate::store::skills::{self as records, Decided};
 use crate::store::{Store, Tx};
@@ -220,6 +222,7 @@ impl Skills {
         inner.record(&now, audit).await?;
         let report = compare(&before, &now, failed, shadowed);
         inner.tell_bus(&before, &now, &report).await?;
+        inner.tell_untrusted(&now, &decided).await;
         log(&report);
         *inner.loaded.write().unwrap_or_else(PoisonError::into_inner) = now;
         Ok(report)
@@ -368,6 +371,32 @@ impl Inner {
             self.bus.unregister(&gone);
         }
         Ok(())
+    }
+
+    /// Publishes `aman.skill.untrusted` for each skill whose content is another one than its owner agreed to.
+    async fn tell_untrusted(&self, now: &BTreeMap<String, Arc<Skill>>, decided: &BTreeMap<String, Decided>) {
+        let agreed = |name: &String| decided.get(name).is_some_and(|decided| decided.trusted.is_some());
+        for (name, skill) in now.iter().filter(|(name, skill)| !skill.trusted && agreed(name)) {
+            let digest = &skill.found.content.digest;
+            let event = NewEvent {
+                subject: Some(name.clone()),
+                // One content is told once, however often the skills are read.
+                dedup_key: Some(format!("untrusted/{name}/{digest}")),
+                ..NewEvent::new(
+                    "aman/skills",
+                    "aman.skill.untrusted",
+                    &json!({ "name": name, "digest": digest, "path": skill.found.path }),
+                )
+            };
+            let origin = Origin { principal: "aman/skills".to_owned(), trust: Trust::Owner, internal: true };
+            if let Err(error) = self.bus.publish(Publish::one(event, origin)).await {
+                tracing::warn!(
+                    error = error.chain().join(": "),
+                    name,
+                    "A changed skill could not be told as an event."
+                );
+            }
+        }
     }
 
     /// What the bus gets for a skill; nothing for one that only has text.

@@ -17,6 +17,7 @@ pub mod events;
 pub mod fault;
 pub mod files;
 mod migrate;
+pub mod notifications;
 pub mod outbox;
 pub mod overrides;
 pub mod plugin_data;
@@ -29,7 +30,6 @@ pub mod sources;
 pub mod space;
 pub mod tokens;
 pub mod wal;
-pub mod workflows;
 mod writer;
 
 use std::collections::{HashMap, HashSet};

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 use serde_json::Value;
 
-use super::Tx;
+use super::{Tx, notifications};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::id::{DeliveryId, EventSeq};
@@ -194,39 +194,17 @@ pub fn strand(tx: &Tx<'_>, before_ms: Millis, now_ms: Millis, limit: i64) -> Res
     rows.map(|rows| i64::try_from(rows).unwrap_or(i64::MAX)).map_err(unwritten)
 }
 
-/// What a delivery had as effects outside the bus's events: (kind, id), kinds `outgoing` and `notification`.
+/// What a delivery had as effects outside the bus's events: (kind, id, title), kinds `outgoing` and `notification`.
 pub fn effects_of(conn: &Connection, delivery: DeliveryId) -> Result<Vec<(&'static str, String, String)>, Error> {
-    let mut found = Vec::new();
-    for (kind, sql) in [
-        ("outgoing", "SELECT key, sink FROM outbox WHERE delivery = ?1 ORDER BY id LIMIT 1000"),
-        ("notification", "SELECT CAST(id AS TEXT), title FROM notification WHERE delivery = ?1 ORDER BY id LIMIT 1000"),
-    ] {
-        let rows: Vec<(String, String)> = conn
-            .prepare_cached(sql)
-            .map_err(unread)?
-            .query_map([delivery.0], |row| Ok((row.get(0)?, row.get(1)?)))
-            .and_then(Iterator::collect)
-            .map_err(unread)?;
-        found.extend(rows.into_iter().map(|(id, what)| (kind, id, what)));
-    }
-    Ok(found)
-}
-
-/// Stores a message for the person; `of` is the delivery whose effect it is, and its event.
-pub fn notify(
-    tx: &Tx<'_>,
-    of: Option<(DeliveryId, EventSeq)>,
-    at_ms: Millis,
-    (severity, title, message): (&str, &str, &str),
-) -> Result<(), Error> {
-    let (delivery, event) = of.map(|(delivery, event)| (delivery.0, event.0)).unzip();
-    tx.conn
-        .prepare_cached(
-            "INSERT INTO notification (at_ms, severity, title, message, event, delivery) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )
-        .and_then(|mut s| s.execute(params![at_ms, severity, redact::text(title), redact::text(message), event, delivery]))
-        .map(|_| ())
-        .map_err(unwritten)
+    let sent: Vec<(String, String)> = conn
+        .prepare_cached("SELECT key, sink FROM outbox WHERE delivery = ?1 ORDER BY id LIMIT 1000")
+        .map_err(unread)?
+        .query_map([delivery.0], |row| Ok((row.get(0)?, row.get(1)?)))
+        .and_then(Iterator::collect)
+        .map_err(unread)?;
+    let told = notifications::of_delivery(conn, delivery)?;
+    let of_kind = |kind| move |(id, what)| (kind, id, what);
+    Ok(sent.into_iter().map(of_kind("outgoing")).chain(told.into_iter().map(of_kind("notification"))).collect())
 }
 
 /// How many intents stand where: (status name, count); open ones only by the partial index.

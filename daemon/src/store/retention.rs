@@ -243,6 +243,7 @@ pub fn remove(tx: &mut Tx<'_>, due: &Due, now_ms: Millis) -> Result<Tally, Error
             for sql in [
                 "DELETE FROM failure WHERE delivery >= ?1 AND delivery <= ?2",
                 "DELETE FROM dead_letter WHERE delivery >= ?1 AND delivery <= ?2",
+                "DELETE FROM notification_cause WHERE delivery >= ?1 AND delivery <= ?2",
                 "DELETE FROM outbox WHERE delivery IS NOT NULL AND delivery >= ?1 AND delivery <= ?2",
                 "DELETE FROM delivery WHERE id >= ?1 AND id <= ?2",
             ] {
@@ -341,7 +342,7 @@ impl Aged {
     fn tables(self) -> &'static [(&'static str, &'static str, &'static str, &'static str)] {
         match self {
             Aged::DeadLetters => &[("dead_letter", "delivery", "state = 0 AND last_failed_ms <= ?1", "last_failed_ms")],
-            Aged::Notifications => &[("notification", "id", "at_ms <= ?1", "at_ms")],
+            Aged::Notifications => &[("notification", "number", "last_ms <= ?1", "last_ms")],
             // A slot that its job's cursor has not passed keeps the job from firing twice.
             Aged::CronRuns => &[(
                 "cron_slot",

@@ -49,13 +49,5 @@ mv -f -- "$groups/$group.new" "$groups/$group.md"
 } >"$report.new"
 mv -f -- "$report.new" "$report"
 
-if [ "$first_delivery" = "$AMAN_DELIVERY_ID" ]; then
-    printf '%s\n' "$event" | "$AMAN_BIN" jq -c '
-      def plain($n): tostring | explode | map(if . < 32 or . == 127 then 32 else . end) | implode | .[0:$n];
-      {notify: [{title: "Deliveries to \(.data.consumer // "?" | plain(100)) fail: \(.data.reason // "?" | plain(60))",
-                 message: "\(.data.error // "" | plain(1000))\nSee reports/dead-letters.md in the data folder, or: aman dlq list",
-                 severity: "warning"}],
-       result: {letters: '"$count"', new: true}}'
-else
-    printf '{"result": {"letters": %d, "new": false}}\n' "$count"
-fi
+[ "$first_delivery" = "$AMAN_DELIVERY_ID" ] && new=true || new=false
+printf '{"result": {"letters": %d, "new": %s}}\n' "$count" "$new"

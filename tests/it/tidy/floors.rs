@@ -30,7 +30,6 @@ const FLOORS: &[(u8, &[&str])] = &[
             "schedule",
             "tasks",
             "telemetry",
-            "workflow",
         ],
     ),
 ];

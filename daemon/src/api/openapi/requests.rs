@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 use crate::api::auth::Scope;
 use crate::api::dlq;
 use crate::api::parse::{BATCH_MAX, RESERVED_IDS};
+use crate::bus::NewNotification;
 use crate::event::{Delivery, ID_BYTES_MAX, Priority, RESERVED_ATTRIBUTES, TEXT_BYTES_MAX, TYPE_BYTES_MAX};
 use crate::schedule::{FAILURES_MAX, JITTER_S_MAX, RUN_ALL_MAX};
-use crate::store::workflows::Status;
 
 /// A text without control characters.
 pub(super) const PLAIN: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
@@ -34,23 +34,48 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ("Fingerprint", closed(json!({ "fingerprint": { "type": "string", "minLength": 1 } }), &["fingerprint"])),
         ("Digest", closed(json!({ "digest": { "type": ["string", "null"], "pattern": "^[0-9a-fA-F]{64}$" } }), &[])),
         ("Uninstall", closed(json!({ "purge_data": { "type": ["boolean", "null"] } }), &[])),
+        (
+            "DismissAll",
+            closed(json!({ "severity": severities(), "category": or_null(json!({ "type": "string" })) }), &[]),
+        ),
+        ("NotificationTest", notification_test()),
         ("ToolInput", closed(json!({ "input": {} }), &[])),
         ("ConfigSet", config_set()),
         ("MintToken", mint_token()),
-        (
-            "Definition",
-            json!({ "type": "object", "required": ["document", "do"], "description": "A workflow as schemas/workflow.schema.json describes it." }),
-        ),
-        ("WorkflowStart", closed(json!({ "input": {}, "dedup_key": or_null(text(255)) }), &[])),
-        ("Signal", closed(json!({ "type": event_type(), "data": {} }), &["type"])),
         ("CronJob", cron_job(&["id", "expression"])),
         ("CronPatch", cron_job(&[])),
     ]
 }
 
+/// One severity, or several with commas between them.
+fn severities() -> Value {
+    let one = "(info|warning|error|critical)";
+    json!({ "type": ["string", "null"], "pattern": format!("^{one}(,{one})*$") })
+}
+
+fn notification_test() -> Value {
+    let line = |most: usize| json!({ "type": ["string", "null"], "maxLength": most, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*[^\\s\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$" });
+    let label = json!({ "type": "string", "maxLength": NewNotification::WORD_CHARS_MAX, "pattern": "^[A-Za-z0-9][A-Za-z0-9 ]*$" });
+    let url = json!({ "type": "string", "pattern": "^(https?://[A-Za-z0-9.-]+)?/[A-Za-z0-9/._-]*[A-Za-z0-9._-]$", "maxLength": 1000 });
+    closed(
+        json!({
+            "title": line(NewNotification::TITLE_CHARS_MAX),
+            "message": { "type": ["string", "null"], "maxLength": NewNotification::MESSAGE_BYTES_MAX / 4 },
+            "severity": { "enum": ["info", "warning", "error", "critical", null] },
+            "category": { "type": ["string", "null"], "pattern": "^[a-z0-9_.-]{1,100}$" },
+            "action": { "anyOf": [closed(json!({ "label": label, "url": url }), &["label", "url"]), { "type": "null" }] },
+        }),
+        &[],
+    )
+}
+
 /// The schema of a query parameter of a route.
 pub(super) fn query(path: &str, name: &str) -> Value {
     match (path, name) {
+        ("/notifications", "severity") => {
+            json!({ "type": "string", "pattern": "^(info|warning|error|critical)(,(info|warning|error|critical))*$" })
+        }
+        (_, "offset") => json!({ "type": "integer", "minimum": 0, "maximum": 1_000_000 }),
         (_, "limit" | "count") => json!({ "type": "integer", "minimum": 1 }),
         (
             _,
@@ -61,8 +86,6 @@ pub(super) fn query(path: &str, name: &str) -> Value {
         ("/events/stream", "since") => json!({ "type": "integer", "minimum": 0, "maximum": INTEGER_MAX }),
         ("/audit-log", "since" | "until") => json!({ "type": "string", "format": "date-time" }),
         ("/dlq", "reason") => json!({ "type": "string", "enum": dlq::REASONS }),
-        (_, "format") => json!({ "type": "string", "enum": ["json", "mermaid"] }),
-        ("/workflow-instances", "status") => json!({ "type": "string", "enum": Status::NAMES }),
         ("/cron/{id}/runs", "status") => {
             json!({ "type": "string", "enum": ["queued", "running", "done", "failed", "skipped"] })
         }

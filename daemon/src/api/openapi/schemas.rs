@@ -75,6 +75,14 @@ const OBJECTS: &[(&str, &str)] = &[
     ("SkillVersion", "version digest created_at current:bool"),
     ("SkillVersions", "items:[SkillVersion] next_cursor:text~"),
     ("SkillsReloaded", "added:[text] changed:[text] removed:[text] failed:[any]"),
+    (
+        "Notification",
+        "id status severity category consumer title message action:any count:int created_at:time last_at:time \
+         event_id:text~ trace_id:text~ acknowledged_at:time~ dismissed_at:time~",
+    ),
+    ("Notifications", "items:[Notification] next_cursor:text~"),
+    ("Count", "count:int"),
+    ("DismissedAll", "dismissed:int"),
     ("LoggedOut", "ended:bool"),
     ("Grant", "key text amount:int"),
     (

@@ -1,0 +1,157 @@
+//! What consumers tell the person: prepared before the transaction that settles them, stored in it. A notification that is
+//! new is an event too, `aman.notification.created`, so that streams see it and sinks carry it further.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::effects::{NewNotification, Severity, StateWrite};
+use super::publish::{Bus, Origin, Publish};
+use super::router::Entry;
+use crate::clock::Millis;
+use crate::error::Error;
+use crate::event::{NewEvent, Trust};
+use crate::id::{fresh, hex, random_bytes, sha256_hex};
+use crate::redact;
+use crate::store::deliveries::Ready;
+use crate::store::events::{Cause, Prepared};
+use crate::store::notifications::{self as rows, Limits, New, Told};
+use crate::store::{Tx, events};
+
+/// The type of the event that tells of a notification.
+pub(super) const CREATED: &str = "aman.notification.created";
+/// The source of these events, and who is said to have published them.
+const SOURCE: &str = "aman/notifications";
+
+/// A notification with its event.
+#[derive(Clone)]
+struct Notice {
+    row: New,
+    event: Prepared,
+}
+
+/// The notifications of one attempt.
+#[derive(Clone, Default)]
+pub(super) struct Notices {
+    each: Vec<Notice>,
+    /// Told once in place of what is too much.
+    rest: Option<Notice>,
+    limits: Option<Limits>,
+}
+
+impl Notices {
+    /// Encodes what the delivery `ready` of `entry` asked for.
+    pub async fn prepare(bus: &Bus, entry: &Entry, ready: &Ready, asked: Vec<NewNotification>) -> Notices {
+        if asked.is_empty() {
+            return Notices::default();
+        }
+        let limits = bus.inner.settings.load().notify;
+        let about = |row: New| New {
+            event: Some((ready.event.id(), ready.event.trace.to_string())),
+            delivery: Some(ready.id),
+            ..row
+        };
+        let rest = about(too_much(&entry.spec.name, limits, &asked));
+        let mut all: Vec<New> =
+            asked.into_iter().map(|one| about(row(&entry.spec.name, entry.spec.kind, one))).collect();
+        all.push(rest);
+        let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
+        let told = bus.prepare_effects(entry, &cause, all.iter().map(created).collect()).await;
+        let mut each: Vec<Notice> = all.into_iter().zip(told).map(|(row, event)| Notice { row, event }).collect();
+        for notice in &mut each {
+            SOURCE.clone_into(&mut notice.event.principal);
+        }
+        let rest = each.pop();
+        Notices { each, rest, limits: Some(limits) }
+    }
+
+    /// Stores them: what was told already is counted, what is too much is summed up.
+    pub fn store(&self, tx: &mut Tx<'_>, now_ms: Millis) -> Result<(), Error> {
+        for notice in &self.each {
+            let mut told = rows::tell(tx, &notice.row, now_ms, self.limits)?;
+            let mut shown = notice;
+            if let (Told::TooMuch, Some(rest)) = (told, &self.rest) {
+                told = rows::tell(tx, &rest.row, now_ms, None)?;
+                shown = rest;
+            }
+            if told == Told::New {
+                events::append(tx, shown.event.clone())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `asked` by `consumer`, of that kind, without secrets.
+fn row(consumer: &str, kind: &str, asked: NewNotification) -> New {
+    let (title, message) = (redact::text(&asked.title).into_owned(), redact::text(&asked.message).into_owned());
+    // What a consumer calls alike is alike among its own only.
+    let alike = match asked.fingerprint {
+        Some(fingerprint) => format!("{consumer}\nf\n{fingerprint}"),
+        None => format!("{consumer}\nt\n{title}\n{message}"),
+    };
+    New {
+        id: fresh(),
+        severity: asked.severity,
+        category: asked.category.unwrap_or_else(|| kind.to_owned()),
+        consumer: consumer.to_owned(),
+        fingerprint: sha256_hex(alike.as_bytes()),
+        action: asked.action.map(|action| redact::json(&json!(action).to_string()).into_owned()),
+        title,
+        message,
+        event: None,
+        delivery: None,
+    }
+}
+
+/// Stands for all that `consumer` tells beyond its budget.
+fn too_much(consumer: &str, limits: Limits, asked: &[NewNotification]) -> New {
+    let last = asked.last().map(|one| redact::text(&one.title).into_owned()).unwrap_or_default();
+    let message = format!(
+        "It told more than {} an hour (notifications.per_hour); the others are counted here only. The last: {last}",
+        limits.per_hour
+    );
+    New {
+        severity: asked.iter().map(|one| one.severity).max().unwrap_or_default().max(Severity::Warning),
+        title: format!("There is more of {consumer} than is shown"),
+        message,
+        fingerprint: sha256_hex(format!("{consumer}\nr").as_bytes()),
+        ..row(consumer, "notifications", NewNotification::default())
+    }
+}
+
+/// The event that tells of `row`.
+fn created(row: &New) -> NewEvent {
+    let action: serde_json::Value =
+        row.action.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let data = json!({
+        "id": row.id,
+        "severity": row.severity,
+        "category": row.category,
+        "consumer": row.consumer,
+        "title": row.title,
+        "message": row.message,
+        "action": action,
+        "event_id": row.event.as_ref().map(|(id, _)| id),
+    });
+    NewEvent { subject: Some(row.id.clone()), ..NewEvent::new(SOURCE, CREATED, &data) }
+}
+
+impl Bus {
+    /// Tells the person something that no delivery asked for, and that is like nothing before; gives its id. `record`
+    /// commits with it.
+    pub async fn tell(&self, asked: NewNotification, record: StateWrite) -> Result<String, Error> {
+        asked.check().map_err(|(field, reason)| Error::invalid(field, format!("{reason}.")))?;
+        let fingerprint = Some(hex(&random_bytes::<16>()));
+        let new = row("aman", "other", NewNotification { fingerprint, ..asked });
+        let (id, event) = (new.id.clone(), created(&new));
+        let now_ms = self.clock().now_ms();
+        let state: StateWrite = Box::new(move |tx| {
+            rows::tell(tx, &new, now_ms, None)?;
+            record(tx)
+        });
+        let origin = Origin { principal: SOURCE.to_owned(), trust: Trust::Owner, internal: true };
+        self.publish(Publish { state: Some(state), ..Publish::one(event, origin) }).await?;
+        Ok(id)
+    }
+}
