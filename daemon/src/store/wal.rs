@@ -86,7 +86,7 @@ fn lost(log: &mut impl Read) -> io::Result<u64> {
     let page = usize::try_from(word(&header, 8)).unwrap_or(0);
     let page = if good && (512..=65_536).contains(&page) { page } else { 4096 };
     let mut salts = good.then(|| (word(&header, 16), word(&header, 20)));
-    let (mut frame, mut lost) = (vec![0; FRAME_HEADER_BYTES + page], 0);
+    let (mut frame, mut lost, mut strange) = (vec![0; FRAME_HEADER_BYTES + page], 0, 0);
     while fill(log, &mut frame)? {
         let commits = word(&frame, 4) != 0 && word(&frame, 0) != 0;
         // Without a readable header the first frame tells which round this is.
@@ -96,8 +96,13 @@ fn lost(log: &mut impl Read) -> io::Result<u64> {
             sum = checksum(&frame[FRAME_HEADER_BYTES..], big_endian, checksum(&frame[..8], big_endian, sum));
             good = same && sum == (word(&frame, 16), word(&frame, 20));
         }
-        // A frame with a commit's marks may itself be what is damaged.
-        lost += u64::from(!good && same && commits);
+        // A frame with a commit's marks may itself be what is damaged. One with other salts is a leftover of an earlier
+        // round, unless frames of this round follow: then its header is what is damaged, and it may have been a commit.
+        if same && !good {
+            lost += u64::from(commits) + std::mem::take(&mut strange);
+        } else if !same {
+            strange += 1;
+        }
     }
     Ok(lost)
 }
