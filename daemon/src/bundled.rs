@@ -26,6 +26,20 @@ macro_rules! skill {
     };
 }
 
+macro_rules! workflow {
+    ($name:literal) => {
+        ($name, include_str!(concat!("../../workflows/", $name, ".yaml")))
+    };
+}
+
+/// The workflows inside the binary: their names and definitions.
+pub const WORKFLOWS: &[(&str, &str)] = &[
+    workflow!("approve-incoming-file"),
+    workflow!("daily-digest"),
+    workflow!("probe-until-healthy"),
+    workflow!("webhook-fan-out"),
+];
+
 const SKILLS: &[Skill] = &[
     skill!("dlq-summary": "SKILL.md", "scripts/summarize.sh"),
     skill!("folder-digest": "SKILL.md", "scripts/digest.sh"),

@@ -93,6 +93,8 @@ pub struct Http {
     pub public_stream: PublicStream,
     /// True when more actions need `x-aman-confirm`.
     pub strict_confirm: bool,
+    /// True when definitions that run commands may come in over HTTP.
+    pub allow_exec_definitions: bool,
     /// Connections open at one time.
     pub max_connections: usize,
     /// Requests a second of each principal but the owner; 0 = no limit.
@@ -192,6 +194,8 @@ pub struct Config {
     pub sinks: Vec<sinks::Sink>,
     /// `[plugin.*]`
     pub plugins: Vec<plugins::PluginSection>,
+    /// `[workflows] secrets`: what `use.secrets` of a workflow names.
+    pub workflow_secrets: std::collections::BTreeMap<String, Secret>,
     /// `[http_client] allow_private`: outgoing calls may reach loopback and private addresses.
     pub allow_private: bool,
     /// `[cron.*]`: jobs by id.
@@ -251,6 +255,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let sources = sources(file, &paths, &mut layers);
     let sinks = sinks(file, &paths, &mut layers);
     let plugins = plugins(file, &http, &mut layers);
+    let workflow_secrets = workflow_secrets(file, &mut layers);
     let allow_private = layers.flag("http_client.allow_private");
     let cron = cron::jobs(file, &mut layers);
     let for_now = layers.for_now;
@@ -271,6 +276,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         sources,
         sinks,
         plugins,
+        workflow_secrets,
         allow_private,
         cron,
         effective,
@@ -298,6 +304,7 @@ fn http(paths: &Paths, layers: &mut Layers) -> Http {
             _ => PublicStream::Metadata,
         },
         strict_confirm: layers.flag("http.strict_confirm") || !bind.ip().is_loopback(),
+        allow_exec_definitions: layers.flag("http.allow_exec_definitions"),
         max_connections: usize::try_from(layers.number("http.max_connections", 1..=100_000)).unwrap_or(1),
         rate_limit: u32::try_from(layers.number("http.rate_limit", 0..=1_000_000)).unwrap_or(0),
         owner_rate_limit: u32::try_from(layers.number("http.owner_rate_limit", 0..=1_000_000)).unwrap_or(0),
@@ -382,6 +389,22 @@ fn plugins(file: &Table, http: &Http, layers: &mut Layers) -> Vec<plugins::Plugi
     })
 }
 
+/// `[workflows] secrets = { name = "env:NAME" }`
+fn workflow_secrets(file: &Table, layers: &mut Layers) -> std::collections::BTreeMap<String, Secret> {
+    let Some(section) = file.get("workflows") else { return std::collections::BTreeMap::new() };
+    // That it must be a section is said with the other sections.
+    let Some(section) = section.as_table() else { return std::collections::BTreeMap::new() };
+    let (mut reader, mut faults) =
+        (table::Reader::new("workflows".to_owned(), section, layers.references), Faults::default());
+    let secrets = reader.variables("secrets");
+    reader.finish(&mut faults);
+    take_faults(faults, layers);
+    if layers.references == References::Followed {
+        secrets.iter().for_each(|(_, secret)| crate::redact::learn(secret.expose()));
+    }
+    secrets.into_iter().collect()
+}
+
 /// Reads every `[section.<id>]`; what is wrong goes to `layers`.
 fn each_table<T>(
     section: &str,
@@ -401,6 +424,11 @@ fn each_table<T>(
             None => layers.wrong(&key, &format!("must be a table, such as [{section}.{id}].")),
         }
     }
+    take_faults(faults, layers);
+    found
+}
+
+fn take_faults(faults: Faults, layers: &mut Layers) {
     for (key, known) in &faults.unknown {
         layers.warn_unknown(key, key.rsplit('.').next().unwrap_or(key), known);
     }
@@ -408,7 +436,6 @@ fn each_table<T>(
     for fault in faults.wrong {
         layers.wrong(&fault.field, &fault.reason);
     }
-    found
 }
 
 /// Reads `250ms`, `30s`, `10m`, `24h` or `7d`; also the sum of several, as `1h30m`.

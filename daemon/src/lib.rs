@@ -31,3 +31,5 @@ pub mod store;
 pub mod tasks;
 pub mod telemetry;
 pub mod upkeep;
+pub mod workflow;
+pub mod workflows;

@@ -19,6 +19,7 @@ mod guard;
 mod inner;
 mod landlocked;
 mod mounts;
+mod permissions;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use grants::make_folder;
+pub use permissions::{Permissions, Places};
 pub use wire::{Enforced, Filesystem, Limits, Network, NetworkGuard, Private, ProcessGuard};
 use wire::{Failure, Job, Note};
 

@@ -30,6 +30,7 @@ use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
 use crate::telemetry;
 use crate::upkeep::Upkeep;
+use crate::workflows::{self, Workflows};
 
 /// How long a killed predecessor's scripts may take to end.
 const STRAYS_WAIT: Duration = Duration::from_secs(10);
@@ -49,6 +50,7 @@ pub struct Daemon {
     cron: Cron,
     sources: Sources,
     plugins: Plugins,
+    workflows: Workflows,
     config: Config,
     /// Held for as long as the daemon runs.
     _lock: Locked,
@@ -79,42 +81,32 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let lifecycle = Arc::new(Lifecycle::default());
     let (config, store) = open_store(config)?;
     telemetry::open_files(&config);
-    let listener = TcpListener::bind(config.http.bind).await.map_err(|error| {
-        Error::invalid("http.bind", format!("{} cannot be listened on: {error}.", config.http.bind))
-    })?;
+    let listener = bind(&config).await?;
     let address = listener.local_addr().map_err(Error::internal("reading the listening address"))?;
     let bus = Bus::new(store.clone(), clock.clone(), bus::Settings::of(&config.bus));
-    let (types, faults) = Registry::load(&config.paths.data.join("schemas"));
-    faults.iter().for_each(|fault| tracing::warn!("{fault}"));
-    bus.set_types(types);
+    bus.set_types(types(&config));
     lifecycle.enter(Phase::Secrets);
     let auth = auth(&config)?;
     lifecycle.enter(Phase::Recovery);
-    let now_ms = clock.now_ms();
-    store.write(move |tx| audit::close_begun(tx, now_ms)).await?;
-    tell_audit_head(&store).await;
-    let ended = Sandbox::wait_for_strays(&config.paths.runtime, STRAYS_WAIT).await;
-    if !ended.map_err(|error| Error::invalid("scripts.lock", format!("cannot be locked: {error}.")))? {
-        tracing::warn!("Scripts of an earlier run are still there; they may act beside those of this run.");
-    }
+    close_audit(&store, &clock).await?;
+    wait_for_strays(&config).await?;
     lifecycle.enter(Phase::Consumers);
     let supervisor = Supervisor::new();
     let sandbox = Sandbox::new(&config.paths.runtime).with_private(private(&config));
     bus.register(vec![notifications::consumer()]).await?;
-    let (skills, report) = Skills::start(skill_settings(&config), &bus, sandbox.clone()).await?;
-    for failed in &report.failed {
-        tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
-    }
+    let skills = start_skills(&config, &bus, &sandbox).await?;
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     let plugins = start_plugins(&config, &bus, &egress).await?;
+    let workflows = Workflows::start(&bus, &egress, &sandbox, workflow_settings(&config)).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
     settle_config(&config, &bus).await?;
     let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention, config.backup.clone());
     lifecycle.enter(Phase::Workflows);
+    workflows.run(&supervisor);
     let cron = Cron::start(&bus, &supervisor, &config.cron).await?;
     lifecycle.enter(Phase::Sources);
     let paths = config.paths.clone();
@@ -130,15 +122,28 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         sinks,
         upkeep,
         plugins: plugins.clone(),
+        workflows: workflows.clone(),
     };
-    let connections_max = affordable(config.http.max_connections);
-    let app = App::new(api::Settings { auth, connections_max, config: config.clone() }, parts)?;
+    let app = app(&config, auth, parts)?;
     let server = Server::start(app, listeners(&config, listener)?);
     let url = format!("{}://{address}", if config.http.tls.is_some() { "https" } else { "http" });
     write_address(&config.paths, &url)?;
     lifecycle.enter(Phase::Ready);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "Ready.");
-    Ok(Daemon { address, url, bus, server, supervisor, lifecycle, cron, sources, plugins, config, _lock: lock })
+    Ok(Daemon {
+        address,
+        url,
+        bus,
+        server,
+        supervisor,
+        lifecycle,
+        cron,
+        sources,
+        plugins,
+        workflows,
+        config,
+        _lock: lock,
+    })
 }
 
 impl Daemon {
@@ -169,14 +174,15 @@ impl Daemon {
 
     /// Walks the start back: sources, new work, running deliveries, connections, disk.
     pub async fn stop(self) {
-        let Daemon { bus, server, supervisor, lifecycle, cron, sources, plugins, config, .. } = self;
+        let Daemon { bus, server, supervisor, lifecycle, cron, sources, plugins, workflows, config, .. } = self;
         tracing::info!("Shutting down.");
         lifecycle.begin_drain();
         bus.live().wake();
         cron.stop().await;
         sources.stop().await;
         plugins.stop();
-        if !bus.drain(config.drain_timeout).await {
+        let grace = config.drain_timeout;
+        if !tokio::join!(bus.drain(grace), workflows.stop(grace)).0 {
             tracing::warn!("Some work was cut off at shutdown; the next start takes it up.");
         }
         server.stop(END_GRACE).await;
@@ -269,10 +275,63 @@ async fn settle_config(config: &Config, bus: &Bus) -> Result<(), Error> {
     Ok(())
 }
 
+/// Settles what the audit log says was begun, and tells its head.
+async fn close_audit(store: &Store, clock: &Clock) -> Result<(), Error> {
+    let now_ms = clock.now_ms();
+    store.write(move |tx| audit::close_begun(tx, now_ms)).await?;
+    tell_audit_head(store).await;
+    Ok(())
+}
+
+fn app(config: &Config, auth: Auth, parts: Parts) -> Result<Arc<App>, Error> {
+    let connections_max = affordable(config.http.max_connections);
+    App::new(api::Settings { auth, connections_max, config: config.clone() }, parts)
+}
+
+async fn bind(config: &Config) -> Result<TcpListener, Error> {
+    TcpListener::bind(config.http.bind)
+        .await
+        .map_err(|error| Error::invalid("http.bind", format!("{} cannot be listened on: {error}.", config.http.bind)))
+}
+
+/// The types whose data must fit a schema.
+fn types(config: &Config) -> Registry {
+    let (types, faults) = Registry::load(&config.paths.data.join("schemas"));
+    faults.iter().for_each(|fault| tracing::warn!("{fault}"));
+    types
+}
+
+async fn wait_for_strays(config: &Config) -> Result<(), Error> {
+    let ended = Sandbox::wait_for_strays(&config.paths.runtime, STRAYS_WAIT).await;
+    if !ended.map_err(|error| Error::invalid("scripts.lock", format!("cannot be locked: {error}.")))? {
+        tracing::warn!("Scripts of an earlier run are still there; they may act beside those of this run.");
+    }
+    Ok(())
+}
+
+async fn start_skills(config: &Config, bus: &Bus, sandbox: &Sandbox) -> Result<Skills, Error> {
+    let (skills, report) = Skills::start(skill_settings(config), bus, sandbox.clone()).await?;
+    for failed in &report.failed {
+        tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
+    }
+    Ok(skills)
+}
+
 async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Plugins, Error> {
     let services = Services::new(bus, egress, &config.paths.plugin_data, &config.plugins);
     let program = std::env::current_exe().map_err(Error::internal("finding this program"))?;
     Plugins::start(bus, services, &config.paths.data, &program).await
+}
+
+fn workflow_settings(config: &Config) -> workflows::Settings {
+    let paths = &config.paths;
+    workflows::Settings {
+        folder: paths.data.join("workflows"),
+        work: paths.runtime.join("work/workflows"),
+        secrets: config.workflow_secrets.clone(),
+        allow_exec: config.http.allow_exec_definitions,
+        places: skills::Places { home: paths.home_dir.clone(), data: paths.data.clone() },
+    }
 }
 
 fn skill_settings(config: &Config) -> skills::Settings {
@@ -334,7 +393,7 @@ fn private(config: &Config) -> Private {
     // Whoever writes there decides what runs next, and with which permissions; what plugins were compiled to even runs in
     // the daemon itself.
     let mut unwritable: Vec<PathBuf> =
-        ["bundled", "skills", "schemas", "plugins"].iter().map(|folder| paths.data.join(folder)).collect();
+        ["bundled", "skills", "schemas", "plugins", "workflows"].iter().map(|folder| paths.data.join(folder)).collect();
     unwritable.extend(config.skill_paths.iter().cloned());
     Private { hidden, unwritable }
 }

@@ -50,3 +50,4 @@ mod skills;
 mod sources;
 mod stream;
 mod tidy;
+mod workflows;

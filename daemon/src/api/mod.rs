@@ -36,6 +36,7 @@ mod sources;
 mod stream;
 mod tokens;
 mod why;
+mod workflows;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,6 +66,7 @@ use crate::sources::Sources;
 use crate::store::{Store, overrides, tokens as tokens_stored};
 use crate::tasks::Supervisor;
 use crate::upkeep::Upkeep;
+use crate::workflows::Workflows;
 use auth::{Auth, Principal};
 use fronts::{Front, Fronts};
 use gate::Gate;
@@ -114,6 +116,8 @@ pub struct Parts {
     pub upkeep: Upkeep,
     /// What was installed.
     pub plugins: Plugins,
+    /// The workflows.
+    pub workflows: Workflows,
 }
 
 /// Counts since the start that no other module keeps.
@@ -158,6 +162,7 @@ pub struct App {
     sinks: Sinks,
     upkeep: Upkeep,
     plugins: Plugins,
+    workflows: Workflows,
     connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -238,7 +243,7 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins, workflows } = parts;
         let Settings { auth, connections_max, config } = settings;
         let fronts = Fronts::new(&config);
         let clock = bus.clock().clone();
@@ -260,6 +265,7 @@ impl App {
             sinks,
             upkeep,
             plugins,
+            workflows,
             rates: Rates::new(config::limits(&config)),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),

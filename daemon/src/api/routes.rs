@@ -16,7 +16,7 @@ use super::body::Reply;
 use super::problem::Problem;
 use super::{
     App, Call, audit, config, cron, db, dlq, events, health, login, metrics, notifications, openapi, plugins, runtime,
-    sinks, skills, sources, stream, tokens, why,
+    sinks, skills, sources, stream, tokens, why, workflows,
 };
 use crate::error::Error;
 use crate::package::PACKED_MAX;
@@ -167,6 +167,7 @@ pub fn core() -> Vec<Route> {
     all.extend(work());
     all.extend(upkeep());
     all.extend(extensions());
+    all.extend(flows());
     all.extend(notices());
     all
 }
@@ -219,6 +220,28 @@ fn extensions() -> Vec<Route> {
             .slow(TOOL_TIME_MAX),
         route!(GET "/ui/pages" Public plugins::pages),
         route!(GET "/ui/plugin/{name}/{*path}" Public plugins::page),
+    ]
+}
+
+/// Workflows and their instances.
+fn flows() -> Vec<Route> {
+    vec![
+        route!(GET "/workflows" Admin workflows::list),
+        route!(GET "/workflow/{name}" Admin workflows::show),
+        route!(PUT "/workflow/{name}" Admin workflows::put).audited("workflow.put"),
+        route!(DELETE "/workflow/{name}" Admin workflows::delete).audited("workflow.delete"),
+        route!(POST "/workflow/{name}/create" Admin workflows::create).audited("workflow.create").creates(Creates::Yes),
+        route!(GET "/workflow-instances" Admin workflows::instances),
+        route!(GET "/workflow-instance/{id}" Admin workflows::instance),
+        route!(POST "/workflow-instance/{id}/retry" Admin workflows::retry)
+            .audited("workflow_instance.retry")
+            .confirmed(Confirm::Always),
+        route!(POST "/workflow-instance/{id}/cancel" Admin workflows::cancel)
+            .audited("workflow_instance.cancel")
+            .confirmed(Confirm::Always),
+        route!(POST "/workflow-instance/{id}/event" Admin workflows::signal).audited("workflow_instance.event"),
+        route!(POST "/workflow-instance/{id}/pause" Admin workflows::pause).audited("workflow_instance.pause"),
+        route!(POST "/workflow-instance/{id}/resume" Admin workflows::resume).audited("workflow_instance.resume"),
     ]
 }
 

@@ -72,6 +72,16 @@ impl NewNotification {
     /// Longest label, category or fingerprint.
     pub const WORD_CHARS_MAX: usize = 100;
 
+    /// With a title and a message that are as long as they may be.
+    #[must_use]
+    pub fn fitted(mut self) -> NewNotification {
+        let shown = self.title.chars().map(|c| if c.is_control() { ' ' } else { c });
+        self.title = shown.take(NewNotification::TITLE_CHARS_MAX).collect();
+        let end = self.message.floor_char_boundary(NewNotification::MESSAGE_BYTES_MAX);
+        self.message.truncate(end);
+        self
+    }
+
     /// Says which field is wrong, and what would be right.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if !is_line(&self.title, NewNotification::TITLE_CHARS_MAX) {

@@ -28,6 +28,7 @@ use crate::expr::Expr;
 use crate::id::DeliveryId;
 
 pub use effects::{Action, Effects, Failure, NewIntent, NewNotification, Outcome, Severity, StateWrite};
+pub use notices::Notices;
 pub use publish::{Accepted, Bus, Idempotency, Origin, Publish, Settings, Stats};
 pub use retry::RetryPolicy;
 

@@ -30,9 +30,9 @@ struct Notice {
     event: Prepared,
 }
 
-/// The notifications of one attempt.
+/// Notifications that belong to one transaction.
 #[derive(Clone, Default)]
-pub(super) struct Notices {
+pub struct Notices {
     each: Vec<Notice>,
     /// Told once in place of what is too much.
     rest: Option<Notice>,
@@ -41,7 +41,7 @@ pub(super) struct Notices {
 
 impl Notices {
     /// Encodes what the delivery `ready` of `entry` asked for.
-    pub async fn prepare(bus: &Bus, entry: &Entry, ready: &Ready, asked: Vec<NewNotification>) -> Notices {
+    pub(super) async fn prepare(bus: &Bus, entry: &Entry, ready: &Ready, asked: Vec<NewNotification>) -> Notices {
         if asked.is_empty() {
             return Notices::default();
         }
@@ -57,7 +57,12 @@ impl Notices {
         all.push(rest);
         let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
         let told = bus.prepare_effects(entry, &cause, all.iter().map(created).collect()).await;
-        let mut each: Vec<Notice> = all.into_iter().zip(told).map(|(row, event)| Notice { row, event }).collect();
+        Notices::of(all, told, limits)
+    }
+
+    /// Of rows with their events, of which the last stands for what is too much.
+    fn of(rows: Vec<New>, told: Vec<Prepared>, limits: Limits) -> Notices {
+        let mut each: Vec<Notice> = rows.into_iter().zip(told).map(|(row, event)| Notice { row, event }).collect();
         for notice in &mut each {
             SOURCE.clone_into(&mut notice.event.principal);
         }
@@ -138,6 +143,21 @@ fn created(row: &New) -> NewEvent {
 }
 
 impl Bus {
+    /// Prepares what `consumer`, of that kind, tells outside a delivery; a title that is too long is cut. [`Notices::store`]
+    /// belongs into the transaction of what they tell of.
+    pub async fn notices(&self, consumer: &str, kind: &str, trust: Trust, asked: Vec<NewNotification>) -> Notices {
+        if asked.is_empty() {
+            return Notices::default();
+        }
+        let limits = self.inner.settings.load().notify;
+        let rest = too_much(consumer, limits, &asked);
+        let mut all: Vec<New> = asked.into_iter().map(|one| row(consumer, kind, one.fitted())).collect();
+        all.push(rest);
+        let origin = Origin { principal: SOURCE.to_owned(), trust, internal: true };
+        let told = self.prepare(all.iter().map(created).collect(), origin, None).await;
+        Notices::of(all, told, limits)
+    }
+
     /// Tells the person something that no delivery asked for, and that is like nothing before; gives its id. `record`
     /// commits with it.
     pub async fn tell(&self, asked: NewNotification, record: StateWrite) -> Result<String, Error> {

@@ -294,11 +294,20 @@ impl Bus {
     /// `Invalid` names broken fields (in a batch as `/3/type`), `Forbidden` reserved names, `Busy` back-pressure,
     /// draining or a disk that cannot be written, `Mismatch` a reused `Idempotency-Key`.
     pub async fn publish(&self, publish: Publish) -> Result<Vec<Accepted>, Error> {
+        self.publish_caused(publish, None).await
+    }
+
+    /// As [`Bus::publish`], for what an earlier event has led to. `Conflict` `causation_loop` when the chain is too long,
+    /// or its trace has too many effects.
+    pub async fn publish_caused(&self, publish: Publish, cause: Option<Cause>) -> Result<Vec<Accepted>, Error> {
         let _incoming = self.admit(&publish)?;
         check(&publish, &self.inner.types.load())?;
+        if let Some(cause) = &cause {
+            self.check_chain(cause, publish.events.len())?;
+        }
         let Publish { events, origin, idempotency, state } = publish;
         let now_ms = self.inner.clock.now_ms();
-        let prepared = self.prepare(events, origin, None).await;
+        let prepared = self.prepare(events, origin, cause).await;
         let (answers, replayed) = match (idempotency, state) {
             (None, None) => (self.inner.store.write_hot(move |tx| append_all(tx, prepared)).await?, false),
             (idempotency, state) => {
@@ -324,6 +333,17 @@ impl Bus {
         let again = answers.iter().filter(|answer| replayed || answer.deduplicated).count();
         self.inner.stats.deduplicated.fetch_add(u64::try_from(again).unwrap_or(0), Ordering::Relaxed);
         Ok(answers)
+    }
+
+    fn check_chain(&self, cause: &Cause, effects: usize) -> Result<(), Error> {
+        let depth_max = self.inner.settings.load().max_causation_depth;
+        let depth = cause.event.depth + 1;
+        if depth <= depth_max && self.inner.chains.admit(cause.event.trace, effects) {
+            return Ok(());
+        }
+        let reason =
+            format!("This would be number {depth} of a chain of effects that may have {depth_max}, or one too many.");
+        Err(Error::conflict("causation_loop", reason))
     }
 
     /// What would happen to these events: the same checks, nothing stored. For each event, who would get it and why.
@@ -389,7 +409,7 @@ impl Bus {
     }
 
     /// Finds out who gets each event. Conditions are evaluated off the async threads.
-    async fn prepare(&self, events: Vec<NewEvent>, origin: Origin, cause: Option<Cause>) -> Vec<Prepared> {
+    pub(super) async fn prepare(&self, events: Vec<NewEvent>, origin: Origin, cause: Option<Cause>) -> Vec<Prepared> {
         let router = self.inner.router.load_full();
         let now_ms = self.inner.clock.now_ms();
         let until_ms = now_ms + self.inner.settings.load().dedup_window_ms;

@@ -60,6 +60,11 @@ impl Call {
         Call { method: Method::POST, ..Call::get(path) }.body("application/json", "{}")
     }
 
+    /// Stores at `path`; the body follows.
+    pub fn put(path: impl Into<String>) -> Call {
+        Call { method: Method::PUT, ..Call::get(path) }
+    }
+
     /// Removes what `path` names.
     pub fn delete(path: impl Into<String>) -> Call {
         Call { method: Method::DELETE, ..Call::get(path) }

@@ -62,6 +62,9 @@ struct Definition {
     /// The skill that gets its events
     #[arg(long)]
     skill: Option<String>,
+    /// The workflow that it starts
+    #[arg(long, conflicts_with = "skill")]
+    workflow: Option<String>,
     /// The agent that its events are for
     #[arg(long, value_name = "ID")]
     agent: Option<String>,
@@ -195,7 +198,11 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
         return context.out.line("There is no cron job. `aman cron add --help` shows how to add one.");
     }
     let row = |job: &Value| {
-        let target = if job["skill"].is_null() { text(&job["type"]) } else { format!("skill {}", text(&job["skill"])) };
+        let target = match (job["skill"].as_str(), job["workflow"].as_str()) {
+            (Some(_), _) => format!("skill {}", text(&job["skill"])),
+            (_, Some(_)) => format!("workflow {}", text(&job["workflow"])),
+            _ => text(&job["type"]),
+        };
         vec![
             text(&job["id"]),
             (if job["enabled"] == true { "on" } else { "off" }).to_owned(),
@@ -265,6 +272,7 @@ impl Definition {
             ("timezone", &self.timezone),
             ("type", &self.kind),
             ("skill", &self.skill),
+            ("workflow", &self.workflow),
             ("agent_id", &self.agent),
             ("overlap", &self.overlap),
         ];

@@ -29,6 +29,7 @@ mod tail;
 mod tls;
 mod token;
 mod tree;
+mod workflow;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -122,6 +123,9 @@ pub enum Command {
     /// Plugins: write, build, pack and sign them
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
+    /// Durable sequences of tasks: write, start and steer them
+    #[command(subcommand)]
+    Workflow(workflow::WorkflowCommand),
     /// Jobs that run by a time plan
     #[command(subcommand)]
     Cron(cron::CronCommand),
@@ -318,6 +322,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Sink(command) => sink::run(context, command).await,
         Command::Notification(command) => notification::run(context, command).await,
         Command::Plugin(command) => plugin::run(context, command).await,
+        Command::Workflow(command) => workflow::run(context, command).await,
         Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
         Command::Db(command) => db::run(context, command).await,

@@ -196,6 +196,11 @@ impl Cron {
         let mut state = self.inner.state.lock().await;
         let now_ms = self.inner.now_ms();
         let held = state.jobs.get_mut(id).ok_or_else(|| Error::not_found("cron job", id))?;
+        if self.inner.target(&held.job) == Err("workflow_missing") {
+            let workflow = held.job.workflow.clone().unwrap_or_default();
+            let reason = format!("The workflow '{workflow}' of this job is not there.");
+            return Err(Error::conflict("invalid_state", reason));
+        }
         if let Err(reason) = self.inner.target(&held.job) {
             let skill = held.job.skill.clone().unwrap_or_default();
             let why = if reason == "skill_off" { "may not run: enable it first" } else { "is not there" };
@@ -252,6 +257,13 @@ impl Cron {
             let reason = format!("there is no skill '{skill}' that could run; `aman skill list` shows what there is.");
             wrong.push(FieldError { field: "skill".to_owned(), reason });
         }
+        if let Ok(job) = &read
+            && self.inner.target(job) == Err("workflow_missing")
+        {
+            let workflow = job.workflow.as_deref().unwrap_or_default();
+            let reason = format!("there is no workflow '{workflow}'; `aman workflow list` shows what there is.");
+            wrong.push(FieldError { field: "workflow".to_owned(), reason });
+        }
         match read {
             Ok(job) if wrong.is_empty() => Ok(job),
             Ok(_) => Err(Error::Invalid { code: "invalid_input", fields: wrong }),
@@ -275,7 +287,13 @@ fn switched(held: &Held, patch: &Map<String, Value>, now_ms: i64) -> Result<JobR
 }
 
 fn elsewhere(held: &Held, what: &str) -> Error {
-    let place = if held.row.origin == Origin::Skill { "its skill's SKILL.md" } else { "the configuration file" };
+    let place = if held.row.origin == Origin::Skill && held.job.workflow.is_some() {
+        "its workflow's schedule"
+    } else if held.row.origin == Origin::Skill {
+        "its skill's SKILL.md"
+    } else {
+        "the configuration file"
+    };
     Error::conflict("invalid_state", format!("The job '{}' is defined in {place}. {what}", held.row.id))
 }
 

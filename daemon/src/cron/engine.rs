@@ -297,6 +297,10 @@ impl Inner {
 
     /// Why the skill of a job would not get its event.
     pub(super) fn target(&self, job: &Job) -> Result<(), &'static str> {
+        if let Some(workflow) = &job.workflow {
+            let there = self.bus.router().by_name(&format!("workflow/{workflow}")).is_some();
+            return if there { Ok(()) } else { Err("workflow_missing") };
+        }
         let Some(skill) = &job.skill else { return Ok(()) };
         match self.bus.router().by_name(&format!("skill/{skill}")) {
             None => Err("skill_missing"),
@@ -333,7 +337,8 @@ pub(super) fn event_of(id: &str, job: &Job, slot: &Slot) -> NewEvent {
     };
     let mut event = NewEvent::new(source_of(id), &job.kind, &data);
     event.id = Some(slot.key.clone());
-    event.subject = Some(id.to_owned());
+    // A workflow tells by it what is to start it from what it may listen to.
+    event.subject = Some(job.workflow.as_ref().map_or_else(|| id.to_owned(), |name| format!("workflow/{name}")));
     event.agent_id.clone_from(&job.agent_id);
     event.extensions.insert("scheduledtime".to_owned(), Value::String(scheduled));
     event

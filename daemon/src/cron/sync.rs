@@ -57,14 +57,13 @@ impl Inner {
         }
         let mut wanted = BTreeMap::new();
         for entry in self.bus.router().entries() {
-            let (Some(name), Some(plan)) = (entry.spec.name.strip_prefix("skill/"), entry.consumer.plan()) else {
-                continue;
-            };
-            let definition = json!({ "expression": plan.expression, "timezone": plan.timezone, "skill": name });
+            let Some((kind, name)) = entry.spec.name.split_once('/') else { continue };
+            let Some(plan) = entry.consumer.plan().filter(|_| ["skill", "workflow"].contains(&kind)) else { continue };
+            let definition = json!({ "expression": plan.expression, "timezone": plan.timezone, kind: name });
             match read(&definition.to_string()) {
                 // No id that a request may choose has a colon.
-                Ok(job) => drop(wanted.insert(format!("skill:{name}"), job)),
-                Err(reason) => tracing::warn!(skill = name, reason, "The time plan of a skill cannot be read."),
+                Ok(job) => drop(wanted.insert(format!("{kind}:{name}"), job)),
+                Err(reason) => tracing::warn!(kind, name, reason, "The time plan of a consumer cannot be read."),
             }
         }
         self.take(state, Origin::Skill, wanted).await?;
@@ -123,8 +122,9 @@ impl Inner {
             .jobs
             .values()
             .filter_map(|held| {
-                let skill = held.job.skill.as_ref()?;
-                Some((format!("skill/{skill}"), held.job.kind.clone(), source_of(&held.row.id)))
+                let skill = held.job.skill.as_ref().map(|skill| format!("skill/{skill}"));
+                let consumer = skill.or_else(|| Some(format!("workflow/{}", held.job.workflow.as_ref()?)))?;
+                Some((consumer, held.job.kind.clone(), source_of(&held.row.id)))
             })
             .collect();
         if wanted == state.linked {

@@ -86,6 +86,8 @@ pub struct Job {
     pub agent_id: Option<String>,
     /// The skill that gets its events, whatever else it listens to.
     pub skill: Option<String>,
+    /// The workflow that its slots start.
+    pub workflow: Option<String>,
     /// See [`Misfire`].
     pub misfire: Misfire,
     /// See [`Overlap`].
@@ -120,7 +122,7 @@ impl Job {
 
     /// The definition with every field, as [`Job::read`] reads it back.
     pub fn to_value(&self) -> Value {
-        json!({
+        let mut shown = json!({
             "expression": self.expression,
             "timezone": self.timezone,
             "payload": self.payload,
@@ -137,7 +139,12 @@ impl Job {
             "jitter_s": self.jitter_s,
             "max_failures": self.max_failures,
             "enabled": self.enabled,
-        })
+        });
+        // Definitions that were stored before there were workflows stay as they are.
+        if let Some(workflow) = &self.workflow {
+            shown["workflow"] = workflow.as_str().into();
+        }
+        shown
     }
 
     /// The longest that a run may be put off, in milliseconds.
@@ -194,21 +201,19 @@ impl Reader {
             }
             None => None,
         };
-        if self.fields.remove("workflow").is_some() {
-            self.refuse(
-                "workflow",
-                "needs workflows, which this version of aman does not have; name a skill or a type.",
-            );
-        }
         let payload = self.fields.remove("payload");
         if payload.as_ref().is_some_and(|value| value.to_string().len() > PAYLOAD_BYTES_MAX) {
             self.refuse("payload", format!("must have at most {PAYLOAD_BYTES_MAX} bytes."));
+        }
+        if self.fields.contains_key("skill") && self.fields.contains_key("workflow") {
+            self.refuse("workflow", "and skill exclude each other: a job is for one of them.");
         }
         let job = Job {
             payload,
             kind: self.kind(),
             agent_id: self.short("agent_id"),
             skill: self.short("skill"),
+            workflow: self.short("workflow"),
             misfire: self.misfire(),
             overlap: self.overlap(),
             jitter_s: self.number("jitter_s", 0, JITTER_S_MAX),

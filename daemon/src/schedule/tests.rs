@@ -180,7 +180,7 @@ fn every_wrong_field_is_named() {
         ("timezone", json!("Mars/Base")),
         ("type", json!("a..b")),
         ("type", json!("aman.x")),
-        ("workflow", json!("w")),
+        ("workflow", json!(1)),
         ("misfire", json!("never")),
         ("misfire", json!({ "run_all": { "max": 0 } })),
         ("misfire", json!({ "run_all": { "max": 101 } })),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::folder::{self, Content};
 use super::manifest::Manifest;
-use super::permissions::Places;
+use crate::sandbox::Places;
 use crate::store::skills::Decided;
 
 /// The file that makes a folder a skill.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::front::{self, Front};
-use super::permissions::{Permissions, Places};
 use crate::bus::retry::Backoff;
 use crate::bus::{Concurrency, RetryPolicy, Rule};
 use crate::error::{Error, FieldError, distance};
 use crate::event::TypePattern;
 use crate::expr::Expr;
+use crate::sandbox::{Permissions, Places};
 use crate::schedule;
 
 /// Characters of a name, a description and a compatibility note: the limits of the Agent Skills specification.

@@ -6,7 +6,6 @@ mod folder;
 mod front;
 mod load;
 mod manifest;
-mod permissions;
 mod run;
 mod stats;
 mod view;
@@ -20,10 +19,10 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::json;
 
+pub use crate::sandbox::{Permissions, Places};
 pub use folder::File;
 pub use load::{Failed, Place, SearchPath, Shadowed};
 pub use manifest::{Manifest, Run, Schedule, check_name};
-pub use permissions::{Permissions, Places};
 pub use view::{Shown, Text, Trigger, VersionShown};
 
 use crate::bundled;

@@ -250,9 +250,9 @@ impl Drop for WorkFolder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::permissions::Places;
     use super::*;
     use crate::sandbox::Enforced;
+    use crate::sandbox::Places;
 
     fn finished(exit: Exit, stdout: &str, stderr: &[u8]) -> Finished {
         Finished {

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use super::folder::File;
 use super::load::{self, Place};
 use super::manifest::{Run, Schedule};
-use super::permissions::Permissions;
 use super::{Skill, Skills, folder, stats};
 use crate::bus::{Concurrency, Standing};
 use crate::clock::rfc3339;
 use crate::error::Error;
+use crate::sandbox::Permissions;
 use crate::sandbox::{Enforced, Network, NetworkGuard};
 use crate::store::skills as records;
 

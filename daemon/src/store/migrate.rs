@@ -19,7 +19,8 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0009_plugin_data", include_str!("../../../schemas/sql/0009_plugin_data.sql")),
     ("0010_plugins", include_str!("../../../schemas/sql/0010_plugins.sql")),
     ("0011_plugin_rest", include_str!("../../../schemas/sql/0011_plugin_rest.sql")),
-    ("0012_notifications", include_str!("../../../schemas/sql/0012_notifications.sql")),
+    ("0012_workflows", include_str!("../../../schemas/sql/0012_workflows.sql")),
+    ("0013_notifications", include_str!("../../../schemas/sql/0013_notifications.sql")),
 ];
 
 /// Applies what is missing, all or nothing. Refuses a database that a newer aman wrote, or whose applied files differ

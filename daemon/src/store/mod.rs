@@ -30,6 +30,7 @@ pub mod sources;
 pub mod space;
 pub mod tokens;
 pub mod wal;
+pub mod workflows;
 mod writer;
 
 use std::collections::{HashMap, HashSet};

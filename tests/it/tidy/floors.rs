@@ -30,6 +30,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "schedule",
             "tasks",
             "telemetry",
+            "workflow",
         ],
     ),
 ];

@@ -144,6 +144,18 @@ const OPERATIONS: &[Operation] = &[
     op("PUT /source/{id}/config", "", "Object!", "200:Object 409", "As /event-source/{id}/config."),
     op("POST /hooks/{id}", "", "*/*", "200:Object 202:AcceptedOrBatch 401", "Takes a call of another system; verified by its signature."),
     op("POST /im-channel/{platform}/{instance}/reload", "", "Empty", "200:Object", "Starts a channel anew."),
+    op("GET /workflows", "limit cursor", "", "200:Object", "Workflows, by name."),
+    op("GET /workflow/{name}", "format", "", "200:Object", "A workflow: definition, digest, versions; or a flowchart."),
+    op("PUT /workflow/{name}", "dry_run", "Definition!", "200:Object 201:Object", "Checks and stores a definition, as JSON or YAML."),
+    op("DELETE /workflow/{name}", "", "", "200:Object", "Removes a workflow; its instances go on."),
+    op("POST /workflow/{name}/create", "dry_run", "WorkflowStart", "200:Object 201:Object 422", "Starts an instance."),
+    op("GET /workflow-instances", "workflow status limit cursor", "", "200:Object", "Instances, newest first."),
+    op("GET /workflow-instance/{id}", "format", "", "200:Object", "An instance and what its tasks came to; or a flowchart."),
+    op("POST /workflow-instance/{id}/retry", "", "Empty", "200:Object 409", "Takes a faulted instance up at the task that failed."),
+    op("POST /workflow-instance/{id}/cancel", "", "Empty", "200:Object 409", "Ends an instance and what it runs."),
+    op("POST /workflow-instance/{id}/event", "", "Signal!", "200:Object 409", "Sends an event to one instance that waits for it."),
+    op("POST /workflow-instance/{id}/pause", "", "Empty", "200:Object 409", "Lets an instance begin nothing new."),
+    op("POST /workflow-instance/{id}/resume", "", "Empty", "200:Object 409", "Lets a paused instance go on."),
 ];
 
 /// Method and path.

@@ -9,6 +9,7 @@ use crate::api::parse::{BATCH_MAX, RESERVED_IDS};
 use crate::bus::NewNotification;
 use crate::event::{Delivery, ID_BYTES_MAX, Priority, RESERVED_ATTRIBUTES, TEXT_BYTES_MAX, TYPE_BYTES_MAX};
 use crate::schedule::{FAILURES_MAX, JITTER_S_MAX, RUN_ALL_MAX};
+use crate::store::workflows::Status;
 
 /// A text without control characters.
 pub(super) const PLAIN: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
@@ -42,6 +43,12 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ("ToolInput", closed(json!({ "input": {} }), &[])),
         ("ConfigSet", config_set()),
         ("MintToken", mint_token()),
+        (
+            "Definition",
+            json!({ "type": "object", "required": ["document", "do"], "description": "A workflow as schemas/workflow.schema.json describes it." }),
+        ),
+        ("WorkflowStart", closed(json!({ "input": {}, "dedup_key": or_null(text(255)) }), &[])),
+        ("Signal", closed(json!({ "type": event_type(), "data": {} }), &["type"])),
         ("CronJob", cron_job(&["id", "expression"])),
         ("CronPatch", cron_job(&[])),
     ]
@@ -86,6 +93,8 @@ pub(super) fn query(path: &str, name: &str) -> Value {
         ("/events/stream", "since") => json!({ "type": "integer", "minimum": 0, "maximum": INTEGER_MAX }),
         ("/audit-log", "since" | "until") => json!({ "type": "string", "format": "date-time" }),
         ("/dlq", "reason") => json!({ "type": "string", "enum": dlq::REASONS }),
+        (_, "format") => json!({ "type": "string", "enum": ["json", "mermaid"] }),
+        ("/workflow-instances", "status") => json!({ "type": "string", "enum": Status::NAMES }),
         ("/cron/{id}/runs", "status") => {
             json!({ "type": "string", "enum": ["queued", "running", "done", "failed", "skipped"] })
         }

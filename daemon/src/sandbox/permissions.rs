@@ -1,10 +1,10 @@
-//! What a skill's script may touch: `read:` and `write:` paths and `net:`, quoted as in a shell.
+//! What a script may touch: `read:` and `write:` paths and `net:`, quoted as in a shell.
 
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use crate::sandbox::{Network, Private};
+use super::{Network, Private};
 
 /// Paths that one skill may name.
 const PATHS_MAX: usize = 64;

@@ -1,0 +1,430 @@
+//! What can be asked of workflows: show, put, remove, start; of instances: show, pause, go on, retry, cancel, signal.
+
+use std::sync::{Arc, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::{Current, Inner, Workflows, compile, definition_row, fresh, row_of, view};
+use crate::error::Error;
+use crate::event::Trust;
+use crate::id::TraceId;
+use crate::store::Tx;
+use crate::store::workflows::{self as rows, InstanceRow, Kind, Origin, WorkflowRow};
+use crate::workflow::{self, Definition, Env, Machine, Marks, State, StepStatus};
+
+/// Rows of the journal that are shown.
+const STEPS_SHOWN: usize = 1000;
+
+/// What a change writes besides, in the same transaction; it is given the answer to the change.
+pub type Audit = Box<dyn FnOnce(&mut Tx<'_>, &Value) -> Result<(), Error> + Send>;
+
+/// A definition that is to be stored.
+pub struct Put {
+    /// The name in the path.
+    pub name: String,
+    /// YAML or JSON.
+    pub text: String,
+    /// Check only.
+    pub dry_run: bool,
+}
+
+/// An instance that is to be started.
+pub struct Start {
+    /// Its workflow.
+    pub workflow: String,
+    /// Its input.
+    pub input: Value,
+    /// Equal keys are one instance.
+    pub dedup_key: Option<String>,
+    /// Who asks.
+    pub principal: String,
+    /// How far it is trusted.
+    pub trust: Trust,
+    /// The trace of the request.
+    pub trace: TraceId,
+    /// Say what would happen; start nothing.
+    pub dry_run: bool,
+}
+
+impl Workflows {
+    /// Every workflow by name.
+    pub async fn list(&self) -> Result<Vec<Value>, Error> {
+        let open = self.inner.bus.store().read(rows::open_counts).await?;
+        let count = |name: &str| open.iter().find(|(known, _)| known == name).map_or(0, |(_, count)| *count);
+        Ok(self.inner.held(|held| held.current.iter().map(|(name, one)| view::workflow(one, count(name))).collect()))
+    }
+
+    /// One workflow with its definition.
+    pub async fn get(&self, name: &str) -> Result<Value, Error> {
+        let current = self.inner.current(name)?;
+        let owner = name.to_owned();
+        let (open, versions) = self
+            .inner
+            .bus
+            .store()
+            .read(move |conn| Ok((rows::open_counts(conn)?, rows::definitions(conn, &owner)?)))
+            .await?;
+        let count = open.iter().find(|(known, _)| known == name).map_or(0, |(_, count)| *count);
+        Ok(view::whole(&current, count, &versions))
+    }
+
+    /// A workflow as a Mermaid flowchart.
+    pub fn chart(&self, name: &str) -> Result<String, Error> {
+        Ok(workflow::render(&self.inner.current(name)?.definition, &Marks::new()))
+    }
+
+    /// Stores a definition as the one that new instances start with. Gives what is shown of it, and whether the name is
+    /// new.
+    pub async fn put(&self, put: Put, audit: Audit) -> Result<(Value, bool), Error> {
+        let definition = compile(put.text.clone()).await.map_err(|problems| workflow::refused(&problems))?;
+        if definition.name != put.name {
+            let reason = format!("is '{}', and the path says '{}'; they must be equal.", definition.name, put.name);
+            return Err(Error::invalid("/document/name", reason));
+        }
+        if definition.executes() && !self.inner.settings.allow_exec {
+            let reason = "This definition runs commands, which may not come in over HTTP. Put its file into the workflows \
+                          folder of the daemon's data and restart it, or set http.allow_exec_definitions = true in the \
+                          configuration file.";
+            return Err(Error::Forbidden { code: "exec_not_allowed", reason: reason.to_owned() });
+        }
+        if put.dry_run {
+            let known = self.inner.current(&put.name).is_ok();
+            return Ok((view::preview(&definition), !known));
+        }
+        let _turn = self.inner.changing.lock().await;
+        let before = self.inner.current(&put.name).ok();
+        if before.is_none() && self.inner.held(|held| held.current.len()) >= super::WORKFLOWS_MAX {
+            let reason = format!("There are {} workflows, which is the most. Remove one first.", super::WORKFLOWS_MAX);
+            return Err(Error::conflict("invalid_state", reason));
+        }
+        self.store(definition, put.text, before.as_ref(), audit).await
+    }
+
+    async fn store(
+        &self,
+        definition: Definition,
+        text: String,
+        before: Option<&Current>,
+        audit: Audit,
+    ) -> Result<(Value, bool), Error> {
+        let inner = &self.inner;
+        let same = before.is_some_and(|current| current.definition.digest == definition.digest);
+        let next_ms = if same { before.and_then(|one| one.row.next_ms) } else { inner.first_start(&definition) };
+        let row = WorkflowRow {
+            name: definition.name.clone(),
+            digest: Some(definition.digest.clone()),
+            origin: if same { before.map_or(Origin::Api, |one| one.row.origin) } else { Origin::Api },
+            file_digest: self.file_digest(&definition.name).await?,
+            next_ms,
+            partial: None,
+            updated_ms: inner.now_ms(),
+        };
+        let stored = definition_row(&definition, text, inner.now_ms());
+        let current = Current { row: row.clone(), definition: Arc::new(definition) };
+        let mut shown = view::workflow(&current, 0);
+        if let Value::Object(shown) = &mut shown {
+            shown.remove("open_instances");
+        }
+        let answer = shown.clone();
+        inner
+            .bus
+            .store()
+            .write(move |tx| {
+                rows::put_definition(tx, &stored)?;
+                rows::put(tx, &row)?;
+                audit(tx, &answer)
+            })
+            .await?;
+        let name = current.definition.name.clone();
+        let is_new = inner.held(|held| held.current.insert(name.clone(), current)).is_none();
+        inner.register(Some(&name)).await?;
+        inner.hint.notify_one();
+        Ok((shown, is_new))
+    }
+
+    async fn file_digest(&self, name: &str) -> Result<Option<String>, Error> {
+        let all = self.inner.bus.store().read(rows::workflows).await?;
+        Ok(all.into_iter().find(|row| row.name == name).and_then(|row| row.file_digest))
+    }
+
+    /// Removes a workflow. Its instances go on to their end.
+    pub async fn delete(&self, name: &str, audit: Audit) -> Result<Value, Error> {
+        let _turn = self.inner.changing.lock().await;
+        let current = self.inner.current(name)?;
+        let row =
+            WorkflowRow { digest: None, next_ms: None, partial: None, updated_ms: self.inner.now_ms(), ..current.row };
+        let shown = json!({ "name": name, "deleted": true });
+        let answer = shown.clone();
+        self.inner
+            .bus
+            .store()
+            .write(move |tx| {
+                rows::put(tx, &row)?;
+                audit(tx, &answer)
+            })
+            .await?;
+        self.inner.held(|held| held.current.remove(name));
+        let owner = name.to_owned();
+        let open = self.inner.bus.store().read(move |conn| rows::open_digests(conn, &owner)).await?;
+        // Whoever still waits for events goes on getting them until the next start.
+        if open.is_empty() {
+            self.inner.bus.unregister(&[format!("workflow/{name}")]);
+        }
+        Ok(shown)
+    }
+
+    /// Starts an instance. Gives it, and whether it is new.
+    pub async fn create(&self, start: Start, audit: Audit) -> Result<(Value, bool), Error> {
+        let inner = &self.inner;
+        let current = inner.current(&start.workflow)?;
+        if let Some(schema) = &current.definition.input.schema {
+            schema.check("input", "input.schema of the workflow", &start.input)?;
+        }
+        let row = InstanceRow {
+            trace: start.trace.to_string(),
+            trust: start.trust,
+            principal: start.principal,
+            dedup: start.dedup_key.map(|key| format!("key-{key}")),
+            ..fresh(&current, &start.input, inner.now_ms())
+        };
+        if start.dry_run {
+            let mut shown = view::instance(&row);
+            shown["id"] = Value::Null;
+            shown["dry_run"] = true.into();
+            return Ok((shown, true));
+        }
+        inner.bus.store().takes_new()?;
+        let started = inner
+            .bus
+            .store()
+            .write(move |tx| {
+                let (number, is_new) = rows::start(tx, &row)?;
+                let stored =
+                    rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id.clone()))?;
+                let shown = view::instance(&stored);
+                audit(tx, &shown)?;
+                Ok((shown, is_new))
+            })
+            .await?;
+        inner.hint.notify_one();
+        Ok(started)
+    }
+
+    /// Instances, newest first, each with its row number for the cursor.
+    pub async fn instances(
+        &self,
+        workflow: Option<String>,
+        status: Option<String>,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<(i64, Value)>, Error> {
+        let found = self.inner.bus.store().read(move |conn| {
+            rows::instances(conn, workflow.as_deref(), status.as_deref(), before.unwrap_or(i64::MAX), limit)
+        });
+        Ok(found.await?.iter().map(|row| (row.number, view::instance(row))).collect())
+    }
+
+    /// One instance with its journal.
+    pub async fn instance(&self, id: &str) -> Result<Value, Error> {
+        let row = self.inner.by_id(id).await?;
+        let number = row.number;
+        let steps = self.inner.bus.store().read(move |conn| rows::steps(conn, number, STEPS_SHOWN)).await?;
+        Ok(view::journaled(&row, &steps))
+    }
+
+    /// The definition of an instance as a flowchart with its state marked.
+    pub async fn instance_chart(&self, id: &str) -> Result<String, Error> {
+        let row = self.inner.by_id(id).await?;
+        let (number, definition) = (row.number, self.inner.definition(&row.digest).await?);
+        let steps = self.inner.bus.store().read(move |conn| rows::steps(conn, number, STEPS_SHOWN)).await?;
+        let states = view::last_states(&steps);
+        let mark = |(task, one): (usize, &workflow::Task)| {
+            let status = match states.get(&one.pointer)?.as_str()? {
+                "running" => StepStatus::Running,
+                "waiting" => StepStatus::Waiting,
+                "completed" => StepStatus::Completed,
+                "faulted" => StepStatus::Faulted,
+                "skipped" => StepStatus::Skipped,
+                _ => StepStatus::Cancelled,
+            };
+            Some((task, status))
+        };
+        let marks: Marks = definition.tasks.iter().enumerate().filter_map(mark).collect();
+        Ok(workflow::render(&definition, &marks))
+    }
+
+    /// Pauses an instance: what runs ends, nothing new begins. Or lets it go on.
+    pub async fn hold(&self, id: &str, hold: bool, audit: Audit) -> Result<Value, Error> {
+        let row = self.inner.by_id(id).await?;
+        let (number, now_ms, id) = (row.number, self.inner.now_ms(), id.to_owned());
+        let shown = self
+            .inner
+            .bus
+            .store()
+            .write(move |tx| {
+                if !rows::hold(tx, number, hold, now_ms)? {
+                    let why = if hold { "It is paused already, or has ended." } else { "It is not paused." };
+                    return Err(Error::conflict("invalid_state", why));
+                }
+                let row = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", id))?;
+                let shown = view::instance(&row);
+                audit(tx, &shown)?;
+                Ok(shown)
+            })
+            .await?;
+        self.inner.poke(number);
+        self.inner.hint.notify_one();
+        Ok(shown)
+    }
+
+    /// Ends an instance and what it runs, with the instances that it waits for.
+    pub async fn cancel(&self, id: &str, audit: Audit) -> Result<Value, Error> {
+        let row = self.inner.by_id(id).await?;
+        let ended = || Error::conflict("invalid_state", "It has ended already.");
+        if row.status.is_ended() {
+            return Err(ended());
+        }
+        let (number, workflow, now_ms) = (row.number, row.workflow.clone(), self.inner.now_ms());
+        let slot = self.inner.slot(number);
+        slot.cancel.cancel();
+        let done = {
+            let _turn = slot.turn.lock().await;
+            let change = move |tx: &mut Tx<'_>| {
+                if !rows::cancel(tx, number, &workflow, now_ms)? {
+                    return Err(ended());
+                }
+                if let Some(parent) = row.parent.filter(|_| row.awaited) {
+                    let fault = workflow::Fault::runtime("the workflow that was run was cancelled");
+                    let body = json!({ "key": row.parent_key, "error": fault }).to_string();
+                    rows::bring(tx, parent, Kind::Ended, &body)?;
+                }
+                let stored = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id))?;
+                let shown = view::instance(&stored);
+                audit(tx, &shown)?;
+                Ok(shown)
+            };
+            self.inner.bus.store().write(change).await
+        };
+        self.inner.leave(number, slot);
+        let shown = done?;
+        self.inner.cancel_children(number).await?;
+        self.inner.hint.notify_one();
+        Ok(shown)
+    }
+
+    /// Takes a faulted instance up again at the task that failed.
+    pub async fn retry(&self, id: &str, audit: Audit) -> Result<Value, Error> {
+        let row = self.inner.by_id(id).await?;
+        if row.status != rows::Status::Faulted {
+            let reason = format!("It is {}; only a faulted instance can be tried again.", row.status.name());
+            return Err(Error::conflict("invalid_state", reason));
+        }
+        let definition = self.inner.definition(&row.digest).await?;
+        let state = match &row.state {
+            Some(text) => {
+                let state: State =
+                    serde_json::from_str(text).map_err(Error::internal("reading the state of an instance"))?;
+                let mut machine = Machine::new(definition, state);
+                let inner = Arc::clone(&self.inner);
+                let secret = |name: &str| inner.secret(name);
+                machine.retry(&Env { now_ms: self.inner.now_ms(), id: &row.id, secret: &secret });
+                let text = serde_json::to_string(&machine.state);
+                Some(text.map_err(Error::internal("storing the state of an instance"))?)
+            }
+            None => None,
+        };
+        let (number, now_ms) = (row.number, self.inner.now_ms());
+        let shown = self
+            .inner
+            .bus
+            .store()
+            .write(move |tx| {
+                if !rows::reopen(tx, number, state.as_deref(), now_ms)? {
+                    return Err(Error::conflict("invalid_state", "It is not faulted any more."));
+                }
+                let stored = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id))?;
+                let shown = view::instance(&stored);
+                audit(tx, &shown)?;
+                Ok(shown)
+            })
+            .await?;
+        self.inner.hint.notify_one();
+        Ok(shown)
+    }
+
+    /// Sends an event to one instance alone. `invalid_state` when it does not wait for it.
+    pub async fn signal(&self, id: &str, event: Value, audit: Audit) -> Result<Value, Error> {
+        let row = self.inner.by_id(id).await?;
+        if row.status.is_ended() {
+            return Err(Error::conflict("invalid_state", "It has ended, and waits for nothing."));
+        }
+        let deaf = || {
+            let reason = format!(
+                "It does not wait for an event like '{}' now; GET /workflow-instance/{{id}} shows where it is.",
+                event["type"].as_str().unwrap_or_default()
+            );
+            Error::conflict("invalid_state", reason)
+        };
+        let Some(text) = &row.state else { return Err(deaf()) };
+        let state: State = serde_json::from_str(text).map_err(Error::internal("reading the state of an instance"))?;
+        let definition = self.inner.definition(&row.digest).await?;
+        let (inner, id, offered) = (Arc::clone(&self.inner), row.id.clone(), event.clone());
+        let taken = tokio::task::spawn_blocking(move || {
+            let secret = |name: &str| inner.secret(name);
+            // A copy looks whether it would take it; the instance itself gets it from its inbox.
+            let mut machine = Machine::new(definition, state);
+            machine.offer(&offered, true, &Env { now_ms: inner.now_ms(), id: &id, secret: &secret })
+        });
+        if !taken.await.map_err(Error::internal("offering an event"))? {
+            return Err(deaf());
+        }
+        let (number, body) = (row.number, event.to_string());
+        let shown = json!({ "id": row.id, "event_id": event["id"], "delivered": true });
+        let answer = shown.clone();
+        self.inner
+            .bus
+            .store()
+            .write(move |tx| {
+                rows::bring(tx, number, Kind::Signal, &body)?;
+                audit(tx, &answer)
+            })
+            .await?;
+        self.inner.hint.notify_one();
+        Ok(shown)
+    }
+}
+
+impl Inner {
+    async fn by_id(&self, id: &str) -> Result<InstanceRow, Error> {
+        let wanted = id.to_owned();
+        let found = self.bus.store().read(move |conn| rows::by_id(conn, &wanted)).await?;
+        found.ok_or_else(|| Error::not_found("workflow instance", id))
+    }
+
+    fn poke(&self, number: i64) {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = active.get(&number) {
+            slot.poke.notify_one();
+        }
+    }
+
+    /// Ends the instances that an ended one waited for.
+    async fn cancel_children(self: &Arc<Self>, parent: i64) -> Result<(), Error> {
+        let mut open = vec![parent];
+        while let Some(parent) = open.pop() {
+            let children = self.bus.store().read(move |conn| rows::open_children(conn, parent)).await?;
+            for number in children {
+                let row = self.bus.store().read(move |conn| row_of(conn, number)).await?;
+                let (slot, now_ms) = (self.slot(number), self.now_ms());
+                slot.cancel.cancel();
+                {
+                    let _turn = slot.turn.lock().await;
+                    self.bus.store().write(move |tx| rows::cancel(tx, number, &row.workflow, now_ms)).await?;
+                }
+                self.leave(number, slot);
+                open.push(number);
+            }
+        }
+        Ok(())
+    }
+}
