@@ -10,7 +10,8 @@ Measures the daemon against references in the same run and prints ratios.
 
 scripts/bench [--only 1,2,8] [--rounds 3] [--quick] [--full] [--peers] [--json FILE]
 
-  --only LIST   targets to run: 1 push, 2 latency, 3 relaxed durability, 4 http, 5 streams, 6 start, 7 growth, 8 settle, 9 disk;
+  --only LIST   targets to run: 1 push, 2 latency, 3 relaxed durability, 4 http, 5 streams, 6 start, 7 growth, 8 settle, 9 disk,
+                10 plugin routes, 11 plugin events, 12 plugin memory and start, 13 guests that spin;
                 0 = the references alone, which needs no daemon and is not in the default
   --rounds N    rounds of each measurement, medians are shown (default 3; 1 with --quick)
   --quick       short and rough, for seeing that it works: below three minutes
@@ -21,7 +22,7 @@ scripts/bench [--only 1,2,8] [--rounds 3] [--quick] [--full] [--peers] [--json F
 ";
 
 /// What can be asked for; 0 is the references alone.
-const KNOWN: [u8; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+const KNOWN: [u8; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13];
 
 /// What was asked for.
 pub struct Args {

@@ -1,6 +1,7 @@
 //! The real daemon in a data folder of its own.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -38,9 +39,9 @@ impl Aman {
     }
 
     /// Starts this program in a role that serves as the daemon does.
-    pub fn start_role(home: &Path, role: &str) -> Res<Aman> {
+    pub fn start_role(home: &Path, role: &[&str]) -> Res<Aman> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["--role", role]);
+        command.arg("--role").args(role);
         Aman::start_command(home, command, &[])
     }
 
@@ -91,6 +92,24 @@ impl Aman {
         Err(format!("only {} of {batches} batches were stored", outcome.done).into())
     }
 
+    /// The body of one answer, which is a success.
+    pub fn call(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> Res<String> {
+        let mut socket = TcpStream::connect(self.addr)?;
+        let headers = format!("{}Content-Type: {content_type}\r\nContent-Length: {}\r\n", auth(), body.len());
+        write!(socket, "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{headers}\r\n")?;
+        socket.write_all(body)?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer)?;
+        let length = load::http_length(&answer)?.ok_or("an answer was cut off")?;
+        let answer = String::from_utf8(answer[..length].to_vec())?;
+        Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    }
+
+    /// As [`Aman::call`], to read something.
+    pub fn get(&self, path: &str) -> Res<String> {
+        self.call("GET", path, "text/plain", b"")
+    }
+
     /// The database file of the data folder.
     pub fn database(&self) -> PathBuf {
         self.home.join("aman.db")
@@ -135,6 +154,11 @@ fn batch(count: u64) -> Request {
     let body = format!("[{}]", vec![event; usize::try_from(count).unwrap_or(0)].join(","));
     let headers = format!("{}Content-Type: application/cloudevents-batch+json\r\n", auth());
     Request::http("POST", "/events/push", &headers, &body)
+}
+
+/// Reads something.
+pub fn get(path: &str) -> Request {
+    Request::http("GET", path, &auth(), "")
 }
 
 /// Opens a stream; `since` resumes after that sequence.

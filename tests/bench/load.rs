@@ -137,6 +137,10 @@ impl Outcome {
     pub fn p50_us(&self) -> f64 {
         f64::from(percentile(&self.latencies_us, 0.5))
     }
+
+    pub fn p99_us(&self) -> f64 {
+        f64::from(percentile(&self.latencies_us, 0.99))
+    }
 }
 
 struct Shared {

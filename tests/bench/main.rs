@@ -6,6 +6,7 @@
 mod args;
 mod daemon;
 mod fanout;
+mod guests;
 mod load;
 mod proc;
 mod reference;
@@ -96,6 +97,10 @@ impl Bench {
 }
 
 fn main() -> ExitCode {
+    // A daemon in this program starts it again to compile plugins.
+    if let Some(output) = aman::plugins::compiles() {
+        std::process::exit(aman::plugins::compile_main(&output));
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((first, rest)) if first == "--role" => role(rest),
@@ -116,7 +121,7 @@ fn role(args: &[String]) -> Res<()> {
         reference::http::ROLE => reference::http::serve(),
         reference::sqlite::ROLE => reference::sqlite::serve(rest),
         reference::sqlite::ROLE_READ => reference::sqlite::serve_read(rest),
-        targets::settle::ROLE => targets::settle::serve(),
+        targets::settle::ROLE => targets::settle::serve(rest),
         targets::push::ROLE_SPIN => targets::push::spin(rest),
         _ => Err(format!("no role {name}").into()),
     }

@@ -4,6 +4,10 @@ pub mod disk;
 pub mod growth;
 pub mod http;
 pub mod latency;
+pub mod plugin_costs;
+pub mod plugin_events;
+pub mod plugin_routes;
+pub mod plugin_spin;
 pub mod push;
 pub mod references;
 pub mod relaxed;
@@ -16,7 +20,7 @@ use crate::{Bench, Res};
 
 type Target = (u8, &'static str, fn(&mut Bench) -> Res<()>);
 
-const ALL: [Target; 10] = [
+const ALL: [Target; 14] = [
     (0, "the references alone", references::run),
     (1, "durable push", push::run),
     (2, "latency of one publisher", latency::run),
@@ -27,6 +31,10 @@ const ALL: [Target; 10] = [
     (7, "growth", growth::run),
     (8, "deliver and settle", settle::run),
     (9, "disk", disk::run),
+    (10, "plugin routes", plugin_routes::run),
+    (11, "plugin events", plugin_events::run),
+    (12, "plugin memory and start", plugin_costs::run),
+    (13, "guests that spin", plugin_spin::run),
 ];
 
 /// Runs the targets that were asked for; names those that could not be measured.

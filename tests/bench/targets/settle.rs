@@ -5,15 +5,18 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use aman::bus::{
-    Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, Outcome, RetryPolicy, Rule, Standing,
+    Attempt, Bus, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, Failure, Outcome, RetryPolicy, Rule,
+    Standing, StateWrite,
 };
 use aman::config::{self, Flags};
-use aman::event::{Trust, TypePattern};
+use aman::event::{NewEvent, Trust, TypePattern};
 use aman::start::Extras;
+use aman::store::plugin_data::{self, Change};
+use serde_json::json;
 
 use crate::daemon::{self, Aman};
 use crate::load::{self, Load};
@@ -24,9 +27,13 @@ use crate::{Bench, Res};
 
 /// The role's name.
 pub const ROLE: &str = "settle";
+/// What the consumer that does nothing gets, and the one that acts.
+pub const MATCHING: &str = "bench.settle";
+pub const MATCHING_NATIVE: &str = "bench.effects";
 const WIDTH: usize = 64;
 const PUSHERS: usize = 64;
-const MATCHING: &str = "bench.settle";
+/// Whose keys the consumer that acts changes.
+const NATIVE: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Nothing;
@@ -37,25 +44,57 @@ impl Consumer for Nothing {
     }
 }
 
-/// The role: a daemon with one more consumer.
-pub fn serve() -> Res<()> {
+/// Does what the measured guest does with an event of the kind `guest.effects`: it reads a key, changes it and publishes.
+#[derive(Default)]
+struct Native(OnceLock<Bus>);
+
+impl Consumer for Native {
+    fn deliver(&self, attempt: Attempt) -> Delivered<'_> {
+        Box::pin(async move {
+            match self.act(&attempt).await {
+                Ok(effects) => Outcome::Done(effects),
+                Err(error) => Outcome::Reject(Failure::new(error.to_string())),
+            }
+        })
+    }
+}
+
+impl Native {
+    async fn act(&self, attempt: &Attempt) -> Res<Effects> {
+        let store = self.0.get().ok_or("the bus is not there yet")?.store();
+        let before = store.read(|conn| plugin_data::get(conn, NATIVE, "last")).await?.map_or(0, |value| value.len());
+        let change = Change::Set { key: "last".to_owned(), value: attempt.event.id().into_bytes() };
+        let state: StateWrite = Box::new(move |tx| plugin_data::change(tx, NATIVE, &[change], 1 << 20));
+        let seen = NewEvent::new(NATIVE, "bench.seen", &json!({ "before": before }));
+        Ok(Effects { publish: vec![seen], state: Some(state), ..Effects::default() })
+    }
+}
+
+fn spec(matching: &str, width: usize) -> Res<ConsumerSpec> {
+    Ok(ConsumerSpec {
+        name: format!("internal/{matching}"),
+        kind: "internal",
+        rules: vec![Rule { pattern: TypePattern::parse(matching)?, condition: None }],
+        concurrency: Concurrency::Parallel(width),
+        retry: RetryPolicy::default(),
+        timeout: Duration::from_secs(30),
+        trust: Trust::Owner,
+        standing: Standing::Active,
+        acts_outside: false,
+    })
+}
+
+/// The role: a daemon with two more consumers, so many deliveries wide.
+pub fn serve(args: &[String]) -> Res<()> {
+    let width = args.first().ok_or("one argument")?.parse()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let spec = ConsumerSpec {
-            name: "internal/bench".to_owned(),
-            kind: "internal",
-            rules: vec![Rule { pattern: TypePattern::parse(MATCHING)?, condition: None }],
-            concurrency: Concurrency::Parallel(WIDTH),
-            retry: RetryPolicy::default(),
-            timeout: Duration::from_secs(30),
-            trust: Trust::Owner,
-            standing: Standing::Active,
-            acts_outside: false,
-        };
-        let consumer: Arc<dyn Consumer> = Arc::new(Nothing);
+        let (nothing, native) = (Arc::new(Nothing), Arc::new(Native::default()));
         let config = config::load(&Flags::default())?;
-        let extras = Extras { consumers: vec![(spec, consumer)], ..Extras::default() };
-        let daemon = aman::start::start_with(config, extras).await?;
+        let consumers: Vec<(_, Arc<dyn Consumer>)> =
+            vec![(spec(MATCHING, width)?, nothing), (spec(MATCHING_NATIVE, width)?, native.clone())];
+        let daemon = aman::start::start_with(config, Extras { consumers, ..Extras::default() }).await?;
+        native.0.set(daemon.bus().clone()).map_err(|_| "it was set already")?;
         let mut out = std::io::stdout().lock();
         writeln!(out, "aman ready http://{}", daemon.address())?;
         out.flush()?;
@@ -67,13 +106,13 @@ pub fn serve() -> Res<()> {
 
 pub fn run(bench: &mut Bench) -> Res<()> {
     bench.sample_disk(8)?;
-    let aman = Aman::start_role(&bench.folder("settle")?.join("aman"), ROLE)?;
+    let aman = Aman::start_role(&bench.folder("settle")?.join("aman"), &[ROLE, &WIDTH.to_string()])?;
     let events = bench.count(20_000, 8_000);
     let (mut rate, mut cpu, mut above) = (Pairs::default(), Pairs::default(), Vec::new());
-    settle(&aman, 2000)?;
+    settle(&aman, MATCHING, 2000)?;
     for _ in 0..bench.turns() {
         let pushed = load::run(Load { duration: bench.secs(1.2), ..aman.push_load(PUSHERS) })?;
-        let settled = settle(&aman, events)?;
+        let settled = settle(&aman, MATCHING, events)?;
         rate.push(settled.rate, pushed.rate());
         cpu.push(settled.cpu_each_us, pushed.cpu_each_us());
         above.push(settled.cpu_each_us - pushed.cpu_each_us());
@@ -89,14 +128,15 @@ pub fn run(bench: &mut Bench) -> Res<()> {
     Ok(())
 }
 
-struct Settled {
-    rate: f64,
-    cpu_each_us: f64,
+/// What it took to push some events and to settle them.
+pub struct Settled {
+    pub rate: f64,
+    pub cpu_each_us: f64,
 }
 
 /// Pushes events that match and waits until the last of them is settled on the disk.
-fn settle(aman: &Aman, events: u64) -> Res<Settled> {
-    let request = daemon::push("/events/push", MATCHING);
+pub fn settle(aman: &Aman, kind: &str, events: u64) -> Res<Settled> {
+    let request = daemon::push("/events/push", kind);
     let pids = aman.pids();
     let (begun, cpu) = (Instant::now(), cpu_us(&pids));
     let load = Load {
