@@ -12,16 +12,13 @@ use super::definition::{
 use super::document::escaped;
 use super::duration;
 use super::links::Strategy;
-use super::template::{Formula, Template};
+use super::template::{Formula, Locals, Template};
 use super::time::Time;
 use crate::id::sha256_hex;
 use crate::registry::Schema;
 
 /// Most instances that a schedule starts: one a second.
 const EVERY_MS_MIN: i64 = 1000;
-
-/// Names of the variables around an expression.
-type Locals = Vec<String>;
 
 struct Builder<'v> {
     whole: &'v Value,
@@ -30,13 +27,21 @@ struct Builder<'v> {
     functions: HashMap<String, TaskId>,
     /// Functions that are being built: one of them inside itself would never end.
     open: Vec<String>,
+    /// See [`Locals::lazy`].
+    lazy: bool,
 }
 
 /// Builds a definition; every problem has the pointer of its place.
-pub(super) fn definition(whole: Value) -> Result<Definition, Vec<Problem>> {
-    let mut builder =
-        Builder { whole: &whole, tasks: Vec::new(), problems: Vec::new(), functions: HashMap::new(), open: Vec::new() };
-    let none = Locals::new();
+pub(super) fn definition(whole: Value, lazy: bool) -> Result<Definition, Vec<Problem>> {
+    let mut builder = Builder {
+        whole: &whole,
+        tasks: Vec::new(),
+        problems: Vec::new(),
+        functions: HashMap::new(),
+        open: Vec::new(),
+        lazy,
+    };
+    let none = Locals { names: Vec::new(), lazy };
     let root = builder.list(&whole["do"], "/do", &none);
     let (input, output) =
         (builder.shape(&whole, "", "input", "from", &none), builder.shape(&whole, "", "output", "as", &none));
@@ -174,7 +179,7 @@ impl<'v> Builder<'v> {
             return Some(Schedule::Cron(cron.to_owned()));
         }
         let on = value.get("on")?;
-        Some(Schedule::On(self.strategy(on, "/schedule/on", &Locals::new())))
+        Some(Schedule::On(self.strategy(on, "/schedule/on", &Locals { names: Vec::new(), lazy: self.lazy })))
     }
 
     fn strategy(&mut self, value: &Value, pointer: &str, locals: &Locals) -> Strategy {
@@ -204,7 +209,7 @@ impl<'v> Builder<'v> {
         }
         self.open.push(name.to_owned());
         let at = format!("/use/functions/{}", escaped(name));
-        let id = self.task(name, written, at, &[], &Locals::new());
+        let id = self.task(name, written, at, &[], &Locals { names: Vec::new(), lazy: self.lazy });
         self.open.pop();
         self.functions.insert(name.to_owned(), id);
         Some(id)
@@ -274,7 +279,7 @@ impl<'v> Builder<'v> {
         let with = |more: &[&Value], default: &[&str]| {
             let mut all = locals.clone();
             for (value, default) in more.iter().zip(default) {
-                all.push(value.as_str().unwrap_or(default).to_owned());
+                all.names.push(value.as_str().unwrap_or(default).to_owned());
             }
             all
         };
@@ -286,7 +291,7 @@ impl<'v> Builder<'v> {
             let items = self.formula(&loops["in"], &format!("{at}/for/in"), locals);
             let while_ = written.get("while").and_then(|text| self.formula(text, &format!("{at}/while"), &inner));
             let tasks = self.list(&written["do"], &format!("{at}/do"), &inner);
-            let [.., each, index] = &inner[..] else { return Kind::Do(tasks) };
+            let [.., each, index] = &inner.names[..] else { return Kind::Do(tasks) };
             let Some(items) = items else { return Kind::Do(tasks) };
             return Kind::For { each: each.clone(), at: index.clone(), items, while_, tasks };
         }
@@ -364,7 +369,7 @@ impl<'v> Builder<'v> {
             let name = |field: &str, default: &str| each[field].as_str().unwrap_or(default).to_owned();
             let (item, index) = (name("item", "item"), name("at", "index"));
             let mut inner = locals.clone();
-            inner.extend([item.clone(), index.clone()]);
+            inner.names.extend([item.clone(), index.clone()]);
             let place = format!("{at}/foreach");
             Box::new(Each {
                 item,
@@ -382,7 +387,7 @@ impl<'v> Builder<'v> {
         let (catch, place) = (&written["catch"], format!("{at}/catch"));
         let name = catch["as"].as_str().unwrap_or("error").to_owned();
         let mut inner = locals.clone();
-        inner.push(name.clone());
+        inner.names.push(name.clone());
         let with = catch["errors"]["with"].as_object().into_iter().flatten();
         let with = with.map(|(name, value)| (name.replace("details", "detail"), value.clone())).collect();
         let retry = catch.get("retry").and_then(|retry| self.used(retry, format!("{place}/retry"), "retries"));

@@ -58,7 +58,7 @@ pub fn parse(text: &str) -> Result<Definition, Vec<Problem>> {
     walk.definition(&document.value);
     let mut problems = walk.problems;
     if problems.is_empty() {
-        match build::definition(document.value.clone()) {
+        match build::definition(document.value.clone(), false) {
             Ok(definition) => return Ok(definition),
             Err(wrong) => problems = wrong,
         }
@@ -68,6 +68,13 @@ pub fn parse(text: &str) -> Result<Definition, Vec<Problem>> {
         problem.place = document.place(&problem.pointer);
     }
     Err(problems)
+}
+
+/// Reads a definition that [`parse`] has taken before: quickly, since its expressions are compiled when they are needed.
+pub fn load(text: &str) -> Result<Definition, Vec<Problem>> {
+    let document = Document::read(text)
+        .map_err(|(place, reason)| vec![Problem { pointer: String::new(), place, unsupported: false, reason }])?;
+    build::definition(document.value, true)
 }
 
 /// The problems as an answer: `unsupported_construct` when the DSL has what we do not, else `invalid_input`.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::fault::Fault;
-use super::template::{Formula, Scope, Template, inside, scope};
+use super::template::{Formula, Locals, Scope, Template, inside, scope};
 
 /// One attribute that an event must have.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +28,7 @@ pub struct Filter {
 
 impl Filter {
     /// Reads `{with, correlate}`; `wrong` hears of what cannot be compiled.
-    pub fn read(value: &Value, locals: &[String], wrong: &mut dyn FnMut(String, String)) -> Filter {
+    pub fn read(value: &Value, locals: &Locals, wrong: &mut dyn FnMut(String, String)) -> Filter {
         let mut with = Vec::new();
         for (name, wanted) in value["with"].as_object().into_iter().flatten() {
             let mut told = |why: String| wrong(format!("/with/{name}"), why);
@@ -99,12 +99,13 @@ impl Filter {
     }
 }
 
-fn attribute(wanted: &Value, locals: &[String]) -> Result<Attribute, String> {
+fn attribute(wanted: &Value, locals: &Locals) -> Result<Attribute, String> {
     match wanted {
         Value::String(text) if inside(text).is_some() => Formula::compile(text, locals).map(Attribute::Holds),
         Value::String(text) if text.contains(['^', '$', '*', '+', '?', '(', '[', '{', '|', '\\']) => {
             let source = format!("test({})", Value::from(format!("^(?:{text})$")));
-            Formula::compile(&source, &[]).map(|regex| Attribute::Like(text.clone(), regex))
+            Formula::compile(&source, &Locals { names: Vec::new(), lazy: locals.lazy })
+                .map(|regex| Attribute::Like(text.clone(), regex))
         }
         other => Ok(Attribute::Is(other.clone())),
     }
@@ -142,7 +143,7 @@ pub enum Strategy {
 
 impl Strategy {
     /// Reads `{one}`, `{all}` or `{any, until}`.
-    pub fn read(value: &Value, locals: &[String], wrong: &mut dyn FnMut(String, String)) -> Strategy {
+    pub fn read(value: &Value, locals: &Locals, wrong: &mut dyn FnMut(String, String)) -> Strategy {
         let mut filters = |name: &str| -> Vec<Filter> {
             let list = value[name].as_array().into_iter().flatten().enumerate();
             list.map(|(n, one)| Filter::read(one, locals, &mut |below, why| wrong(format!("/{name}/{n}{below}"), why)))

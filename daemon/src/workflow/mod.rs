@@ -25,7 +25,7 @@ mod tests;
 mod time;
 
 pub use blocks::emitted;
-pub use check::{Problem, parse, refused};
+pub use check::{Problem, load, parse, refused};
 pub use definition::{
     Call, Definition, Digest, Http, Journal, Kind, OpenApi, Output, Process, Read, Return, Run, Schedule, Task, TaskId,
 };

@@ -3,6 +3,8 @@
 //! Strict mode: in data, only a text that is `${ … }` as a whole is an expression. Where the DSL asks for an expression
 //! (`if`, `when`, `in`, `from`, `as` …) the braces may be left out.
 
+use std::sync::{Arc, OnceLock};
+
 use serde_json::{Map, Value};
 
 use super::fault::Fault;
@@ -25,11 +27,28 @@ pub fn scope(now: &Value) -> Scope<'_> {
     Scope { now, lookup: &|_| Ok(None) }
 }
 
-/// A compiled expression.
-#[derive(Debug, Clone, PartialEq)]
+/// What expressions are compiled with.
+#[derive(Debug, Clone, Default)]
+pub struct Locals {
+    /// Names of the variables around them.
+    pub names: Vec<String>,
+    /// True for what was checked before: each is compiled when it is evaluated first.
+    pub lazy: bool,
+}
+
+/// An expression.
+#[derive(Debug, Clone)]
 pub struct Formula {
-    expr: Expr,
+    source: String,
     vars: Vec<String>,
+    expr: Arc<OnceLock<Expr>>,
+}
+
+/// Two are the same when they were written the same.
+impl PartialEq for Formula {
+    fn eq(&self, other: &Formula) -> bool {
+        self.source == other.source && self.vars == other.vars
+    }
 }
 
 /// The inside of `${ … }`; none when the text is something else.
@@ -39,15 +58,27 @@ pub fn inside(text: &str) -> Option<&str> {
 
 impl Formula {
     /// Compiles an expression, with or without `${ }`. `locals` are the names of the variables around it.
-    pub fn compile(text: &str, locals: &[String]) -> Result<Formula, String> {
+    pub fn compile(text: &str, locals: &Locals) -> Result<Formula, String> {
         let source = inside(text).unwrap_or(text);
-        let known = ARGUMENTS.iter().copied().chain(locals.iter().map(String::as_str));
+        let known = ARGUMENTS.iter().copied().chain(locals.names.iter().map(String::as_str));
         let mut vars: Vec<String> = known.filter(|name| names(source, name)).map(str::to_owned).collect();
         vars.dedup();
-        let dollared: Vec<String> = vars.iter().map(|name| format!("${name}")).collect();
+        let formula = Formula { source: source.to_owned(), vars, expr: Arc::default() };
+        if !locals.lazy {
+            formula.expr()?;
+        }
+        Ok(formula)
+    }
+
+    /// The compiled expression.
+    fn expr(&self) -> Result<&Expr, String> {
+        if let Some(known) = self.expr.get() {
+            return Ok(known);
+        }
+        let dollared: Vec<String> = self.vars.iter().map(|name| format!("${name}")).collect();
         let dollared: Vec<&str> = dollared.iter().map(String::as_str).collect();
-        let expr = Expr::compile_with(source, &dollared).map_err(|error| error.message)?;
-        Ok(Formula { expr, vars })
+        let expr = Expr::compile_with(&self.source, &dollared).map_err(|error| error.message)?;
+        Ok(self.expr.get_or_init(|| expr))
     }
 
     /// Its first output; null when there is none.
@@ -59,10 +90,11 @@ impl Formula {
         }
         let given: Vec<&[u8]> = given.iter().map(Vec::as_slice).collect();
         let json = scope.now.to_string();
-        match self.expr.run_with(json.as_bytes(), &given, &Limits::transform()) {
+        let expr = self.expr().map_err(Fault::expression)?;
+        match expr.run_with(json.as_bytes(), &given, &Limits::transform()) {
             Ok(outputs) => Ok(outputs.into_iter().next().unwrap_or(Value::Null)),
             Err(error) => {
-                let mut source = self.expr.source().trim().to_owned();
+                let mut source = self.source.trim().to_owned();
                 source.truncate(source.floor_char_boundary(120));
                 let why = match error.kind {
                     EvalErrorKind::Time => "took longer than two seconds".to_owned(),
@@ -82,7 +114,9 @@ impl Formula {
     /// the runtime.
     pub fn is_volatile(&self) -> bool {
         let unsteady = |name: &String| matches!(name.as_str(), "secrets" | "runtime" | "authorization" | "task");
-        self.expr.reads_clock() || self.vars.iter().any(unsteady)
+        // A word in a text counts too, which costs a commit and harms nothing.
+        let reads_clock = ["now", "localtime", "strflocaltime"].iter().any(|name| self.source.contains(name));
+        reads_clock || self.vars.iter().any(unsteady)
     }
 
     /// Whether it names this variable.
@@ -114,7 +148,7 @@ pub enum Template {
 
 impl Template {
     /// Reads data; `wrong` hears of every expression that cannot be compiled, with the pointer below this value.
-    pub fn read(value: &Value, locals: &[String], wrong: &mut dyn FnMut(String, String)) -> Template {
+    pub fn read(value: &Value, locals: &Locals, wrong: &mut dyn FnMut(String, String)) -> Template {
         match value {
             Value::String(text) if inside(text).is_some() => match Formula::compile(text, locals) {
                 Ok(formula) => Template::Formula(formula),
@@ -207,18 +241,29 @@ mod tests {
             (json!("${ empty }"), Value::Null),
             (json!("${ $input }"), Value::Null),
         ] {
-            let template = Template::read(&data, &[], &mut |_, why| panic!("{why}"));
+            let template = Template::read(&data, &Locals::default(), &mut |_, why| panic!("{why}"));
             assert_eq!(template.value(&scope).expect("a value"), wanted, "{data}");
         }
         let mut wrong = Vec::new();
-        Template::read(&json!({ "a/b": [1, "${ $nobody }"] }), &[], &mut |at, why| wrong.push((at, why)));
+        Template::read(&json!({ "a/b": [1, "${ $nobody }"] }), &Locals::default(), &mut |at, why| {
+            wrong.push((at, why))
+        });
         assert_eq!(wrong.len(), 1);
         assert_eq!(wrong[0].0, "/a~1b/1");
-        let local = Formula::compile("$pet.id == $index", &["pet".to_owned(), "index".to_owned()]).expect("compiles");
+        let local = Formula::compile(
+            "$pet.id == $index",
+            &Locals { names: vec!["pet".to_owned(), "index".to_owned()], lazy: false },
+        )
+        .expect("compiles");
         assert!(local.reads("pet") && !local.is_volatile());
-        assert!(Formula::compile("now", &[]).expect("compiles").is_volatile());
+        assert!(Formula::compile("now", &Locals::default()).expect("compiles").is_volatile());
         assert!(
-            Formula::compile("error(\"x\")", &[]).expect("compiles").value(&scope).expect_err("fails").status == 400
+            Formula::compile("error(\"x\")", &Locals::default())
+                .expect("compiles")
+                .value(&scope)
+                .expect_err("fails")
+                .status
+                == 400
         );
     }
 }

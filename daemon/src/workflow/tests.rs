@@ -475,3 +475,19 @@ fn charts_show_every_task_and_mark_the_state() {
         assert!(chart.contains(part), "{part} is not in\n{chart}");
     }
 }
+
+#[test]
+fn bundled_definitions_are_good_and_load_as_they_parse() {
+    for (name, text) in crate::bundled::WORKFLOWS {
+        let parsed = parse(text).unwrap_or_else(|problems| panic!("{name}: {problems:?}"));
+        let loaded = load(text).unwrap_or_else(|problems| panic!("{name}: {problems:?}"));
+        assert_eq!(
+            (parsed.name.as_str(), &parsed.digest, parsed.tasks.len()),
+            (*name, &loaded.digest, loaded.tasks.len())
+        );
+    }
+    // What was never checked may be anything, and breaks nothing.
+    for text in ["do: 1", "[]", "do: [{a: {for: 1, do: 2}}, {b: {switch: [1]}}, 3, {c: {raise: {error: none}}}]", "x"] {
+        drop(load(text));
+    }
+}

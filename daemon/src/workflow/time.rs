@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::duration;
 use super::fault::Fault;
-use super::template::{Scope, Template};
+use super::template::{Locals, Scope, Template};
 use crate::clock::Millis;
 
 /// A duration.
@@ -18,7 +18,7 @@ pub enum Time {
 
 impl Time {
     /// Reads a duration; `wrong` hears of what is wrong with it.
-    pub fn read(value: &Value, locals: &[String], wrong: &mut dyn FnMut(String, String)) -> Time {
+    pub fn read(value: &Value, locals: &Locals, wrong: &mut dyn FnMut(String, String)) -> Time {
         let template = Template::read(value, locals, wrong);
         match &template {
             Template::Plain(value) => match duration::read(value) {
