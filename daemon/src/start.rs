@@ -109,9 +109,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     workflows.run(&supervisor);
     let cron = Cron::start(&bus, &supervisor, &config.cron).await?;
     lifecycle.enter(Phase::Sources);
-    let paths = config.paths.clone();
-    let with = Surroundings { bus: bus.clone(), supervisor: supervisor.clone(), sandbox, egress, paths };
-    let sources = Sources::start(&config.sources, with).await?;
+    let sources = start_sources(&config, &bus, &supervisor, (sandbox, egress)).await?;
     let parts = Parts {
         bus: bus.clone(),
         skills,
@@ -307,6 +305,16 @@ async fn wait_for_strays(config: &Config) -> Result<(), Error> {
         tracing::warn!("Scripts of an earlier run are still there; they may act beside those of this run.");
     }
     Ok(())
+}
+
+async fn start_sources(
+    config: &Config,
+    bus: &Bus,
+    supervisor: &Supervisor,
+    (sandbox, egress): (Sandbox, Egress),
+) -> Result<Sources, Error> {
+    let (bus, supervisor, paths) = (bus.clone(), supervisor.clone(), config.paths.clone());
+    Sources::start(&config.sources, Surroundings { bus, supervisor, sandbox, egress, paths }).await
 }
 
 async fn start_skills(config: &Config, bus: &Bus, sandbox: &Sandbox) -> Result<Skills, Error> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::definition::{Auth, Call, Http, Kind, OpenApi, Process, Run, Task, TaskId, Then};
+use super::definition::{Auth, Call, Http, Kind, OpenApi, Process, Run, Subflow, Task, TaskId, Then};
 use super::fault::Fault;
 use super::listen::Listening;
 use super::machine::{Env, Machine, Next};
@@ -463,10 +463,11 @@ impl Machine {
     }
 
     fn run_task(&mut self, id: u32, run: &Run, env: &Env<'_>) -> Result<Next, Fault> {
-        let Run::Workflow { namespace, name, version, input, awaited, .. } = run else {
+        let Run::Workflow(subflow) = run else {
             let args = self.arguments(id, env)?;
             return self.action(id, args, env);
         };
+        let Subflow { namespace, name, version, input, awaited, .. } = &**subflow;
         let text = |template: &Template, what: &str| match self.fill(id, template, env)? {
             Value::String(text) => Ok(text),
             _ => Err(Fault::expression(format!("run.workflow.{what} is no text"))),

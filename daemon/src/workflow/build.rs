@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::check::Problem;
 use super::definition::{
     Auth, Backoff, Call, Case, Catch, Definition, Each, Http, Journal, Kind, OpenApi, Output, Process, Read, Retry,
-    Return, Run, Schedule, Shape, Task, TaskId, Then,
+    Return, Run, Schedule, Shape, Subflow, Task, TaskId, Then,
 };
 use super::document::escaped;
 use super::duration;
@@ -528,14 +528,14 @@ impl<'v> Builder<'v> {
         if let Some(workflow) = run.get("workflow") {
             let place = format!("{at}/workflow");
             let latest = Value::from("latest");
-            return Run::Workflow {
+            return Run::Workflow(Box::new(Subflow {
                 namespace: self.template(&workflow["namespace"], &format!("{place}/namespace"), locals),
                 name: self.template(&workflow["name"], &format!("{place}/name"), locals),
                 version: self.template(workflow.get("version").unwrap_or(&latest), &format!("{place}/version"), locals),
                 input: self.field(workflow, &place, "input", locals),
                 awaited: run["await"] != false,
                 wanted: wanted != Return::Nothing,
-            };
+            }));
         }
         let (process, place, program, code) = match run.get("shell") {
             Some(shell) => (shell, format!("{at}/shell"), "sh", "command"),

@@ -251,25 +251,28 @@ pub struct Process {
     pub wanted: Return,
 }
 
+/// Another workflow that is run.
+pub struct Subflow {
+    /// Its namespace.
+    pub namespace: Template,
+    /// Its name.
+    pub name: Template,
+    /// Its version; `latest` is the newest.
+    pub version: Template,
+    /// Its input.
+    pub input: Option<Template>,
+    /// Whether its end is waited for.
+    pub awaited: bool,
+    /// Whether its output is wanted.
+    pub wanted: bool,
+}
+
 /// What is run.
 pub enum Run {
     /// A script or a shell command.
     Process(Box<Process>),
     /// Another workflow.
-    Workflow {
-        /// Its namespace.
-        namespace: Template,
-        /// Its name.
-        name: Template,
-        /// Its version; `latest` is the newest.
-        version: Template,
-        /// Its input.
-        input: Option<Template>,
-        /// Whether its end is waited for.
-        awaited: bool,
-        /// Whether its output is wanted.
-        wanted: bool,
-    },
+    Workflow(Box<Subflow>),
 }
 
 /// How events are read.

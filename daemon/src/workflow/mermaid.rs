@@ -159,7 +159,7 @@ fn kind_of(task: &Task) -> String {
         Kind::Emit(_) => format!("emit {}", task.written["emit"]["event"]["with"]["type"].as_str().unwrap_or_default()),
         Kind::Listen { .. } => "listen".to_owned(),
         Kind::Call(_) => format!("call {}", task.written["call"].as_str().unwrap_or_default()),
-        Kind::Run(Run::Workflow { .. }) => "run workflow".to_owned(),
+        Kind::Run(Run::Workflow(_)) => "run workflow".to_owned(),
         Kind::Run(Run::Process(process)) => format!("run {}", process.program),
     }
 }

@@ -32,7 +32,7 @@ fn child_output(machine: &Machine, key: &str, output: Value) -> Value {
     let doing = fiber.and_then(|fiber| machine.state.fibers.get(&fiber)?.doing());
     let wanted = doing.map(|doing| &machine.definition.tasks[doing.task].kind);
     match wanted {
-        Some(TaskKind::Run(Run::Workflow { wanted: false, .. })) => Value::Null,
+        Some(TaskKind::Run(Run::Workflow(subflow))) if !subflow.wanted => Value::Null,
         _ => output,
     }
 }
