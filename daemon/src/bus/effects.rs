@@ -66,7 +66,7 @@ impl NewNotification {
     /// Longest title.
     pub const TITLE_CHARS_MAX: usize = 200;
     /// Longest message.
-    pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
+    pub const MESSAGE_CHARS_MAX: usize = 4096;
     /// Longest address of an action.
     pub const URL_BYTES_MAX: usize = 2000;
     /// Longest label, category or fingerprint.
@@ -77,8 +77,9 @@ impl NewNotification {
     pub fn fitted(mut self) -> NewNotification {
         let shown = self.title.chars().map(|c| if c.is_control() { ' ' } else { c });
         self.title = shown.take(NewNotification::TITLE_CHARS_MAX).collect();
-        let end = self.message.floor_char_boundary(NewNotification::MESSAGE_BYTES_MAX);
-        self.message.truncate(end);
+        if let Some((end, _)) = self.message.char_indices().nth(NewNotification::MESSAGE_CHARS_MAX) {
+            self.message.truncate(end);
+        }
         self
     }
 
@@ -88,9 +89,9 @@ impl NewNotification {
             let reason = format!("must be one line of 1 to {} characters", NewNotification::TITLE_CHARS_MAX);
             return Err(("title", reason));
         }
-        let (bytes, most) = (self.message.len(), NewNotification::MESSAGE_BYTES_MAX);
-        if bytes > most {
-            return Err(("message", format!("has {bytes} bytes; at most {most}")));
+        let (chars, most) = (self.message.chars().count(), NewNotification::MESSAGE_CHARS_MAX);
+        if chars > most {
+            return Err(("message", format!("has {chars} characters; at most {most}")));
         }
         let is_word = |text: &str| {
             let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
@@ -184,13 +185,14 @@ mod tests {
             category: Some("my-own".to_owned()),
             action: Some(Action { label: "Look".to_owned(), url: "/events/1/why".to_owned() }),
             fingerprint: Some("a b".to_owned()),
+            message: "é".repeat(4096),
             ..NewNotification::default()
         };
         assert_eq!(good.check(), Ok(()));
         let link = |url: &str| Some(Action { label: "Look".to_owned(), url: url.to_owned() });
         let wrong = [
             NewNotification { title: " ".to_owned(), ..good.clone() },
-            NewNotification { message: "x".repeat((16 << 10) + 1), ..good.clone() },
+            NewNotification { message: "é".repeat(4097), ..good.clone() },
             NewNotification { category: Some("Two words".to_owned()), ..good.clone() },
             NewNotification { fingerprint: Some("a\nb".to_owned()), ..good.clone() },
             NewNotification { action: link("javascript:alert(1)"), ..good.clone() },

@@ -51,7 +51,7 @@ pub struct GetArgs {
 Examples:
   aman config set log.level debug
   aman config set http.allowed_hosts '[\"aman.local\"]'
-  aman config set sources.inbox.path ~/inbox
+  aman config set sources.papers '{kind = \"files\", path = \"~/papers\"}'
   aman config set --unset log.level
   aman config set --override --yes log.level debug   above the file, kept by the daemon, gone with --unset")]
 pub struct SetArgs {

@@ -120,7 +120,7 @@ pub enum Command {
     /// What you are told: look at it, take note, put it away
     #[command(subcommand)]
     Notification(notification::NotificationCommand),
-    /// Plugins: write, build, pack and sign them
+    /// Plugins: install, approve, list and remove them; write, build, pack and sign them
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
     /// Durable sequences of tasks: write, start and steer them

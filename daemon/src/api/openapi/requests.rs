@@ -67,7 +67,7 @@ fn notification_test() -> Value {
     closed(
         json!({
             "title": line(NewNotification::TITLE_CHARS_MAX),
-            "message": { "type": ["string", "null"], "maxLength": NewNotification::MESSAGE_BYTES_MAX / 4 },
+            "message": { "type": ["string", "null"], "maxLength": NewNotification::MESSAGE_CHARS_MAX },
             "severity": { "enum": ["info", "warning", "error", "critical", null] },
             "category": { "type": ["string", "null"], "pattern": "^[a-z0-9_.-]{1,100}$" },
             "action": { "anyOf": [closed(json!({ "label": label, "url": url }), &["label", "url"]), { "type": "null" }] },

@@ -1,7 +1,7 @@
 //! The plugin that scripts/bench measures: what a native route or consumer does, done by a guest.
 
 use aman_plugin::{Error, Event, Events, NewEvent, Request, Response, Result, Routes, clock, config, export, json, kv};
-use aman_plugin::{metrics, Value};
+use aman_plugin::{Value, metrics};
 
 struct Guest;
 
