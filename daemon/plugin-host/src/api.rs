@@ -8,8 +8,8 @@ use crate::values::{
 
 /// The future of a function of [`HostApi`].
 ///
-/// It is polled on the guests' own runtime and dropped when the call ends early. What needs the daemon's runtime, or must
-/// not be cut off half-way, is spawned there.
+/// It is polled on the guests' own runtime, which has timers and no I/O, and dropped when the call ends early. What needs
+/// the daemon's runtime, or must not be cut off half-way, is spawned there.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
 /// The daemon as a plugin sees it. One object serves one plugin; it may be made anew for each call.

@@ -1,6 +1,7 @@
 //! Bodies that a guest makes while they are sent.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -68,7 +69,7 @@ impl Drop for BodyStream {
 /// One piece, with the stream when it goes on. At the end the instance goes back to the others.
 async fn pull(plugin: Arc<Shared>, mut live: Live) -> Result<Option<(Vec<u8>, Live)>, Fault> {
     let meter = Arc::clone(&live.instance.meter);
-    let work = async {
+    let work = pin!(async {
         for _ in 0..EMPTY_PIECES_MAX {
             match live.instance.next_piece(live.resource).await? {
                 Some(piece) if piece.is_empty() => {}
@@ -84,6 +85,6 @@ async fn pull(plugin: Arc<Shared>, mut live: Live) -> Result<Option<(Vec<u8>, Li
         }
         let message = format!("{EMPTY_PIECES_MAX} pieces of a body without content, one after the other");
         Err(Fault::Limit { which: Which::Output, message })
-    };
+    });
     within(&plugin, &meter, work).await
 }

@@ -34,8 +34,12 @@ const TABLE_KEPT: usize = 16 << 10;
 const WARM_SLOTS: u32 = 16;
 /// Depth of a guest's own stack, in bytes.
 const STACK_BYTES: usize = 512 << 10;
-/// Threads that run guests; a second one, so that a guest that computes does not hold up all others.
-const THREADS: usize = 2;
+/// Threads that run guests where there are processors for them; see [`threads`].
+const THREADS_MAX: usize = 2;
+/// Threads on which host functions block.
+const BLOCKING_THREADS: usize = 2;
+/// After so many turns the guests' runtime looks at its timers: a turn of a guest that computes takes a tick.
+const TIMERS_EVERY: u32 = 8;
 
 /// What decides how code is compiled; the same for the compiling child and for the daemon.
 fn config() -> Config {
@@ -87,6 +91,13 @@ pub(crate) fn compatibility(engine: &Engine) -> String {
     format!("{:016x}", hasher.finish())
 }
 
+/// Threads that run guests. Those that compute without an end take a processor each, and one is left for the daemon.
+/// They take turns, so a thread alone serves the others, too.
+fn threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    processors.saturating_sub(1).clamp(1, THREADS_MAX)
+}
+
 /// See the module.
 pub(crate) struct Machine {
     pub engine: Engine,
@@ -106,10 +117,12 @@ impl Machine {
         World::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)
             .map_err(|error| failed("linking the interface", format!("{error:#}")))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .max_blocking_threads(THREADS)
+            .worker_threads(threads())
+            .max_blocking_threads(BLOCKING_THREADS)
+            .event_interval(TIMERS_EVERY)
             .thread_name("aman-guest")
-            .enable_all()
+            // What needs the network runs on the daemon's runtime; without it a thread that waits is woken for less.
+            .enable_time()
             .build()
             .map_err(|error| failed("starting the runtime", error.to_string()))?;
         let ticker = Ticker::start(engine.weak()).map_err(|error| failed("starting the ticker", error.to_string()))?;

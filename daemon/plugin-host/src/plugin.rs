@@ -1,6 +1,7 @@
 //! A loaded plugin: its pool of instances, and the calls from outside.
 
 use std::collections::VecDeque;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -93,11 +94,11 @@ impl std::fmt::Debug for Plugin {
 pub(crate) async fn within<T>(
     plugin: &Shared,
     meter: &Meter,
-    work: impl Future<Output = Result<T, Fault>>,
+    // Pinned by whoever calls: large futures that are handed on are copied, and kept twice.
+    mut work: Pin<&mut impl Future<Output = Result<T, Fault>>>,
 ) -> Result<T, Fault> {
     meter.start();
     let _running = Running::new(plugin);
-    let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
             biased;
@@ -181,21 +182,27 @@ impl Shared {
         next
     }
 
-    /// The right to run a call.
-    async fn admit(&self) -> Result<OwnedSemaphorePermit, Fault> {
-        if self.is_closing.load(Ordering::Acquire) {
+    /// Lets a call wait for the right to run, unless too many do.
+    fn queue(self: &Arc<Shared>) -> Result<Waiter, Fault> {
+        // Counted before the look at `is_closing`: whoever closes sees it, or it sees that.
+        let waiter = Waiter::new(self);
+        if self.is_closing.load(Ordering::SeqCst) {
             return Err(Fault::Closed);
         }
+        // Those for whom there is an instance do not wait; they have only not begun yet.
+        let room = self.limits.max_waiting + self.permits.available_permits();
+        if self.waiting.load(Ordering::SeqCst) > room {
+            return Err(busy(format!("{} calls wait already", self.limits.max_waiting)));
+        }
+        Ok(waiter)
+    }
+
+    /// The right to run a call. Waited for on the guests' runtime, where calls that end hand it on without a detour.
+    async fn admit(&self) -> Result<OwnedSemaphorePermit, Fault> {
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(permit);
         }
-        let busy = |message: String| Fault::Limit { which: Which::Calls, message };
-        let _counted = Waiter::new(&self.waiting);
-        if self.waiting.load(Ordering::Relaxed) > self.limits.max_waiting {
-            return Err(busy(format!("{} calls wait already", self.limits.max_waiting)));
-        }
-        let permit = Arc::clone(&self.permits).acquire_owned();
-        match tokio::time::timeout(self.limits.time, permit).await {
+        match tokio::time::timeout(self.limits.time, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_closed)) => Err(Fault::Closed),
             Err(_elapsed) => Err(busy(format!(
@@ -207,13 +214,15 @@ impl Shared {
     }
 
     /// Runs a job in an instance. Runs on the guests' runtime; when it is dropped, so is the instance.
-    async fn serve(self: Arc<Shared>, permit: OwnedSemaphorePermit, call: Call, job: Job) -> Result<Served, Fault> {
+    async fn serve(self: Arc<Shared>, waiter: Waiter, call: Call, job: Job) -> Result<Served, Fault> {
+        let permit = self.admit().await?;
+        drop(waiter);
         let idle = self.pool().idle.pop_back().map(|idle| idle.instance);
         let meter = match &idle {
             Some(instance) => Arc::clone(&instance.meter),
             None => Arc::new(Meter::new(&self.limits)),
         };
-        let work = async {
+        let work = pin!(async {
             let mut instance = match idle {
                 Some(mut instance) => {
                     instance.take_up(call);
@@ -223,12 +232,13 @@ impl Shared {
                     self.made.fetch_add(1, Ordering::Relaxed);
                     let common = Arc::clone(&self.common);
                     let call = (Arc::clone(&meter), call);
-                    Instance::begin(&self.pre, &self.exports, common, &self.limits, call).await?
+                    // Rare, so that its room is not in the task of each call.
+                    Box::pin(Instance::begin(&self.pre, &self.exports, common, &self.limits, call)).await?
                 }
             };
             let done = instance.perform(job).await?;
             Ok((instance, done))
-        };
+        });
         let (mut instance, done) = within(&self, &meter, work).await?;
         if let Done::Http(Ok(response)) = done {
             return self.answer(instance, response, permit);
@@ -265,21 +275,23 @@ impl Shared {
 }
 
 /// Counts as waiting as long as it lives.
-struct Waiter<'a> {
-    count: &'a AtomicUsize,
-}
+struct Waiter(Arc<Shared>);
 
-impl<'a> Waiter<'a> {
-    fn new(count: &'a AtomicUsize) -> Waiter<'a> {
-        count.fetch_add(1, Ordering::Relaxed);
-        Waiter { count }
+impl Waiter {
+    fn new(plugin: &Arc<Shared>) -> Waiter {
+        plugin.waiting.fetch_add(1, Ordering::SeqCst);
+        Waiter(Arc::clone(plugin))
     }
 }
 
-impl Drop for Waiter<'_> {
+impl Drop for Waiter {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+fn busy(message: String) -> Fault {
+    Fault::Limit { which: Which::Calls, message }
 }
 
 /// The result of a job.
@@ -349,8 +361,8 @@ impl Plugin {
         let shared = &self.shared;
         shared.calls.fetch_add(1, Ordering::Relaxed);
         let served = async {
-            let permit = shared.admit().await?;
-            let task = shared.machine.runtime().spawn(Arc::clone(shared).serve(permit, call, job));
+            let waiter = shared.queue()?;
+            let task = shared.machine.runtime().spawn(Arc::clone(shared).serve(waiter, call, job));
             match AbortOnDropHandle::new(task).await {
                 Ok(served) => served,
                 Err(ended) => Err(Fault::internal(format!("the task of a call ended: {ended}"))),
@@ -431,11 +443,16 @@ impl Plugin {
     /// on until they end or are dropped. Calls end by their own limits; whoever closes may stop waiting before.
     pub async fn close(&self) {
         let shared = &self.shared;
-        shared.is_closing.store(true, Ordering::Release);
+        shared.is_closing.store(true, Ordering::SeqCst);
         let all = u32::try_from(shared.limits.max_instances).unwrap_or(u32::MAX);
-        if let Ok(permits) = shared.permits.acquire_many(all).await {
-            shared.permits.close();
+        while let Ok(permits) = shared.permits.acquire_many(all).await {
+            if shared.waiting.load(Ordering::SeqCst) == 0 {
+                shared.permits.close();
+                break;
+            }
+            // A call was let in that has not begun yet; it goes first.
             drop(permits);
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let idle = {
             let mut pool = shared.pool();
