@@ -8,7 +8,7 @@ use crate::bus::{Action, NewNotification, Severity};
 /// Longest part of a text that comes from elsewhere, in characters: a title holds one or two.
 const PART_CHARS_MAX: usize = 80;
 /// Longest error in a message, in characters.
-const ERROR_CHARS_MAX: usize = 2000;
+const ERROR_CHARS_MAX: usize = 1800;
 
 /// What is spelled out in a path (RFC 3986, 2.3).
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
