@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::bus::retry::Backoff;
 use crate::bus::{Bus, RetryPolicy};
+use crate::egress::EgressError;
 use crate::tasks::Supervisor;
 
 pub use sinks::Sinks;
@@ -37,6 +39,21 @@ pub enum Sent {
     Unknown(String),
     /// The other side will never take it.
     Refused(String),
+}
+
+impl From<EgressError> for Sent {
+    /// What became of a call without an answer. Refused addresses may be good ones later: names move.
+    fn from(unheard: EgressError) -> Sent {
+        match unheard {
+            EgressError::Refused(why) | EgressError::NotSent(why) => Sent::Later(why, None),
+            EgressError::Unknown(why) | EgressError::BadAnswer(why) | EgressError::TooLong(why) => Sent::Unknown(why),
+        }
+    }
+}
+
+/// Tries until the intent's own limit ends it, with waits that grow from `base` to `max`.
+fn patient(base: Duration, max: Duration) -> RetryPolicy {
+    RetryPolicy { max_attempts: u32::MAX, backoff: Backoff::Exponential, base, max, jitter: true }
 }
 
 /// The future of an attempt to send.

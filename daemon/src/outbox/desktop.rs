@@ -10,9 +10,8 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use super::message::Message;
-use super::{Sending, Sent, Sink};
+use super::{Sending, Sent, Sink, patient};
 use crate::bus::RetryPolicy;
-use crate::bus::retry::Backoff;
 
 /// How long the program may take.
 const TIME_MAX: Duration = Duration::from_secs(10);
@@ -39,8 +38,7 @@ impl Sink for DesktopSink {
 
     /// Nobody may be logged in for long.
     fn retry(&self) -> RetryPolicy {
-        let (base, max) = (Duration::from_secs(10), Duration::from_secs(600));
-        RetryPolicy { max_attempts: u32::MAX, backoff: Backoff::Exponential, base, max, jitter: true }
+        patient(Duration::from_secs(10), Duration::from_secs(600))
     }
 
     fn send<'a>(&'a self, _: &'a str, payload: &'a Value) -> Sending<'a> {

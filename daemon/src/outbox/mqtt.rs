@@ -6,9 +6,8 @@ use std::time::Duration;
 use rumqttc::{Event, EventLoop, Outgoing, Packet, PublishOptions};
 use serde_json::Value;
 
-use super::{Sending, Sent, Sink};
+use super::{Sending, Sent, Sink, patient};
 use crate::bus::RetryPolicy;
-use crate::bus::retry::Backoff;
 use crate::config::broker::Broker;
 use crate::egress::Egress;
 use crate::egress::mqtt::{client, options};
@@ -41,13 +40,7 @@ impl Sink for MqttSink {
     }
 
     fn retry(&self) -> RetryPolicy {
-        RetryPolicy {
-            max_attempts: u32::MAX,
-            backoff: Backoff::Exponential,
-            base: Duration::from_secs(1),
-            max: Duration::from_secs(300),
-            jitter: true,
-        }
+        patient(Duration::from_secs(1), Duration::from_secs(300))
     }
 
     fn send<'a>(&'a self, _: &'a str, payload: &'a Value) -> Sending<'a> {

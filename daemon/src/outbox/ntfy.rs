@@ -6,11 +6,10 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::message::Message;
-use super::{Sending, Sent, Sink};
-use crate::bus::retry::Backoff;
+use super::{Sending, Sent, Sink, patient};
 use crate::bus::{Bus, RetryPolicy};
 use crate::config::Secret;
-use crate::egress::{Ask, Egress, EgressError, Heard, Method, Url, status_text};
+use crate::egress::{Ask, Egress, Heard, Method, Url, status_text};
 
 /// Waits grow from the first to the second; how long it is tried in all is the intent's own limit.
 const WAITS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
@@ -49,17 +48,14 @@ impl Sink for NtfySink {
     }
 
     fn retry(&self) -> RetryPolicy {
-        RetryPolicy { max_attempts: u32::MAX, backoff: Backoff::Exponential, base: WAITS.0, max: WAITS.1, jitter: true }
+        patient(WAITS.0, WAITS.1)
     }
 
     fn send<'a>(&'a self, key: &'a str, payload: &'a Value) -> Sending<'a> {
         Box::pin(async move {
             match self.egress.ask(self.ask(key, payload)).await {
                 Ok(heard) => self.judge(&heard),
-                Err(EgressError::Refused(why) | EgressError::NotSent(why)) => Sent::Later(why, None),
-                Err(EgressError::Unknown(why) | EgressError::BadAnswer(why) | EgressError::TooLong(why)) => {
-                    Sent::Unknown(why)
-                }
+                Err(unheard) => unheard.into(),
             }
         })
     }

@@ -10,11 +10,10 @@ use bytes::Bytes;
 use ring::hmac;
 use serde_json::{Value, json};
 
-use super::{Sending, Sent, Sink};
-use crate::bus::retry::Backoff;
+use super::{Sending, Sent, Sink, patient};
 use crate::bus::{Bus, Origin, Publish, RetryPolicy};
 use crate::config::Secret;
-use crate::egress::{Ask, Egress, EgressError, Heard, Method, Url, status_text};
+use crate::egress::{Ask, Egress, Heard, Method, Url, status_text};
 use crate::event::{NewEvent, Trust};
 use crate::id::sha256_hex;
 use crate::store::sinks as rows;
@@ -64,7 +63,7 @@ impl Sink for WebhookSink {
     }
 
     fn retry(&self) -> RetryPolicy {
-        RetryPolicy { max_attempts: u32::MAX, backoff: Backoff::Exponential, base: WAITS.0, max: WAITS.1, jitter: true }
+        patient(WAITS.0, WAITS.1)
     }
 
     fn send<'a>(&'a self, key: &'a str, payload: &'a Value) -> Sending<'a> {
@@ -74,11 +73,7 @@ impl Sink for WebhookSink {
             }
             match self.egress.ask(self.ask(key, payload)).await {
                 Ok(heard) => self.judge(&heard).await,
-                // Refused addresses may be good ones later: names move.
-                Err(EgressError::Refused(why) | EgressError::NotSent(why)) => Sent::Later(why, None),
-                Err(EgressError::Unknown(why) | EgressError::BadAnswer(why) | EgressError::TooLong(why)) => {
-                    Sent::Unknown(why)
-                }
+                Err(unheard) => unheard.into(),
             }
         })
     }
