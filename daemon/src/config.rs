@@ -188,7 +188,7 @@ pub struct Config {
     pub skill_paths: Vec<PathBuf>,
     /// True: `/inject-event` and other test helpers answer.
     pub debug_endpoints: bool,
-    /// `[sources.*]`; without any, the inbox.
+    /// `[sources.*]`, and the inbox unless `[sources.default]` is something else or `enabled = false`.
     pub sources: Vec<sources::Source>,
     /// `[sinks.*]`
     pub sinks: Vec<sinks::Sink>,
@@ -370,9 +370,22 @@ fn tls(paths: &Paths, layers: &mut Layers) -> Option<(PathBuf, PathBuf)> {
 }
 
 fn sources(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sources::Source> {
-    let Some(table) = file.get("sources").and_then(Value::as_table) else { return vec![sources::inbox(paths)] };
+    let inbox = sources::inbox(paths);
+    let Some(table) = file.get("sources").and_then(Value::as_table) else { return vec![inbox] };
     let references = layers.references;
-    each_table("sources", table, layers, |id, table, faults| sources::source(id, table, paths, references, faults))
+    let mut found = each_table("sources", table, layers, |id, table, faults| {
+        let is_off = id == inbox.id && table.get("enabled") == Some(&Value::Boolean(false));
+        if is_off { None } else { sources::source(id, table, paths, references, faults) }
+    });
+    let folder = |one: &sources::Source| match &one.kind {
+        sources::SourceKind::Files(files) => Some(files.path.clone()),
+        _ => None,
+    };
+    // Whoever watches that folder under a name of their own is not told twice.
+    if !table.contains_key(&inbox.id) && !found.iter().any(|one| folder(one) == folder(&inbox)) {
+        found.push(inbox);
+    }
+    found
 }
 
 fn sinks(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sinks::Sink> {

@@ -122,7 +122,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         plugins: plugins.clone(),
         workflows: workflows.clone(),
     };
-    let app = app(&config, auth, parts)?;
+    let app = app(&config, auth, parts).await?;
     let server = Server::start(app, listeners(&config, listener)?);
     let url = format!("{}://{address}", if config.http.tls.is_some() { "https" } else { "http" });
     write_address(&config.paths, &url)?;
@@ -281,9 +281,9 @@ async fn close_audit(store: &Store, clock: &Clock) -> Result<(), Error> {
     Ok(())
 }
 
-fn app(config: &Config, auth: Auth, parts: Parts) -> Result<Arc<App>, Error> {
+async fn app(config: &Config, auth: Auth, parts: Parts) -> Result<Arc<App>, Error> {
     let connections_max = affordable(config.http.max_connections);
-    App::new(api::Settings { auth, connections_max, config: config.clone() }, parts)
+    App::new(api::Settings { auth, connections_max, config: config.clone() }, parts).await
 }
 
 async fn bind(config: &Config) -> Result<TcpListener, Error> {
@@ -397,7 +397,9 @@ fn private(config: &Config) -> Private {
     hidden.extend(config.http.tls.iter().map(|(_, key)| key.clone()));
     hidden.extend(config.http.socket.clone());
     // What plugins keep is theirs.
-    hidden.push(paths.data.join("plugins/.data"));
+    hidden.push(paths.plugin_data.clone());
+    // Copies hold everything.
+    hidden.push(config.backup.folder.clone());
     // Whoever writes there decides what runs next, and with which permissions; what plugins were compiled to even runs in
     // the daemon itself.
     let mut unwritable: Vec<PathBuf> =

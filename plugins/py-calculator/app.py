@@ -25,18 +25,26 @@ BINARY = {
     ast.Mod: operator.mod,
 }
 UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
-FUNCTIONS = {
-    "abs": abs,
-    "max": max,
-    "min": min,
-    "round": round,
-    "sqrt": lambda number: Fraction(math.sqrt(number)),
-    "sum": lambda *numbers: sum(numbers),
-}
 
 
 class Wrong(Exception):
     """The expression cannot be calculated, for this reason."""
+
+
+def rounded(number, digits=Fraction(0)):
+    if digits.denominator != 1 or abs(digits) > 1000:
+        raise Wrong("rounds to a number of digits that is no whole number up to 1000.")
+    return Fraction(round(number, int(digits)))
+
+
+FUNCTIONS = {
+    "abs": abs,
+    "max": max,
+    "min": min,
+    "round": rounded,
+    "sqrt": lambda number: Fraction(math.sqrt(number)),
+    "sum": lambda *numbers: sum(numbers),
+}
 
 
 def power(base, exponent):

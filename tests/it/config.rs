@@ -288,7 +288,8 @@ fn the_command_line_edits_the_file() {
     assert!(code == 1 && err.contains("bus.max_pending"), "{err}");
     assert_eq!(fs::read_to_string(&file).expect("aman.toml"), before, "what is wrong is not written");
     let (code, _, err) = cli(&["config", "set", "http.publicstream", "off"], &[]);
-    assert!(code == 0 && err.contains("http.public_stream"), "an unknown key warns with a suggestion: {err}");
+    assert!(code == 2 && err.contains("http.public_stream"), "an unknown key is refused with a suggestion: {err}");
+    assert_eq!(fs::read_to_string(&file).expect("aman.toml"), before, "and not written");
     let (code, _, err) = cli(&["config", "get", "http.publicstream"], &[]);
     assert!(code == 2 && err.contains("http.public_stream"), "{err}");
     assert_eq!(cli(&["config", "set", "--override", "log.level", "error"], &[]).0, 2, "it asks first");
@@ -496,7 +497,11 @@ fn sources_sinks_and_jobs_change_while_it_runs() {
     write(&[head.to_owned(), "[sources]\n".to_owned()]);
     let last = daemon.post("/config/reload", &json!({}));
     assert_eq!(last.json["stopped"], json!(["sources.door", "sources.papers"]), "{last:?}");
-    assert_eq!((daemon.get("/sources").items(), daemon.post("/hooks/door", &json!({})).status), (Vec::new(), 404));
+    let left: Vec<Value> = daemon.get("/sources").items().iter().map(|source| source["id"].clone()).collect();
+    assert_eq!((left, daemon.post("/hooks/door", &json!({})).status), (vec![json!("default")], 404));
+    write(&[head.to_owned(), "[sources.default]\nenabled = false\n".to_owned()]);
+    assert_eq!(daemon.post("/config/reload", &json!({})).json["stopped"], json!(["sources.default"]));
+    assert_eq!(daemon.get("/sources").items(), Vec::<Value>::new());
 }
 
 /// Goal: a polled address that was told of is not told of again because its settings changed, and a secret whose file was

@@ -25,11 +25,14 @@ fn sources_are_shown() {
     for list in ["/event-sources", "/sources"] {
         let items = daemon.get(list).items();
         let ids: Vec<&str> = items.iter().filter_map(|item| item["id"].as_str()).collect();
-        assert_eq!(ids, ["gh", "inbox"]);
+        assert_eq!(ids, ["default", "gh", "inbox"]);
         let first = daemon.get(&format!("{list}?limit=1"));
         assert_eq!((first.items().len(), first.json["next_cursor"].is_string()), (1, true));
         let paged: Vec<Value> = daemon.all(&format!("{list}?limit=1"));
-        assert_eq!(paged.iter().map(|item| item["id"].as_str()).collect::<Vec<_>>(), [Some("gh"), Some("inbox")]);
+        assert_eq!(
+            paged.iter().map(|item| item["id"].as_str()).collect::<Vec<_>>(),
+            [Some("default"), Some("gh"), Some("inbox")]
+        );
     }
     let gh = source(&daemon, "gh");
     assert_eq!(

@@ -77,7 +77,7 @@ pub struct Room {
 
 impl Room {
     /// Takes room for a body that has grown to `bytes`.
-    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let taken = self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let wanted = bytes.saturating_sub(ROOM_FREE_BYTES);
         if wanted <= taken {

@@ -242,7 +242,7 @@ fn draining() -> Problem {
 
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
-    pub fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
+    pub async fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
         let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins, workflows } = parts;
         let Settings { auth, connections_max, config } = settings;
         let fronts = Fronts::new(&config);
@@ -282,9 +282,10 @@ impl App {
             running: TaskTracker::new(),
         });
         let mounting = Arc::downgrade(&app);
-        app.plugins.open(Box::new(move |wanted, is_trial| {
-            mounting.upgrade().map_or(Ok(()), |app| app.mount(wanted, is_trial))
-        }));
+        let mounter = Box::new(move |wanted, is_trial| {
+            mounting.upgrade().map_or(Ok(()), |app: Arc<App>| app.mount(wanted, is_trial))
+        });
+        app.plugins.open(mounter).await;
         Ok(app)
     }
 }

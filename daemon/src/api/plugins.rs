@@ -255,7 +255,12 @@ pub(super) async fn page(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     if package::check_file(&file).is_err() || running.manifest.pages.is_empty() {
         return Err(missing());
     }
-    let bytes = tokio::fs::read(running.folder.join(&file)).await.map_err(|_| missing())?;
+    let place = running.folder.join(&file);
+    let size = tokio::fs::metadata(&place).await.map_err(|_| missing())?.len();
+    // Strangers may ask for it, and take their time to read it.
+    let mut room = app.rooms.of(call.principal.is_some(), true);
+    room.grow(usize::try_from(size).unwrap_or(usize::MAX))?;
+    let bytes = room.leave_to(tokio::fs::read(&place).await.map_err(|_| missing())?.into());
     let kind = mime_guess::from_path(&file).first_raw().unwrap_or("application/octet-stream");
     let headers = vec![
         (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),

@@ -33,7 +33,7 @@ pub const BODY_BYTES_MAX: usize = 1 << 20;
 const INSTALL_BYTES_MAX: usize = PACKED_MAX as usize + (8 << 10);
 const INSTALL_TIME_MAX: Duration = Duration::from_secs(300);
 /// Longer than the limits of any plugin.
-const TOOL_TIME_MAX: Duration = Duration::from_secs(700);
+const TOOL_TIME_MAX: Duration = Duration::from_secs(800);
 /// Time limit of a route that says nothing else.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
 

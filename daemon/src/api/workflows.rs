@@ -49,14 +49,7 @@ fn wants_chart(query: &Query) -> Result<bool, Problem> {
 
 /// `GET /workflows`, by name.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    let query = Query::read(&call, &["limit", "cursor"])?;
-    let (limit, skip) =
-        (query.limit()?, query.cursor::<1>("workflows")?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
-    let all = app.workflows.list().await?;
-    let more = all.len() > skip.saturating_add(limit);
-    let next = more.then(|| query::cursor("workflows", &[i64::try_from(skip + limit).unwrap_or(i64::MAX)]));
-    let items: Vec<Value> = all.into_iter().skip(skip).take(limit).collect();
-    body::ok(&json!({ "items": items, "next_cursor": next }))
+    Query::read(&call, &["limit", "cursor"])?.page("workflows", app.workflows.list().await?)
 }
 
 /// `GET /workflow/{name}`; `?format=mermaid` draws it.
@@ -147,9 +140,7 @@ pub(super) async fn instances(app: Arc<App>, call: Call) -> Result<Reply, Proble
     let workflow = query.get("workflow").map(str::to_owned);
     let (limit, before) = (query.limit()?, query.cursor::<1>("workflow-instances")?.map(|[number]| number));
     let mut found = app.workflows.instances(workflow, status, before, limit + 1).await?;
-    let more = found.len() > limit;
-    found.truncate(limit);
-    let next = found.last().filter(|_| more).map(|(number, _)| query::cursor("workflow-instances", &[*number]));
+    let next = query::cut(&mut found, limit, "workflow-instances", |(number, _)| *number);
     let items: Vec<Value> = found.into_iter().map(|(_, shown)| shown).collect();
     body::ok(&json!({ "items": items, "next_cursor": next }))
 }

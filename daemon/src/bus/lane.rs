@@ -291,7 +291,11 @@ impl Runner {
                 let serial = self.entry.load().spec.concurrency == Concurrency::Serial;
                 match ended.settled {
                     Settled::Waits(at_ms) => {
-                        self.due_ms = Some(self.due_ms.map_or(at_ms, |due| due.min(at_ms)));
+                        let known_ms = self.due_ms.unwrap_or(at_ms);
+                        let never_ms = self.never_ms(&self.entry.load(), self.bus.clock().now_ms());
+                        // The nearer would hide the other, which is due if the clock was set back since it was stored.
+                        self.due |= known_ms.max(at_ms) > never_ms;
+                        self.due_ms = Some(known_ms.min(at_ms));
                         if serial {
                             // It goes before what was read ahead.
                             self.buffer.clear();

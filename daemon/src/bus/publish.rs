@@ -199,10 +199,13 @@ impl Chains {
         let now = Instant::now();
         let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if budgets.len() >= Chains::TRACES_MAX && !budgets.contains_key(&trace) {
-            // The half whose hours began first, with whatever is over.
-            let mut begun: Vec<Instant> = budgets.values().map(|budget| budget.since).collect();
-            let (_, middle, _) = begun.select_nth_unstable(Chains::TRACES_MAX / 2);
-            budgets.retain(|_, budget| budget.since > *middle);
+            // Whatever is over, and if that is not enough the half that had least: a loop is not forgotten for others.
+            budgets.retain(|_, budget| now.duration_since(budget.since) < Chains::HOUR);
+            if budgets.len() >= Chains::TRACES_MAX {
+                let mut spent: Vec<usize> = budgets.values().map(|budget| budget.effects).collect();
+                let (_, middle, _) = spent.select_nth_unstable(Chains::TRACES_MAX / 2);
+                budgets.retain(|_, budget| budget.effects > *middle);
+            }
         }
         let budget = budgets.entry(trace).or_insert(Budget { effects: 0, since: now });
         if now.duration_since(budget.since) >= Chains::HOUR {
@@ -637,6 +640,7 @@ mod tests {
         for n in 1..20_000 {
             assert!(chains.admit(trace(n), 200), "{n}");
         }
+        assert!(!chains.admit(trace(0), 1), "others do not give it a new hour");
         let kept = |chains: &Chains| chains.0.lock().expect("nobody panicked").len();
         assert!(kept(&chains) <= Chains::TRACES_MAX, "{}", kept(&chains));
         assert!(chains.admit(trace(19_999), Chains::EFFECTS_MAX - 200) && !chains.admit(trace(19_999), 1));

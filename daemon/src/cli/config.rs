@@ -10,7 +10,7 @@ use toml_edit::{DocumentMut, Item};
 
 use super::Context;
 use super::client::Call;
-use super::failure::Failure;
+use super::failure::{FAILED, Failure};
 use super::out::{text, text_or_dash};
 use crate::config::{self, Config, FILE_BYTES_MAX, Flags, Origin, Overrides, References, SETTINGS};
 use crate::error::Error;
@@ -250,6 +250,11 @@ async fn set(context: &mut Context, args: &SetArgs) -> Result<(), Failure> {
     let new = changed(&read(&file)?, &args.key, value)
         .map_err(|reason| Failure::Failed(format!("{} was not changed: {reason}", file.display())))?;
     let good = config::check(&flags(context), &new).map_err(failed)?;
+    if args.value.is_some()
+        && let Some(warning) = good.warnings.iter().find(|warning| is_about(warning, &args.key))
+    {
+        return Err(Failure::Usage(format!("{} was not changed: {warning}", file.display())));
+    }
     warn(context, &good);
     write(&file, &new)?;
     let hidden = good.effective.iter().find(|setting| setting.key == args.key && setting.origin > Origin::File);
@@ -258,6 +263,14 @@ async fn set(context: &mut Context, args: &SetArgs) -> Result<(), Failure> {
         context.out.complain(&format!("{} is set by {by} as well, which wins.", args.key));
     }
     told(context, &file).await
+}
+
+/// Whether a warning says that there is no setting `key`, or no section of it.
+fn is_about(warning: &str, key: &str) -> bool {
+    let within = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    warning.split_once(" is not a setting").is_some_and(|(shown, _)| within(shown, key) || within(key, shown))
 }
 
 fn warn(context: &mut Context, config: &Config) {
@@ -276,8 +289,10 @@ async fn told(context: &mut Context, file: &Path) -> Result<(), Failure> {
             return Err(other);
         }
     };
+    let is_whole = reloaded["failed"].as_array().is_none_or(Vec::is_empty);
     if context.out.json() {
-        return context.out.line(&json!({ "config_file": file, "reloaded": reloaded }).to_string());
+        context.out.line(&json!({ "config_file": file, "reloaded": reloaded }).to_string())?;
+        return if is_whole { Ok(()) } else { Err(Failure::Said(FAILED)) };
     }
     context.out.line(&format!("{} is changed.", file.display()))?;
     let names = |list: &Value| {
@@ -299,7 +314,7 @@ async fn told(context: &mut Context, file: &Path) -> Result<(), Failure> {
     if !overridden.is_empty() {
         context.out.line(&format!("Overridden by /config/set: {overridden}."))?;
     }
-    Ok(())
+    if is_whole { Ok(()) } else { Err(Failure::Said(FAILED)) }
 }
 
 async fn set_override(context: &mut Context, args: &SetArgs) -> Result<(), Failure> {
@@ -375,8 +390,10 @@ fn written(program: &str, arguments: &[String], file: &Path) -> Result<String, F
 
 async fn check(context: &mut Context, named: Option<PathBuf>) -> Result<(), Failure> {
     let default = context.paths()?.config_file;
-    let running = file(context).await?;
-    let file = named.or_else(|| Some(running).filter(|file| *file != default));
+    let file = match named {
+        Some(file) => Some(file),
+        None => Some(file(context).await?).filter(|file| *file != default),
+    };
     // Whoever asks for a check wants to know of secrets as well.
     let flags = Flags { config: file, references: References::Followed, ..flags(context) };
     let config = config::load(&flags).map_err(failed)?;

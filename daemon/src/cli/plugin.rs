@@ -186,9 +186,8 @@ async fn install(context: &mut Context, args: &InstallArgs) -> Result<(), Failur
     }
     if !args.yes {
         let planned = context.call(call(true, false)).await?.json()?;
-        if !context.out.json() {
-            tell_planned(context, &planned)?;
-        }
+        shown_before(context)?;
+        tell_planned(context, &planned)?;
         let (name, version) = (text(&planned["name"]), text(&planned["version"]));
         let agreed = if items(&planned["added"]).is_empty() { "" } else { ", and let it do this" };
         context.confirm(false, &format!("Install {name} {version}{agreed}?"))?;
@@ -200,6 +199,15 @@ async fn install(context: &mut Context, args: &InstallArgs) -> Result<(), Failur
         text(&done["version"]),
         text(&done["status"])
     ))
+}
+
+/// Refuses to ask for consent to what programs are not shown.
+fn shown_before(context: &Context) -> Result<(), Failure> {
+    if !context.out.json() {
+        return Ok(());
+    }
+    let why = "With --json nothing is shown to agree to. Look first (--dry-run, or plugin show), then add --yes.";
+    Err(Failure::Usage(why.to_owned()))
 }
 
 fn tell_planned(context: &mut Context, planned: &Value) -> Result<(), Failure> {
@@ -282,9 +290,8 @@ async fn approve(context: &mut Context, args: &ApproveArgs) -> Result<(), Failur
     let plugin = context.call(Call::get(format!("/plugin/{}", segment(&args.name)))).await?.json()?;
     let pending = &plugin["pending"];
     if pending.is_object() && !args.yes {
-        if !context.out.json() {
-            grants(context, &format!("{} {} may then:", args.name, text(&pending["version"])), &pending["added"])?;
-        }
+        shown_before(context)?;
+        grants(context, &format!("{} {} may then:", args.name, text(&pending["version"])), &pending["added"])?;
         context.confirm(false, "Agree?")?;
     }
     // Only to what was shown.

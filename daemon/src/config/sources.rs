@@ -186,7 +186,7 @@ pub fn is_id(id: &str) -> bool {
         && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 }
 
-/// The source that watches the inbox when none is configured.
+/// The source that watches the inbox, beside what is configured.
 pub(super) fn inbox(paths: &Paths) -> Source {
     let path = paths.data.join("inbox");
     let mut table = Table::new();

@@ -125,6 +125,12 @@ impl Cron {
         if patch.contains_key("misfire") {
             definition["misfire"] = Value::Null;
         }
+        // A job runs one or the other.
+        for (given, other) in [("skill", "workflow"), ("workflow", "skill")] {
+            if patch.get(given).is_some_and(|value| !value.is_null()) && !patch.contains_key(other) {
+                definition[other] = Value::Null;
+            }
+        }
         let Value::Object(fields) = merge(definition, Value::Object(patch)) else { return Err(not_an_object()) };
         let job = self.checked(None, fields)?;
         let row = defined(id.to_owned(), Origin::Api, &job, Some(held), now_ms);

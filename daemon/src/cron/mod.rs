@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::id::sha256_hex;
 use crate::schedule::Job;
 use crate::store::Tx;
-use crate::store::cron::{JobRow, Slot, Status};
+use crate::store::cron::{JobRow, Origin, Slot, Status};
 use crate::tasks::Supervisor;
 
 /// Jobs at the most.
@@ -125,11 +125,15 @@ impl Cron {
     /// goes on.
     pub async fn apply(&self, configured: &[(String, Job)]) -> Applied {
         let mut state = self.inner.state.lock().await;
+        let theirs = |id: &&String| state.jobs.get(*id).is_some_and(|held| held.row.origin == Origin::Api);
+        let theirs: Vec<String> = configured.iter().map(|(id, _)| id).filter(theirs).cloned().collect();
         let mut applied = state.plan(configured);
         if let Err(error) = self.inner.take_configured(&mut state, configured).await {
             let all = [&applied.started, &applied.changed, &applied.stopped].map(Clone::clone).concat();
             all.iter().for_each(|id| applied.fail(id, &error));
         }
+        let reason = "A job of this id was added with `aman cron add`. Remove that one, or choose another id.";
+        theirs.iter().for_each(|id| applied.fail(id, &Error::conflict("already_exists", reason)));
         self.inner.hint.notify_one();
         applied
     }

@@ -87,11 +87,14 @@ impl Inner {
                 continue;
             }
             if before.is_some_and(|held| held.row.origin != origin) {
+                // What somebody added stays: it would be lost once the file names it no more.
+                let origin = origin.name();
                 tracing::warn!(
                     job = id,
-                    origin = origin.name(),
-                    "A cron job takes the place of another of the same id."
+                    origin,
+                    "There is a cron job of this id already; the one defined here is left out."
                 );
+                continue;
             }
             changed.push((defined(id, origin, &job, before, now_ms), job));
         }

@@ -19,13 +19,14 @@ const LIMITS: Limits = Limits {
     memory: 8 << 20,
 };
 /// What an expression is tried with before anybody relies on it: status, code, `Allow` and seconds of `Retry-After`.
-const SAMPLES: [(u16, &str, Option<&str>, Option<u64>); 16] = [
+const SAMPLES: [(u16, &str, Option<&str>, Option<u64>); 20] = [
     (400, "malformed_request", None, None),
     (400, "invalid_input", None, None),
     (401, "unauthorized", None, None),
     (403, "insufficient_scope", None, None),
     (404, "route_not_found", None, None),
     (405, "method_not_allowed", Some("GET, HEAD"), None),
+    (408, "request_timeout", None, None),
     (409, "invalid_state", None, None),
     (413, "body_too_large", None, None),
     (415, "unsupported_media_type", None, None),
@@ -33,9 +34,12 @@ const SAMPLES: [(u16, &str, Option<&str>, Option<u64>); 16] = [
     (429, "rate_limited", None, Some(1)),
     (431, "headers_too_large", None, None),
     (500, "internal", None, None),
+    (501, "unsupported_coding", None, None),
     (502, "plugin_trap", None, None),
+    (503, "overloaded", None, Some(2)),
     (503, "plugin_unavailable", None, Some(5)),
     (504, "plugin_timeout", None, None),
+    (504, "timeout", None, None),
 ];
 
 /// How a plugin spells errors.

@@ -64,8 +64,6 @@ pub struct Package {
     pub signed_by: Option<String>,
     /// Its files by path, but for the digests and the signature.
     pub files: BTreeMap<String, Unpacked>,
-    /// JSON Schemas of its tools, by the tool's name.
-    pub schemas: BTreeMap<String, Value>,
     /// Where it lies.
     pub folder: PathBuf,
 }
@@ -107,7 +105,6 @@ impl Package {
                 return Err(Error::invalid_as(FAULT, page.path.clone(), "is named by plugin.toml and missing."));
             }
         }
-        let mut schemas = BTreeMap::new();
         for tool in &manifest.tools {
             let text = text_of(&files, folder, &tool.schema)?;
             crate::event::check_json(text.as_bytes())
@@ -117,11 +114,10 @@ impl Package {
             if !schema.is_object() {
                 return Err(Error::invalid_as(FAULT, tool.schema.clone(), "must be a JSON Schema object."));
             }
-            schemas.insert(tool.name.clone(), schema);
         }
         let digest = sha256_hex(sums.as_bytes());
         let folder = folder.to_owned();
-        Ok(Package { manifest, manifest_text, digest, component_sha256, signed_by, files, schemas, folder })
+        Ok(Package { manifest, manifest_text, digest, component_sha256, signed_by, files, folder })
     }
 
     /// The component's file.

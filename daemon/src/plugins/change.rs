@@ -105,10 +105,18 @@ impl Plugins {
         }
         // What waited for it would hold its events for ever, and meet whoever gets the name next.
         let given_up = self.inner.ground.bus.give_up(&consumer::name(name), Millis::MAX).await;
-        if let Ok(waiting @ 1..) = given_up {
-            tracing::warn!(plugin = name, waiting, "Events that waited for a plugin were given up with it.");
+        match given_up {
+            Ok(0) => {}
+            Ok(waiting) => {
+                tracing::warn!(plugin = name, waiting, "Events that waited for a plugin were given up with it.")
+            }
+            // What is recorded holds: the next installation of that name gives them up.
+            Err(error) => {
+                let error = error.chain().join(": ");
+                tracing::warn!(plugin = name, error, "Events that wait for a plugin that is gone were not given up.");
+            }
         }
-        given_up.map(drop)
+        Ok(())
     }
 
     /// Removes a plugin with all its data: one transaction once nobody works with them any more, and its files around it.
@@ -135,7 +143,9 @@ impl Plugins {
             let (put_back, _alone) = blocking(move || Ok((alone.put_back(), alone))).await?;
             let running = running_of(&self.inner.ground, &known, None);
             self.show(Known { running: running.clone(), ..known }).await;
-            running.iter().for_each(|running| polls::start(running, &self.inner.ground.bus));
+            if let Some(running) = &running {
+                polls::start(running, &self.inner.ground.bus).await;
+            }
             return put_back.and(Err(error));
         }
         self.inner.known.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
@@ -212,7 +222,7 @@ impl Plugins {
         let is_same = before.as_ref().zip(running.as_ref()).is_some_and(|(old, new)| Arc::ptr_eq(old, new));
         if !is_same {
             if let Some(running) = &running {
-                polls::start(running, &inner.ground.bus);
+                polls::start(running, &inner.ground.bus).await;
             }
             if let Some(old) = before {
                 if running.is_none() {

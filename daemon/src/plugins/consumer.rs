@@ -1,6 +1,6 @@
 //! The consumer behind a plugin with `[[events]]`: event in, guest, effects out.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use aman_plugin_host::{self as guest, Attribute};
@@ -115,7 +115,7 @@ fn effects(ready: Ready, open: TaskTrackerToken) -> Outcome {
 }
 
 /// One attempt.
-async fn handle(running: &Running, attempt: &Attempt) -> Result<Outcome, CallFault> {
+async fn handle(running: &Arc<Running>, attempt: &Attempt) -> Result<Outcome, CallFault> {
     let open = running.hold()?;
     let work = Work::Delivery { number: attempt.delivery, id: attempt.delivery_id.clone() };
     let staging = match running.api.begin(work).await {

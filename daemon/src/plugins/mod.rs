@@ -193,7 +193,8 @@ impl Inner {
 
 fn wanted(manifest: &Manifest) -> Vec<Wanted> {
     let (plugin, limits): (Arc<str>, _) = (manifest.name.as_str().into(), &manifest.limits);
-    let time_max = limits.time + limits.wait + std::time::Duration::from_secs(5);
+    // A call may wait as long for an instance as it may run, and its body has a time of its own.
+    let time_max = limits.time * 2 + limits.wait + std::time::Duration::from_secs(25);
     let wanted = |route: &Route| Wanted {
         plugin: Arc::clone(&plugin),
         route: route.clone(),
@@ -243,7 +244,7 @@ impl Plugins {
 
     /// Says how routes are served, serves those of what runs, and begins to poll its sources. What cannot be served is
     /// left out, and told.
-    pub fn open(&self, mounter: Mounter) {
+    pub async fn open(&self, mounter: Mounter) {
         let inner = &self.inner;
         if inner.mounter.set(mounter).is_err() {
             return;
@@ -267,7 +268,7 @@ impl Plugins {
         }
         for known in inner.all() {
             if let Some(running) = &known.running {
-                polls::start(running, &inner.ground.bus);
+                polls::start(running, &inner.ground.bus).await;
             }
         }
     }

@@ -71,15 +71,16 @@ impl Polled {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what is on record.
-    fn load(&self, plugin: &str, bus: &Bus) {
-        let read = bus.store().read_now(|conn| {
-            Ok((settings::changed(conn, &self.id)?.paused, records::cursor(conn, plugin, &self.source.id)?))
-        });
-        let (paused, cursor) = read.unwrap_or_else(|error| {
+    /// Reads what is on record. What cannot be read may have been paused, so it is.
+    async fn load(&self, plugin: &str, bus: &Bus) {
+        let (id, plugin, source) = (self.id.clone(), plugin.to_owned(), self.source.id.clone());
+        let read = bus
+            .store()
+            .read(move |conn| Ok((settings::changed(conn, &id)?.paused, records::cursor(conn, &plugin, &source)?)));
+        let (paused, cursor) = read.await.unwrap_or_else(|error| {
             let error = error.chain().join(": ");
             tracing::warn!(source = self.id, error, "What is on record of a plugin's source cannot be read.");
-            (false, None)
+            (true, None)
         });
         let mut now = self.now();
         now.paused = paused;
@@ -165,9 +166,9 @@ impl Polled {
 }
 
 /// Polls every source of `running` until it is stopped. Without sources nothing ticks.
-pub fn start(running: &Arc<Running>, bus: &Bus) {
+pub async fn start(running: &Arc<Running>, bus: &Bus) {
     for polled in &running.sources {
-        polled.load(&running.manifest.name, bus);
+        polled.load(&running.manifest.name, bus).await;
         let (running, bus, polled) = (Arc::clone(running), bus.clone(), Arc::clone(polled));
         tokio::spawn(async move {
             let stop = running.stop.clone();
@@ -180,7 +181,7 @@ pub fn start(running: &Arc<Running>, bus: &Bus) {
     }
 }
 
-async fn follow(running: &Running, bus: &Bus, polled: &Polled) {
+async fn follow(running: &Arc<Running>, bus: &Bus, polled: &Polled) {
     loop {
         let mut changed = std::pin::pin!(polled.changed.notified());
         changed.as_mut().enable();
@@ -197,7 +198,8 @@ async fn follow(running: &Running, bus: &Bus, polled: &Polled) {
                 (now.failures, now.why) = (0, None);
                 wait
             }
-            Err(Ended::Closed) => return,
+            // Another call sent it to rest meanwhile; a real end cancels this.
+            Err(Ended::Closed) => WAIT_FIRST,
             Err(Ended::Failed(why, after)) => {
                 let doublings = polled.failed(why) - 1;
                 let grown = WAIT_FIRST.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
@@ -264,7 +266,7 @@ impl From<Error> for Ended {
 }
 
 /// Polls if it is time, and says how long to wait until the next time.
-async fn poll(running: &Running, bus: &Bus, polled: &Polled) -> Result<Duration, Ended> {
+async fn poll(running: &Arc<Running>, bus: &Bus, polled: &Polled) -> Result<Duration, Ended> {
     let source = &polled.source;
     let (name, id) = (running.manifest.name.clone(), source.id.clone());
     let at = {

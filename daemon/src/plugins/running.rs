@@ -173,11 +173,19 @@ impl Running {
         self.load_code(artifact).await
     }
 
-    /// The loaded plugin.
-    async fn plugin(&self) -> Result<Arc<Plugin>, CallFault> {
+    /// The loaded plugin. Loading goes on without the caller that began it: a compilation that began anew with each call
+    /// that runs out of time would never end.
+    async fn plugin(self: &Arc<Self>) -> Result<Arc<Plugin>, CallFault> {
         if let Some(plugin) = self.loaded.load_full() {
             return Ok(plugin);
         }
+        let running = Arc::clone(self);
+        let loading = tokio::spawn(async move { running.load_once().await });
+        loading.await.unwrap_or_else(|error| Err(CallFault::Fault(Fault::Internal { reason: error.to_string() })))
+    }
+
+    /// Loads it, unless somebody else just did.
+    async fn load_once(&self) -> Result<Arc<Plugin>, CallFault> {
         let _alone = self.loading.lock().await;
         if let Some(plugin) = self.loaded.load_full() {
             return Ok(plugin);
@@ -191,7 +199,7 @@ impl Running {
     }
 
     /// Loads the code and holds what it exports against the manifest; nothing of it runs.
-    pub async fn check(&self) -> Result<(), Error> {
+    pub async fn check(self: &Arc<Self>) -> Result<(), Error> {
         let plugin = self.plugin().await.map_err(refusal)?;
         let (surface, manifest) = (plugin.surface(), &self.manifest);
         for (wanted, exported, section, export) in [
@@ -209,7 +217,7 @@ impl Running {
     }
 
     /// Starts an instance, as the first call would.
-    pub async fn probe(&self) -> Result<(), Error> {
+    pub async fn probe(self: &Arc<Self>) -> Result<(), Error> {
         let plugin = self.plugin().await.map_err(refusal)?;
         let probed = plugin.probe(self.api.clone(), self.caller(TraceId::random())).await;
         probed.map_err(|fault| refusal(CallFault::Fault(fault)))
@@ -232,7 +240,7 @@ impl Running {
     }
 
     /// Lets a call in, unless the plugin rests or is closed. It is not closed before the token is dropped.
-    async fn enter(&self) -> Result<(Arc<Plugin>, TaskTrackerToken), CallFault> {
+    async fn enter(self: &Arc<Self>) -> Result<(Arc<Plugin>, TaskTrackerToken), CallFault> {
         let token = self.hold()?;
         self.health.admit().map_err(CallFault::Resting)?;
         let plugin = self.plugin().await.map_err(|fault| match fault {
@@ -266,27 +274,37 @@ impl Running {
     }
 
     /// Answers a request, which is taken only when the plugin is not closed.
-    pub async fn http(&self, request: &mut Option<Request>) -> Result<Answer<Response>, CallFault> {
+    pub async fn http(self: &Arc<Self>, request: &mut Option<Request>) -> Result<Answer<Response>, CallFault> {
         let (plugin, _open) = self.enter().await?;
         let Some(request) = request.take() else { return Err(CallFault::Closed) };
         self.leave(&plugin, plugin.call_http(self.api.clone(), request).await)
     }
 
     /// Handles an event, with the effects that commit with its delivery.
-    pub async fn event(&self, api: Arc<Staging>, caller: Caller, event: Event) -> Result<(Outcome, Staged), CallFault> {
+    pub async fn event(
+        self: &Arc<Self>,
+        api: Arc<Staging>,
+        caller: Caller,
+        event: Event,
+    ) -> Result<(Outcome, Staged), CallFault> {
         let (plugin, _open) = self.enter().await?;
         self.leave(&plugin, plugin.handle_event(api, caller, event).await)
     }
 
     /// Calls a tool with JSON that its schema was held against.
-    pub async fn tool(&self, caller: Caller, name: &str, input: String) -> Result<Answer<String>, CallFault> {
+    pub async fn tool(
+        self: &Arc<Self>,
+        caller: Caller,
+        name: &str,
+        input: String,
+    ) -> Result<Answer<String>, CallFault> {
         let (plugin, _open) = self.enter().await?;
         self.leave(&plugin, plugin.call_tool(self.api.clone(), caller, name.to_owned(), input).await)
     }
 
     /// Polls a source.
     pub async fn poll(
-        &self,
+        self: &Arc<Self>,
         api: Arc<Staging>,
         id: &str,
         cursor: Option<String>,

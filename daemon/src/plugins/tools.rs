@@ -12,9 +12,6 @@ use super::{Caller, Plugins};
 use crate::error::Error;
 use crate::registry::Schema;
 
-/// Bytes of a schema's file; a package with a larger one is not installed.
-const SCHEMA_BYTES_MAX: u64 = 256 << 10;
-
 /// A tool as it is listed.
 #[derive(Debug, Clone, Serialize)]
 pub struct ToolShown {
@@ -35,10 +32,6 @@ pub(super) fn schemas(running: &Running) -> Result<BTreeMap<String, Schema>, Err
     let read = |tool: &crate::package::Tool| {
         let path = running.folder.join(&tool.schema);
         let wrong = Error::internal("reading the schema of a tool");
-        let size = fs::metadata(&path).map(|meta| meta.len()).unwrap_or(0);
-        if size > SCHEMA_BYTES_MAX {
-            return Err(Error::invalid_as(crate::package::FAULT, tool.schema.clone(), "is too large."));
-        }
         let text = fs::read(&path).map_err(wrong)?;
         let schema = crate::event::read_json(&text).map_err(Error::internal("reading the schema of a tool"))?;
         let compiled = Schema::new(schema)

@@ -156,12 +156,6 @@ impl Plugins {
         self.inner.all().iter().filter(|known| known.is_there()).map(Known::show).collect()
     }
 
-    /// One plugin.
-    pub fn get(&self, name: &str) -> Result<Shown, Error> {
-        let known = self.inner.known(name).filter(Known::is_there);
-        known.map(|known| known.show()).ok_or_else(|| Error::not_found("plugin", name))
-    }
-
     /// One plugin with its manifest, how it is and what it uses.
     pub async fn detail(&self, name: &str) -> Result<Value, Error> {
         let known = self.inner.known(name).filter(Known::is_there).ok_or_else(|| Error::not_found("plugin", name))?;

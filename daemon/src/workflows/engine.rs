@@ -329,6 +329,8 @@ impl Driver {
         loop {
             match self.write(&wishes, &children).await {
                 Ok(open) => {
+                    // What was seen is gone with this, and SQLite gives its numbers again.
+                    self.seen = 0;
                     if !children.is_empty() {
                         self.inner.hint.notify_one();
                     }
@@ -420,9 +422,7 @@ impl Driver {
 
     async fn write(&mut self, wishes: &Wishes, children: &[InstanceRow]) -> Result<bool, Error> {
         let advance = self.advance(&wishes.steps)?;
-        if advance.listeners.is_some() {
-            self.listeners.clone_from(&advance.listeners);
-        }
+        let listened = advance.listeners.clone();
         let parent = self.row.parent.filter(|_| self.row.awaited && advance.status.is_ended());
         let row = self.row.clone();
         let told = parent.map(|parent| (parent, end_of(&row, self.machine())));
@@ -464,6 +464,9 @@ impl Driver {
             Err(error) => Err(error),
             Ok(()) => {
                 self.row.hold = answer.await.unwrap_or(false);
+                if listened.is_some() {
+                    self.listeners = listened;
+                }
                 if let Some(next_ms) = after {
                     let name = self.row.workflow.clone();
                     self.inner.held(|held| {

@@ -301,17 +301,17 @@ impl Inner {
         let mut skills = HashSet::new();
         for one in &current {
             let name = one.definition.name.clone();
-            skills.extend(one.definition.skills());
-            if only.is_some_and(|only| only != name) {
-                continue;
-            }
             let owner = name.clone();
             let open = self.bus.store().read(move |conn| rows::open_digests(conn, &owner)).await?;
             let mut definitions = vec![Arc::clone(&one.definition)];
             for digest in open.iter().filter(|digest| **digest != one.definition.digest) {
                 definitions.extend(self.definition(digest).await.ok());
             }
+            // Links are replaced as a whole: those of all, also when only one changed.
             definitions.iter().for_each(|definition| skills.extend(definition.skills()));
+            if only.is_some_and(|only| only != name) {
+                continue;
+            }
             let consumer = consumer::Events {
                 workflows: Arc::downgrade(self),
                 name: name.clone(),

@@ -54,8 +54,9 @@ async fn fetch(inner: &Arc<Inner>, place: &str, authorization: &Value) -> Result
         return Err(Fault::new("communication", i64::from(heard.status), &title, "the document could not be read"));
     }
     let wrong = |why: String| Fault::configuration(format!("the document cannot be read: {why}"));
-    let body = std::str::from_utf8(&heard.body).map_err(|error| wrong(error.to_string()))?;
-    crate::workflow::read(body).map_err(wrong)
+    let body = String::from_utf8(heard.body.to_vec()).map_err(|error| wrong(error.to_string()))?;
+    let reading = tokio::task::spawn_blocking(move || crate::workflow::read(&body));
+    reading.await.map_err(|error| wrong(error.to_string()))?.map_err(wrong)
 }
 
 /// The request that an operation and its parameters make.

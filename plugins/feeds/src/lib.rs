@@ -164,9 +164,13 @@ fn fetch(url: &str, state: &mut State) -> Result<Option<Feed>> {
 
 /// The entries that were not seen, oldest first; notes them as seen.
 fn news(url: &str, feed: &Feed, state: &mut State) -> Result<Vec<NewEvent>> {
+    // Nothing at all is a fault of the other side; what was seen is not new when it comes back.
+    if state.met && feed.entries.is_empty() {
+        return Ok(Vec::new());
+    }
     let most = if state.met { ENTRIES_MAX } else { FIRST };
     let is_new = |entry: &&Entry| !state.seen.contains(&hash(&entry.id));
-    let fresh: Vec<&Entry> = feed.entries.iter().filter(is_new).take(most).collect();
+    let fresh: Vec<&Entry> = feed.entries.iter().take(SEEN_MAX).filter(is_new).take(most).collect();
     // With more news than fit, those that wait for the next poll must stay unseen, and the document must come again.
     let all = !state.met || fresh.len() < most;
     let current = feed.entries.iter().take(SEEN_MAX).map(|entry| hash(&entry.id));
@@ -222,6 +226,15 @@ mod tests {
         assert_eq!(published(&feed(0..30), &mut state), ids(0..0));
         assert_eq!(published(&feed(5..32), &mut state), ids(30..32));
         assert_eq!(state.seen.len(), 27, "what left the feed is forgotten");
+    }
+
+    #[test]
+    fn old_entries_do_not_come_again() {
+        let mut state = State::default();
+        assert_eq!(published(&feed(0..2500), &mut state).len(), FIRST);
+        for feed in [feed(0..2500), feed(0..0), feed(0..2500)] {
+            assert!(published(&feed, &mut state).is_empty());
+        }
     }
 
     #[test]

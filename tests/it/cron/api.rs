@@ -199,3 +199,19 @@ fn the_command_line() {
     run(&["show", "tick"], 1, "tick");
     wait("the event of the run", || (!daemon.recent("a.b").is_empty()).then_some(()), || daemon.log());
 }
+
+/// Goal: a job that somebody added is not taken over by the configuration, which says so, and outlives it.
+#[test]
+fn the_configuration_takes_no_job_of_somebody_else() {
+    let daemon = Daemon::start();
+    let added = json!({ "id": "mine", "expression": "0 20 * * *" });
+    assert_eq!(daemon.post("/cron/add", &added).status, 201);
+    let file = daemon.home().join("aman.toml");
+    std::fs::write(&file, "[cron.mine]\nexpression = \"0 21 * * *\"\n").expect("aman.toml");
+    let reloaded = daemon.post("/config/reload", &json!({}));
+    assert_eq!(reloaded.json["failed"][0]["field"], "cron.mine", "{reloaded:?}");
+    std::fs::write(&file, "").expect("aman.toml");
+    assert_eq!(daemon.post("/config/reload", &json!({})).status, 200);
+    let kept = daemon.get("/cron/mine").json;
+    assert_eq!((&kept["origin"], &kept["expression"]), (&json!("api"), &json!("0 20 * * *")));
+}

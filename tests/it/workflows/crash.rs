@@ -1,12 +1,12 @@
 //! SIGKILL at random moments over a mix of workflows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::{instance, stored};
-use crate::harness::{Daemon, Folder, Seed, TOKEN, exchange, request};
+use crate::harness::{Daemon, Folder, Seed};
 use crate::peer::Peer;
 
 /// Kills over one run.
@@ -25,13 +25,13 @@ fn killed_instances_go_on_with_the_same_data() {
     stored(
         &daemon,
         "steps",
-        "do: [{l: {for: {in: '[range(60)]'}, do: [{a: {set: {n: '${ (.n // 0) + 1 }', at: '${ $index }'}}}]}}, {w: {wait: {milliseconds: 120}}}, {e: {emit: {event: {with: {source: 'https://t', type: mix.done, subject: '${ $workflow.id }', data: '${ . }'}}}}}, {o: {set: {n: '${ .data.n }'}}}]",
+        "do: [{l: {for: {in: '[range(60)]'}, do: [{a: {set: {n: '${ (if $index == 0 then 0 else .n end) + 1 }', at: '${ $index }'}}}]}}, {w: {wait: {milliseconds: 120}}}, {e: {emit: {event: {with: {source: 'https://t', type: mix.done, subject: '${ $workflow.id }', data: '${ . }'}}}}}, {o: {set: {n: '${ .data.n }'}}}]",
     );
     stored(
         &daemon,
         "calls",
         &format!(
-            "do: [{{a: {{call: http, with: {{method: post, endpoint: '{url}/one', body: {{id: '${{ $workflow.id }}'}}}}}}}}, {{w: {{wait: {{milliseconds: 80}}}}}}, {{b: {{call: http, with: {{method: post, endpoint: '{url}/two', body: {{id: '${{ $workflow.id }}'}}}}}}}}, {{o: {{set: {{n: 60}}}}}}]"
+            "do: [{{s: {{set: {{n: '${{ .n }}'}}, export: {{as: '${{ {{n: .n}} }}'}}}}}}, {{a: {{call: http, with: {{method: post, endpoint: '{url}/one', body: {{id: '${{ $workflow.id }}'}}}}}}}}, {{w: {{wait: {{milliseconds: 80}}}}}}, {{b: {{call: http, with: {{method: post, endpoint: '{url}/two', body: {{id: '${{ $workflow.id }}'}}}}}}}}, {{o: {{set: {{n: '${{ $context.n }}'}}}}}}]"
         ),
     );
     stored(
@@ -47,15 +47,8 @@ fn killed_instances_go_on_with_the_same_data() {
     let mut ids = Vec::new();
     for round in 0..KILLS {
         for name in ["steps", "calls", "forks", "outer"] {
-            let body = json!({ "input": {}, "dedup_key": format!("{name}-{round}") }).to_string();
-            let headers =
-                [("authorization", format!("Bearer {TOKEN}")), ("content-type", "application/json".to_owned())];
-            let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            let answer = exchange(
-                &daemon.address,
-                &request("POST", &format!("/workflow/{name}/create"), &headers, body.as_bytes()),
-            );
-            let answer = answer.expect("it answers");
+            let body = json!({ "input": { "n": 60 }, "dedup_key": format!("{name}-{round}") });
+            let answer = daemon.post(&format!("/workflow/{name}/create"), &body);
             assert_eq!(answer.status, 201, "{answer:?}");
             ids.push(answer.json["id"].as_str().expect("an id").to_owned());
         }
@@ -75,6 +68,7 @@ fn killed_instances_go_on_with_the_same_data() {
     for event in daemon.recent("mix.done") {
         *told.entry(event["subject"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
     }
+    assert_eq!(told.len(), 2 * KILLS, "those started here and those within others all emit: {told:?}");
     assert!(told.values().all(|count| *count == 1), "{told:?}");
 }
 
@@ -83,8 +77,7 @@ fn one_key_for_each_call(peer: &Peer) {
     let mut keys: HashMap<(String, String), Vec<String>> = HashMap::new();
     for request in peer.requests() {
         let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-        let key =
-            request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).unwrap_or_default().to_owned();
+        let key = request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).expect("a key").to_owned();
         let body: Value = serde_json::from_str(request.rsplit("\r\n").next().unwrap_or_default()).expect("a body");
         let id = body["id"].as_str().expect("an id").to_owned();
         let known = keys.entry((path, id)).or_default();
@@ -94,4 +87,6 @@ fn one_key_for_each_call(peer: &Peer) {
     }
     assert_eq!(keys.len(), 2 * KILLS, "each of them called both");
     assert!(keys.values().all(|known| known.len() == 1), "one key for one call: {keys:?}");
+    let all: HashSet<&String> = keys.values().flatten().collect();
+    assert_eq!(all.len(), keys.len(), "no key for two calls: {keys:?}");
 }

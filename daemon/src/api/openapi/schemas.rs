@@ -93,7 +93,7 @@ const OBJECTS: &[(&str, &str)] = &[
     (
         "Plugin",
         "name state reason version:text~ digest:text~ description:text~ signed_by:text~ publisher:text~ routes:[text] \
-         granted:[Grant] pending:any previous:any changed_at:time manifest:any permissions:any health?:any used?:any",
+         granted:[Grant] pending:any previous:any changed_at:time manifest:any permissions:any health?:any used?:any listener:any",
     ),
     ("Pages", "items:[any]"),
     ("Login", "path expires_at:time"),

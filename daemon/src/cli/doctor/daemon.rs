@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use super::catalogue::Id;
 use super::{Check, NO_DAEMON};
-use crate::cli::Context;
 use crate::cli::client::{Call, Client};
 use crate::cli::failure::Failure;
 use crate::cli::out::{count, text};
+use crate::cli::{Context, PAGE_MAX};
 use crate::clock::{Clock, Millis, parse_rfc3339};
 use crate::config::Paths;
 
@@ -150,7 +150,7 @@ async fn newest_event(client: &Client) -> Option<Check> {
 }
 
 async fn plugins(client: &Client) -> Option<Check> {
-    let list = client.call(Call::get("/plugins")).await.ok()?.json().ok()?;
+    let list = client.call(Call::get("/plugins").query("limit", PAGE_MAX)).await.ok()?.json().ok()?;
     let all = list["items"].as_array()?;
     let amiss = all.iter().filter_map(|plugin| {
         let why = match text(&plugin["state"]).as_str() {

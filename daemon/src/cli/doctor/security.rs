@@ -13,9 +13,9 @@ use super::files::{self, Places};
 use super::machine;
 use super::settings::{self, is_wide};
 use super::{Check, NO_DAEMON, Verdict};
-use crate::cli::Context;
 use crate::cli::client::{Call, Client};
 use crate::cli::out::text;
+use crate::cli::{Context, PAGE_MAX};
 use crate::clock::{Clock, Millis, parse_rfc3339};
 use crate::config::{self, FILE_BYTES_MAX, Flags, Paths, SETTINGS};
 use crate::plain;
@@ -96,7 +96,11 @@ fn value_of(items: &[Value], key: &str) -> Value {
 /// The file with the sources as they run: what was changed over HTTP stands before what it says.
 async fn with_running(mut file: Table, client: Option<&Client>) -> Table {
     let Some(client) = client else { return file };
-    let listed = client.call(Call::get("/sources")).await.and_then(|reply| reply.json()).unwrap_or_default();
+    let listed = client
+        .call(Call::get("/sources").query("limit", PAGE_MAX))
+        .await
+        .and_then(|reply| reply.json())
+        .unwrap_or_default();
     let running = listed["items"].as_array().into_iter().flatten();
     let running = running.filter_map(|source| Some((source["id"].as_str()?, Table::try_from(&source["config"]).ok()?)));
     let sources: Table = running.map(|(id, config)| (id.to_owned(), config.into())).collect();

@@ -263,16 +263,14 @@ fn close(tx: &Tx<'_>, number: i64, workflow: &str) -> Result<(), Error> {
     for sql in ["DELETE FROM workflow_listener WHERE instance = ?1", "DELETE FROM workflow_inbox WHERE instance = ?1"] {
         tx.conn.prepare_cached(sql).and_then(|mut s| s.execute([number])).map_err(unwritten)?;
     }
-    prune(tx, "number < ?2 - ?3 AND workflow = ?1", params![workflow, number, ENDED_KEPT, PRUNED_AT_ONCE])
-}
-
-fn prune(tx: &Tx<'_>, which: &str, values: &[&dyn rusqlite::ToSql]) -> Result<(), Error> {
     let old: Vec<i64> = tx
         .conn
-        .prepare_cached(&format!(
-            "SELECT number FROM workflow_instance WHERE {which} AND status > 2 ORDER BY number LIMIT ?4"
-        ))
-        .and_then(|mut s| s.query_map(values, |row| row.get(0))?.collect())
+        .prepare_cached(
+            "SELECT number FROM workflow_instance WHERE workflow = ?1 AND status > 2 AND number <= \
+             (SELECT number FROM workflow_instance WHERE workflow = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2) \
+             ORDER BY number LIMIT ?3",
+        )
+        .and_then(|mut s| s.query_map(params![workflow, ENDED_KEPT, PRUNED_AT_ONCE], |row| row.get(0))?.collect())
         .map_err(unwritten)?;
     for number in old {
         for sql in ["DELETE FROM workflow_step WHERE instance = ?1", "DELETE FROM workflow_instance WHERE number = ?1"]
