@@ -348,6 +348,95 @@ fn an_incoming_file_moves_once_it_is_approved() {
     }
 }
 
+/// Goal: what comes while a call is under way is not lost: the second event has the row number that the first one had.
+#[test]
+fn events_wait_for_a_call_to_end() {
+    let daemon = Daemon::configured("[http_client]\nallow_private = true\n");
+    let slow = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", slow.local_addr().expect("an address"));
+    let (asked, calls) = std::sync::mpsc::channel();
+    let (go_on, may_answer) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        for connection in slow.incoming() {
+            let Ok(mut connection) = connection else { return };
+            let _head = std::io::Read::read(&mut connection, &mut [0; 4096]);
+            if asked.send(()).is_err() || may_answer.recv().is_err() {
+                return;
+            }
+            let answer =
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            let _sent = std::io::Write::write_all(&mut connection, answer.as_bytes());
+        }
+    });
+    stored(
+        &daemon,
+        "each",
+        &format!(
+            "do: [{{l: {{listen: {{to: {{any: [{{with: {{type: ping.sent}}}}], until: 'length == 2'}}}}, foreach: {{item: event, do: [{{c: {{call: http, with: {{method: get, endpoint: '{url}'}}}}}}]}}}}}}, {{o: {{set: {{done: 1}}}}}}]"
+        ),
+    );
+    let id = start(&daemon, "each", json!({}));
+    until(&daemon, &id, "waiting");
+    daemon.push("ping.sent", json!({ "n": 1 }));
+    calls.recv_timeout(crate::harness::PATIENCE).expect("the first call");
+    daemon.push("ping.sent", json!({ "n": 2 }));
+    daemon.settle();
+    go_on.send(()).expect("the server waits");
+    calls.recv_timeout(crate::harness::PATIENCE).expect("the second call, though its event came during the first");
+    go_on.send(()).expect("the server waits");
+    assert_eq!(until(&daemon, &id, "completed")["output"], json!({ "done": 1 }));
+}
+
+/// Goal: with two questions open, an answer that names none answers none; each is asked with its own words.
+#[test]
+fn an_answer_is_for_one_question() {
+    let daemon = Daemon::start();
+    let ask = "call: aman.approve, with: {title: May I?, message: Please.}";
+    stored(&daemon, "two", &format!("do: [{{f: {{fork: {{branches: [{{a: {{{ask}}}}}, {{b: {{{ask}}}}}]}}}}}}]"));
+    let id = start(&daemon, "two", json!({}));
+    until(&daemon, &id, "waiting");
+    let told =
+        daemon.wait("both questions", || Some(daemon.get("/notifications").items()).filter(|all| all.len() == 2));
+    let tasks = ["/do/0/f/fork/branches/0/a", "/do/0/f/fork/branches/1/b"];
+    for task in tasks {
+        let words = format!("--task {task}");
+        assert!(told.iter().any(|one| one["message"].as_str().is_some_and(|text| text.ends_with(&words))), "{told:?}");
+    }
+    let answer = |data: Value| {
+        daemon.post(&format!("/workflow-instance/{id}/event"), &json!({ "type": "approval", "data": data }))
+    };
+    answer(json!({ "approved": true }));
+    answer(json!({ "approved": true, "task": tasks[0] }));
+    daemon.wait("the first to be answered", || {
+        let steps = instance(&daemon, &id)["steps"].as_array().cloned().unwrap_or_default();
+        steps.iter().any(|step| step["task"] == tasks[0] && step["status"] == "completed").then_some(())
+    });
+    assert_eq!(instance(&daemon, &id)["status"], "waiting", "the other is not answered");
+    answer(json!({ "approved": false, "task": tasks[1] }));
+    let output = until(&daemon, &id, "completed")["output"].clone();
+    assert_eq!((&output[0]["approved"], &output[1]["approved"]), (&json!(true), &json!(false)), "{output}");
+}
+
+/// Goal: what a workflow does with somebody's event is trusted no further than that event.
+#[test]
+fn trust_comes_with_what_was_heard() {
+    let daemon = Daemon::start();
+    stored(
+        &daemon,
+        "hears",
+        "do: [{l: {listen: {to: {one: {with: {type: told.me}}}}}}, {e: {emit: {event: {with: {source: 'https://t', type: told.on}}}}}]",
+    );
+    let id = start(&daemon, "hears", json!({}));
+    until(&daemon, &id, "waiting");
+    let made = daemon.post("/auth/token", &json!({ "sub": "friend", "scope": "events:write", "ttl": "1h" }));
+    let token = made.json["token"].as_str().expect("a token").to_owned();
+    let event = json!({ "source": "friend", "type": "told.me", "data": {} });
+    assert_eq!(daemon.send("POST", "/events/push", &[("x-aman-token", &token)], Some(&event)).status, 202);
+    until(&daemon, &id, "completed");
+    let told = daemon.wait("what it told", || daemon.recent("told.on").pop());
+    assert_eq!(told["trust"], "paired", "{told}");
+}
+
 /// Goal: waiting costs rows, not polling; and what waits wakes when it is due.
 #[test]
 fn ten_thousand_wait_without_cost() {

@@ -331,7 +331,9 @@ impl Machine {
             Call::Approve(with, expires) => {
                 let made = self.fill(id, with, env)?;
                 let text = |name: &str| made[name].as_str().unwrap_or_default().to_owned();
-                let signal = Signal { title: text("title"), message: text("message") };
+                let (step, at) = (self.doing(id)?.step, self.doing(id)?.task);
+                let task = self.definition.tasks[at].pointer.clone();
+                let signal = Signal { title: text("title"), message: text("message"), task, step };
                 if let Some(time) = expires {
                     let input = self.input(id)?;
                     let ms = time.ms(&Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) })?;

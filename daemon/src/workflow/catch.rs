@@ -296,6 +296,11 @@ impl Machine {
     /// waited for it.
     pub fn offer(&mut self, event: &Value, signal: bool, env: &Env<'_>) -> bool {
         let fibers: Vec<u32> = self.state.fibers.keys().copied().collect();
+        // An answer that names no question is for the only one.
+        let names = !event["data"]["task"].is_null();
+        if signal && event["type"] == APPROVAL && !names && fibers.iter().filter(|id| self.asks(**id)).count() > 1 {
+            return false;
+        }
         let mut taken = false;
         for id in fibers {
             if self.state.ended.is_none() {
@@ -303,6 +308,13 @@ impl Machine {
             }
         }
         taken
+    }
+
+    /// Whether a fiber waits for an answer of the person.
+    fn asks(&self, id: u32) -> bool {
+        let Some(fiber) = self.state.fibers.get(&id) else { return false };
+        let task = fiber.doing().map(|doing| &self.definition.tasks[doing.task].kind);
+        matches!(fiber.wait, Some(Waiting::Events)) && matches!(task, Some(Kind::Call(Call::Approve(..))))
     }
 
     fn offer_to(&mut self, id: u32, event: &Value, signal: bool, env: &Env<'_>) -> bool {

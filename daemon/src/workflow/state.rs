@@ -235,6 +235,10 @@ pub struct Signal {
     pub title: String,
     /// More of it.
     pub message: String,
+    /// Pointer of the task that asks.
+    pub task: String,
+    /// Number of the step, which no other question of the instance has.
+    pub step: u64,
 }
 
 /// What must be written and done once the state is stored.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 
 use serde_json::{Map, Value, json};
 
+use super::record::trust_of;
 use super::{Current, Inner, fresh};
 use crate::bus::{Attempt, Consumer, Delivered, Effects, Failure, Outcome, Plan};
 use crate::error::Error;
@@ -106,7 +107,10 @@ impl Events {
         match taken {
             Ok(false) => {}
             Ok(true) if listening.done => {
-                found.start = Some(started(current, inner, event, &Value::Array(std::mem::take(&mut listening.heard))));
+                let heard = std::mem::take(&mut listening.heard);
+                // As little as the least of those that it waited for.
+                let trust = heard.iter().map(trust_of).min().unwrap_or_default().min(event.trust);
+                found.start = Some(InstanceRow { trust, ..started(current, inner, event, &Value::Array(heard)) });
                 found.partial = Some(None);
             }
             Ok(true) => {

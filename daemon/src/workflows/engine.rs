@@ -20,7 +20,7 @@ use crate::id::{EventSeq, TraceId};
 use crate::store::Tx;
 use crate::store::events::Cause;
 use crate::store::workflows::{self as rows, Advance, InstanceRow, Kind, ListenerRow, Status, StepRow};
-use crate::workflow::{Ended, Env, Fault, Machine, Schedule, State, Step, Stop, Waiting, Wishes, emitted};
+use crate::workflow::{Ended, Env, Fault, Machine, Schedule, Signal, State, Step, Stop, Waiting, Wishes, emitted};
 
 /// Tasks that are journaled together.
 const GROUP: usize = 1000;
@@ -167,22 +167,36 @@ impl Inner {
     }
 
     /// Ends an instance whose definition cannot be read any more.
-    async fn give_up(&self, row: &InstanceRow, error: &Error) -> Result<(), Error> {
-        let fault = Fault::runtime(error.to_string()).at("/").to_value().to_string();
+    async fn give_up(self: &Arc<Self>, row: &InstanceRow, error: &Error) -> Result<(), Error> {
+        let fault = Fault::runtime(error.to_string()).at("/");
         let advance = Advance {
             number: row.number,
             status: Status::Faulted,
             state: row.state.clone(),
             output: None,
-            error: Some(fault),
+            error: Some(fault.to_value().to_string()),
             current: None,
             due_ms: None,
             steps: Vec::new(),
             listeners: None,
             seen: 0,
+            trust: row.trust,
         };
         let (workflow, now_ms) = (row.workflow.clone(), self.now_ms());
-        self.bus.store().write(move |tx| rows::advance(tx, &advance, &workflow, now_ms).map(drop)).await
+        let parent = row.parent.filter(|_| row.awaited);
+        let told = json!({ "key": row.parent_key, "error": Fault { instance: String::new(), ..fault.clone() } });
+        let change = move |tx: &mut Tx<'_>| {
+            let is_new = rows::advance(tx, &advance, &workflow, now_ms)?;
+            if let Some(parent) = parent.filter(|_| is_new) {
+                rows::bring(tx, parent, Kind::Ended, &told.to_string())?;
+            }
+            Ok(is_new)
+        };
+        if self.bus.store().write(change).await? {
+            actions::tell(self, row, "aman.workflow.faulted", json!({ "error": fault.to_value() })).await;
+        }
+        self.hint.notify_one();
+        Ok(())
     }
 }
 
@@ -235,19 +249,19 @@ impl Driver {
         let mut results: Vec<(String, Result<Value, Fault>)> = Vec::new();
         let mut came = self.came().await?;
         loop {
-            let done = std::mem::take(&mut results);
-            let stop = self
+            let (done, held) = (std::mem::take(&mut results), self.row.hold);
+            let (stop, trust) = self
                 .with(move |machine, env| {
                     machine.tick(env);
                     for (key, result) in done {
                         machine.resolve(&key, result, env);
                     }
-                    for (kind, body) in came {
-                        take(machine, kind, &body, env);
-                    }
-                    machine.run(env, GROUP)
+                    let trust = came.iter().map(|(kind, body)| take(machine, *kind, body, env)).min();
+                    (if held { Stop::Idle } else { machine.run(env, GROUP) }, trust)
                 })
                 .await;
+            // What it does with an event is trusted no further than that event.
+            self.row.trust = trust.map_or(self.row.trust, |trust| trust.min(self.row.trust));
             came = Vec::new();
             if !self.commit().await? {
                 return Ok(());
@@ -304,10 +318,14 @@ impl Driver {
         }
     }
 
-    /// What came for it since the last time.
+    /// What came for it since the last time, and whether it was paused.
     async fn came(&mut self) -> Result<Vec<(Kind, Value)>, Error> {
         let (number, after) = (self.row.number, self.seen);
-        let found = self.inner.bus.store().read(move |conn| rows::inbox(conn, number, after, INBOX_MAX)).await?;
+        let store = self.inner.bus.store();
+        let found =
+            store.read(move |conn| Ok((rows::inbox(conn, number, after, INBOX_MAX)?, row_of(conn, number)?.hold)));
+        let (found, hold) = found.await?;
+        self.row.hold = hold;
         self.seen = found.last().map_or(self.seen, |row| row.id);
         let read = |row: rows::InboxRow| Some((row.kind, serde_json::from_str(&row.body).ok()?));
         Ok(found.into_iter().filter_map(read).collect())
@@ -319,19 +337,24 @@ impl Driver {
         if !self.row.hold {
             self.machine().mark_sent();
         }
-        let mut children = Vec::new();
+        let (mut children, mut refused) = (Vec::new(), Vec::new());
         for child in &wishes.children {
             match self.child(child).await {
                 Ok(row) => children.push(row),
-                Err(fault) => self.refuse_child(&child.key, fault),
+                // Whoever waits for it hears why.
+                Err(fault) => {
+                    let (parent, error) = (&self.row.id, &fault.detail);
+                    tracing::warn!(parent, workflow = child.name, error, "A workflow could not start another one.");
+                    refused.push(json!({ "key": child.key, "error": fault }).to_string());
+                }
             }
         }
         loop {
-            match self.write(&wishes, &children).await {
+            match self.write(&wishes, &children, &refused).await {
                 Ok(open) => {
                     // What was seen is gone with this, and SQLite gives its numbers again.
                     self.seen = 0;
-                    if !children.is_empty() {
+                    if !(children.is_empty() && refused.is_empty()) {
                         self.inner.hint.notify_one();
                     }
                     return Ok(open);
@@ -351,21 +374,6 @@ impl Driver {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// An instance that cannot be started: whoever waits for it hears why.
-    fn refuse_child(&mut self, key: &str, fault: Fault) {
-        let (key, number) = (key.to_owned(), self.row.number);
-        let body = json!({ "key": key, "error": fault }).to_string();
-        let store = self.inner.bus.store().clone();
-        let inner = Arc::clone(&self.inner);
-        tokio::spawn(async move {
-            let brought = store.write(move |tx| rows::bring(tx, number, Kind::Ended, &body)).await;
-            if let Err(error) = brought {
-                tracing::error!(%error, "The error of an instance that cannot be started is lost.");
-            }
-            inner.hint.notify_one();
-        });
     }
 
     async fn child(&self, child: &crate::workflow::Child) -> Result<InstanceRow, Fault> {
@@ -409,18 +417,26 @@ impl Driver {
     /// What the person is asked.
     async fn questions(&self, wishes: &Wishes) -> Notices {
         let id = &self.row.id;
-        let ask = |message: &str| NewNotification {
-            message: format!("{message} Answer: aman workflow approve {id}"),
-            severity: Severity::Warning,
-            action: Some(Action { label: "Instance".to_owned(), url: format!("/workflow-instance/{id}") }),
-            ..NewNotification::default()
+        let ask = |one: &Signal| {
+            let answer = format!("Answer: aman workflow approve {id} --task {}", one.task);
+            let room = NewNotification::MESSAGE_CHARS_MAX.saturating_sub(answer.chars().count() + 1);
+            let message: String = one.message.chars().take(room).collect();
+            NewNotification {
+                title: one.title.clone(),
+                message: format!("{message} {answer}"),
+                severity: Severity::Warning,
+                action: Some(Action { label: "Instance".to_owned(), url: format!("/workflow-instance/{id}") }),
+                // Each question is asked, however alike they are.
+                fingerprint: Some(format!("{id} {}", one.step)),
+                ..NewNotification::default()
+            }
         };
-        let asked = wishes.signals.iter().map(|one| NewNotification { title: one.title.clone(), ..ask(&one.message) });
+        let asked = wishes.signals.iter().map(ask);
         let consumer = format!("workflow/{}", self.row.workflow);
         self.inner.bus.notices(&consumer, "workflow", self.row.trust, asked.collect()).await
     }
 
-    async fn write(&mut self, wishes: &Wishes, children: &[InstanceRow]) -> Result<bool, Error> {
+    async fn write(&mut self, wishes: &Wishes, children: &[InstanceRow], refused: &[String]) -> Result<bool, Error> {
         let advance = self.advance(&wishes.steps)?;
         let listened = advance.listeners.clone();
         let parent = self.row.parent.filter(|_| self.row.awaited && advance.status.is_ended());
@@ -429,6 +445,7 @@ impl Driver {
         let after = self.after();
         let questions = self.questions(wishes).await;
         let (children, workflow, now_ms) = (children.to_vec(), self.row.workflow.clone(), self.inner.now_ms());
+        let refused = refused.to_vec();
         let number = self.row.number;
         let (open, answer) = tokio::sync::oneshot::channel();
         let change: StateWrite = Box::new(move |tx: &mut Tx<'_>| {
@@ -438,6 +455,9 @@ impl Driver {
             }
             for child in &children {
                 rows::start(tx, child)?;
+            }
+            for body in &refused {
+                rows::bring(tx, number, Kind::Ended, body)?;
             }
             questions.store(tx, now_ms)?;
             if let Some((parent, body)) = &told {
@@ -494,7 +514,7 @@ impl Driver {
     }
 
     fn advance(&mut self, steps: &[Step]) -> Result<Advance, Error> {
-        let (number, seen, before) = (self.row.number, self.seen, self.listeners.clone());
+        let (number, seen, before, trust) = (self.row.number, self.seen, self.listeners.clone(), self.row.trust);
         let machine = self.machine();
         let faulted = matches!(machine.state.ended, Some(Ended::Faulted(_)));
         let idle = machine.state.fibers.values().all(|fiber| fiber.wait.is_some());
@@ -539,6 +559,7 @@ impl Driver {
             listeners: Some(wanted.clone())
                 .filter(|_| before.as_ref() != Some(&wanted) && !(before.is_none() && wanted.is_empty())),
             seen,
+            trust,
         })
     }
 
@@ -572,17 +593,16 @@ impl Driver {
 
     /// Begins what the state asks for, and ends what it does not ask for any more.
     fn dispatch(&mut self) {
+        // What is stored as sent begins, also when it was paused meanwhile; nothing else does.
+        let actions = self.machine().actions().into_iter();
         let wanted: Vec<(u32, String)> =
-            self.machine().actions().into_iter().map(|(fiber, action)| (fiber, action.key.clone())).collect();
+            actions.filter(|(_, action)| action.sent).map(|(fiber, action)| (fiber, action.key.clone())).collect();
         let gone: Vec<String> =
             self.begun.keys().filter(|key| !wanted.iter().any(|(_, known)| known == *key)).cloned().collect();
         for key in gone {
             if let Some(cancel) = self.begun.remove(&key) {
                 cancel.cancel();
             }
-        }
-        if self.row.hold {
-            return;
         }
         for (fiber, key) in wanted {
             if self.begun.contains_key(&key) {

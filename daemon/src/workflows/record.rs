@@ -2,19 +2,21 @@
 
 use serde_json::{Value, json};
 
+use crate::event::Trust;
 use crate::store::workflows::{InstanceRow, Kind, ListenerRow, StepRow};
 use crate::workflow::{Ended, Env, Fault, Frame, Inner as Doing, Kind as TaskKind, Machine, Run, Step, StepStatus};
 
 /// Bytes of a value that the journal keeps; of longer ones it says how long they are.
 const VALUE_BYTES_MAX: usize = 64 << 10;
 
-/// Gives the machine something that came.
-pub(super) fn take(machine: &mut Machine, kind: Kind, body: &Value, env: &Env<'_>) {
+/// Gives the machine something that came, and says how far what it made of it is trusted.
+pub(super) fn take(machine: &mut Machine, kind: Kind, body: &Value, env: &Env<'_>) -> Trust {
     match kind {
-        Kind::Event => drop(machine.offer(body, false, env)),
+        Kind::Event if machine.offer(body, false, env) => return trust_of(body),
+        Kind::Event => {}
         Kind::Signal => drop(machine.offer(body, true, env)),
         Kind::Ended => {
-            let Some(key) = body["key"].as_str() else { return };
+            let Some(key) = body["key"].as_str() else { return Trust::Owner };
             let result = match body.get("error") {
                 Some(error) => {
                     Err(serde_json::from_value(error.clone()).unwrap_or_else(|_| Fault::runtime("it failed")))
@@ -24,6 +26,12 @@ pub(super) fn take(machine: &mut Machine, kind: Kind, body: &Value, env: &Env<'_
             machine.resolve(key, result.map(|output| child_output(machine, key, output)), env);
         }
     }
+    Trust::Owner
+}
+
+/// How far an event, as workflows see it, is trusted.
+pub(super) fn trust_of(event: &Value) -> Trust {
+    serde_json::from_value(event["trust"].clone()).unwrap_or_default()
 }
 
 /// What `return` of a `run: workflow` makes of the output.

@@ -5,6 +5,7 @@ use rusqlite::{Connection, Row, params};
 use super::{ENDED_KEPT, PRUNED_AT_ONCE, STEPS_KEPT, Status, Tx, unread, unwritten};
 use crate::clock::Millis;
 use crate::error::Error;
+use crate::event::Trust;
 use crate::redact;
 
 /// A row of the journal, its values as JSON.
@@ -92,6 +93,8 @@ pub struct Advance {
     pub listeners: Option<Vec<ListenerRow>>,
     /// Everything up to this row of its inbox was looked at.
     pub seen: i64,
+    /// How far it is trusted; never more than before.
+    pub trust: Trust,
 }
 
 /// What came for an instance, oldest first.
@@ -156,7 +159,7 @@ pub fn advance(tx: &Tx<'_>, to: &Advance, workflow: &str, now_ms: Millis) -> Res
         .conn
         .prepare_cached(
             "UPDATE workflow_instance SET status = ?2, state = ?3, output = ?4, error = ?5, current = ?6, due_ms = ?7, \
-             updated_ms = ?8 WHERE number = ?1 AND status < 3",
+             updated_ms = ?8, trust = min(trust, ?9) WHERE number = ?1 AND status < 3",
         )
         .and_then(|mut s| {
             s.execute(params![
@@ -167,7 +170,8 @@ pub fn advance(tx: &Tx<'_>, to: &Advance, workflow: &str, now_ms: Millis) -> Res
                 clean(&to.error),
                 to.current,
                 to.due_ms,
-                now_ms
+                now_ms,
+                to.trust.code()
             ])
         })
         .map_err(unwritten)?;
