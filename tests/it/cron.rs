@@ -295,6 +295,29 @@ async fn overlaps_follow_the_policy() {
     assert_eq!(bench.fired().await.len(), 6);
 }
 
+/// Goal: where runs may go on beside each other, what waited for room has it before what is due later.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_room_is_not_overtaken() {
+    let gate = Arc::new(Semaphore::new(0));
+    let bench = Bench::start("2026-11-22T08:00:30Z", vec![consumer(Arc::new(Gate(gate.clone())))]).await;
+    let job = json!({ "expression": "* * * * *", "overlap": "allow", "misfire": { "run_all": { "max": 100 } } });
+    bench.add("many", job).await;
+    bench.pass(50 * MINUTE).await;
+    bench.pass(60 * MINUTE).await;
+    let job = bench.daemon.cron().get("many").await.expect("the job is there");
+    // The newest slot is on time, and there is no room for it.
+    assert_eq!((&job["running"], &job["queued"]), (&json!(100), &json!(9)), "{job}");
+    gate.add_permits(4);
+    bench.until("many", |job| job["running"] == 100 && job["queued"] == 5).await;
+    bench.pass(MINUTE).await;
+    let ledger = bench.ledger("many").await;
+    assert_eq!(ledger.last().map(String::as_str), Some("09:51 skipped overlap"), "{ledger:?}");
+    gate.add_permits(1000);
+    bench.until("many", |job| job["running"] == 0 && job["queued"] == 0).await;
+    let ledger = bench.ledger("many").await;
+    assert_eq!(ledger.iter().filter(|line| line.ends_with("done")).count(), 109, "{ledger:?}");
+}
+
 /// Goal: a job whose runs fail is switched off, says so by an event, and can be switched on again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_job_is_switched_off() {

@@ -221,9 +221,9 @@ impl Runner {
         let read = move |conn: &_| deliveries::serial(conn, ids, id, READ_AHEAD);
         let page = self.bus.store().read_for_lane(read).await?;
         self.more = [page.more; RANKS];
+        let never_ms = self.never_ms(entry, now_ms);
         for ready in page.ready {
-            let waits = ready.next_ms.is_some_and(|at| at > now_ms && at <= self.never_ms(entry, now_ms));
-            if waits || self.in_flight.contains(&ready.id) {
+            if !is_due(&ready, now_ms, never_ms) || self.in_flight.contains(&ready.id) {
                 if self.buffer.is_empty() {
                     self.due_ms = ready.next_ms;
                 }
@@ -239,19 +239,20 @@ impl Runner {
     /// A parallel consumer: due retries, then what is new, then what keys have freed; all sorted by the buffer.
     async fn read_parallel(&mut self, entry: &Entry) -> Result<(), Error> {
         let (ids, id, now_ms) = (self.bus.store().ids(), entry.id, self.bus.clock().now_ms());
+        let never_ms = self.never_ms(entry, now_ms);
         for key in std::mem::take(&mut self.freed) {
             let read = move |conn: &_| deliveries::of_key(conn, ids, id, &key);
             if let Some(ready) = self.bus.store().read_for_lane(read).await?
-                && ready.next_ms.is_none_or(|at| at <= now_ms)
+                && is_due(&ready, now_ms, never_ms)
             {
                 self.take(ready);
             }
         }
-        if self.due && self.buffer.len() < READ_AHEAD / 2 {
-            let never_ms = self.never_ms(entry, now_ms);
+        // Whatever else was read ahead: a retry may be more urgent than all of it.
+        if self.due && self.retries_at_hand() < READ_AHEAD / 2 {
             let read = move |conn: &_| {
                 let page = deliveries::due(conn, ids, id, (now_ms, never_ms), READ_AHEAD)?;
-                Ok((page, deliveries::next_retry(conn, id, now_ms)?))
+                Ok((page, deliveries::next_retry(conn, id, (now_ms, never_ms))?))
             };
             let (page, next) = self.bus.store().read_for_lane(read).await?;
             (self.due, self.due_ms) = (page.more, next);
@@ -275,6 +276,10 @@ impl Runner {
     fn at_hand(&self, rank: usize) -> usize {
         let rank = i64::try_from(rank).unwrap_or(0);
         self.buffer.range(..(rank + 1, DeliveryId(0))).count()
+    }
+
+    fn retries_at_hand(&self) -> usize {
+        self.buffer.values().filter(|ready| ready.next_ms.is_some()).count()
     }
 
     fn take(&mut self, ready: Ready) {
@@ -351,4 +356,10 @@ impl Runner {
         let wait = (due_ms - now_ms).max(0);
         Some(Duration::from_millis(wait.unsigned_abs()).min(LOOK_AGAIN_MAX))
     }
+}
+
+/// False while it waits for its next attempt. One that would wait longer than until `never_ms` was stored by a clock that
+/// was ahead.
+fn is_due(ready: &Ready, now_ms: Millis, never_ms: Millis) -> bool {
+    ready.next_ms.is_none_or(|at| at <= now_ms || at > never_ms)
 }

@@ -223,7 +223,7 @@ impl Cron {
             Overlap::QueueOne if !held.queued.is_empty() => {
                 return Err(Error::conflict("in_progress", format!("A run of '{id}' waits already; it allows one.")));
             }
-            Overlap::Allow if held.running.len() >= plan::RUNS_MAX => {
+            Overlap::Allow if !plan::has_room(Overlap::Allow, held.running.len()) => {
                 let reason = format!("{} runs of '{id}' are going on; there may be no more.", plan::RUNS_MAX);
                 return Err(Error::conflict("in_progress", reason));
             }

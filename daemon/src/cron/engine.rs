@@ -121,7 +121,8 @@ impl Inner {
             self.settle(held, ended, now_ms).await?;
             moved = true;
         }
-        if held.running.is_empty()
+        // Where runs may go on beside each other, what waits needs no more than room: later slots would always be before it.
+        while plan::has_room(held.job.overlap, held.running.len())
             && let Some(waiting) = held.queued.front().cloned()
         {
             self.begin(held, waiting, now_ms).await?;

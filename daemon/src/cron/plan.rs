@@ -14,6 +14,11 @@ const SLOTS_MAX: usize = 1000;
 /// Runs of one job that may go on beside each other, where they may at all.
 pub const RUNS_MAX: usize = 100;
 
+/// Whether another run of a job may begin beside the `running` ones.
+pub fn has_room(overlap: Overlap, running: usize) -> bool {
+    running < if overlap == Overlap::Allow { RUNS_MAX } else { 1 }
+}
+
 /// Slots between the cursor and now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Due {
@@ -111,8 +116,8 @@ pub fn decide(slots: &[Millis], now_ms: Millis, mut standing: Standing) -> Vec<(
             return (*slot, Act::Skip("misfire"));
         }
         let act = match standing.overlap {
-            Overlap::Allow if standing.running < RUNS_MAX => Act::Fire,
-            _ if standing.running == 0 && !standing.queued => Act::Fire,
+            // What waits already goes first.
+            overlap if has_room(overlap, standing.running) && !standing.queued => Act::Fire,
             _ if is_late && matches!(standing.misfire, Misfire::RunAll(_)) => Act::Queue,
             Overlap::QueueOne if !standing.queued => Act::Queue,
             Overlap::QueueOne | Overlap::Skip | Overlap::Allow => Act::Skip("overlap"),
@@ -169,6 +174,7 @@ mod tests {
             (RunOnce, Overlap::Skip, 0, &[], ""),
             (RunOnce, Allow, RUNS_MAX - 1, &[0, 0], "Fo"),
             (RunAll(9), Allow, RUNS_MAX - 1, &[3, 2, 0], "FQo"),
+            (RunAll(9), Allow, RUNS_MAX, &[3, 2], "QQ"),
         ];
         for (misfire, overlap, running, ages, expected) in cases {
             assert_eq!(check(misfire, overlap, running, ages), expected, "{misfire:?} {overlap:?} {running} {ages:?}");

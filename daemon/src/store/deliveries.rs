@@ -152,7 +152,8 @@ fn running_sql() -> String {
     ready_sql("AND d.status = 1 AND d.status < 3")
 }
 
-const NEXT_RETRY: &str = "SELECT min(next_ms) FROM delivery WHERE consumer = ?1 AND status = 2 AND next_ms > ?2";
+const NEXT_RETRY: &str =
+    "SELECT min(next_ms) FROM delivery WHERE consumer = ?1 AND status = 2 AND next_ms > ?2 AND next_ms <= ?3";
 
 fn page(
     conn: &Connection,
@@ -242,10 +243,15 @@ pub fn of_key(conn: &Connection, ids: Ids, consumer: ConsumerId, key: &str) -> R
     Ok((!claimed).then_some(ready))
 }
 
-/// When the next retry of a consumer after `now_ms` is due.
-pub fn next_retry(conn: &Connection, consumer: ConsumerId, now_ms: Millis) -> Result<Option<Millis>, Error> {
+/// When the next retry of a consumer after `now_ms` is due. What waits longer than until `never_ms` is due already, and
+/// no time to wait for: it may be running, or held by its key.
+pub fn next_retry(
+    conn: &Connection,
+    consumer: ConsumerId,
+    (now_ms, never_ms): (Millis, Millis),
+) -> Result<Option<Millis>, Error> {
     conn.prepare_cached(NEXT_RETRY)
-        .and_then(|mut s| s.query_row([consumer.0, now_ms], |row| row.get(0)))
+        .and_then(|mut s| s.query_row([consumer.0, now_ms, never_ms], |row| row.get(0)))
         .map_err(unread)
 }
 

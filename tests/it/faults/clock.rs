@@ -1,7 +1,7 @@
 //! A clock that jumps by hours, and one that shows 1970; in this process, with a clock that the test moves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aman::bus::{
@@ -12,24 +12,41 @@ use aman::clock::{Clock, parse_rfc3339};
 use aman::config::{Flags, load};
 use aman::event::{NewEvent, Trust, TypePattern};
 use aman::start::{Daemon, Extras, start_with};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::harness::{Answer, Folder, PATIENCE, TOKEN, exchange, request};
 
 const HOUR: i64 = 3_600_000;
 
-/// Fails its first attempt, then does it.
-#[derive(Default)]
-struct SecondTime(AtomicUsize);
+/// Fails its first attempt, then does it once there is a permit; the first event of type `a.die` is rejected once instead.
+struct SecondTime {
+    made: AtomicUsize,
+    gate: Semaphore,
+    killed: AtomicBool,
+}
+
+impl Default for SecondTime {
+    fn default() -> SecondTime {
+        SecondTime { made: AtomicUsize::new(0), gate: Semaphore::new(1000), killed: AtomicBool::new(false) }
+    }
+}
 
 impl Consumer for SecondTime {
     fn deliver(&self, attempt: Attempt) -> Delivered<'_> {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.made.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
-            match attempt.number {
-                1 => Outcome::Retry(Failure::new("not yet"), None),
-                _ => Outcome::Done(Effects::default()),
+            let dies = attempt.event.sent.kind == "a.die";
+            if dies && !self.killed.swap(true, Ordering::SeqCst) {
+                return Outcome::Reject(Failure::new("dead"));
             }
+            if attempt.number == 1 && !dies {
+                return Outcome::Retry(Failure::new("not yet"), None);
+            }
+            self.gate.acquire().await.expect("never closed").forget();
+            Outcome::Done(Effects::default())
         })
     }
 }
@@ -38,7 +55,7 @@ fn spec() -> ConsumerSpec {
     ConsumerSpec {
         name: "internal/second-time".to_owned(),
         kind: "internal",
-        rules: vec![Rule { pattern: TypePattern::parse("a.b").expect("a pattern"), condition: None }],
+        rules: vec![Rule { pattern: TypePattern::parse("a.*").expect("a pattern"), condition: None }],
         concurrency: Concurrency::Parallel(4),
         retry: RetryPolicy { base: Duration::from_secs(30), jitter: false, ..RetryPolicy::default() },
         timeout: Duration::from_secs(10),
@@ -74,8 +91,12 @@ impl Bench {
     }
 
     async fn push_of(&self, kind: &str) -> String {
+        self.push_event(NewEvent::new("test", kind, &json!(1))).await
+    }
+
+    async fn push_event(&self, event: NewEvent) -> String {
         let origin = Origin { principal: "test".to_owned(), trust: Trust::Owner, internal: false };
-        let publish = Publish::one(NewEvent::new("test", kind, &json!(1)), origin);
+        let publish = Publish::one(event, origin);
         self.daemon.bus().publish(publish).await.expect("it is stored").remove(0).id
     }
 
@@ -97,7 +118,7 @@ impl Bench {
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
             let dump = self.owner("GET", &format!("/events/dump/{id}"), &json!({})).await.json;
-            let made = self.consumer.0.load(Ordering::SeqCst);
+            let made = self.consumer.made.load(Ordering::SeqCst);
             if dump["deliveries"][0]["status"] == status && made == attempts {
                 return;
             }
@@ -147,6 +168,53 @@ async fn retries_survive_jumps() {
             bench.daemon.stop().await;
         }
     }
+}
+
+/// Milliseconds of processor time that this process has taken.
+fn worked_ms() -> i64 {
+    let used = getrusage(UsageWho::RUSAGE_SELF).expect("the kernel counts");
+    used.user_time().num_milliseconds() + used.system_time().num_milliseconds()
+}
+
+/// Goal: an attempt that runs while its row still says when it was to be tried by a clock that was ahead keeps nobody busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_set_back_keeps_nobody_busy() {
+    let bench = Bench::start(noon()).await;
+    let first = bench.push().await;
+    bench.until(&first, "retrying", 1).await;
+    bench.consumer.gate.forget_permits(1000);
+    bench.clock.advance(-5 * HOUR);
+    let second = bench.push().await;
+    bench.until(&second, "retrying", 3).await;
+    let before = worked_ms();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let worked = worked_ms() - before;
+    assert!(worked < 300, "{worked} ms of work while everything waits");
+    bench.consumer.gate.add_permits(2);
+    bench.until(&first, "done", 3).await;
+    bench.daemon.stop().await;
+}
+
+/// Goal: what an older event of its key held back when the clock was set back follows that event at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_key_held_back_follows_after_a_jump() {
+    let bench = Bench::start(noon()).await;
+    let keyed = |kind: &str| NewEvent { partition_key: Some("k".to_owned()), ..NewEvent::new("test", kind, &json!(1)) };
+    let dead = bench.push_event(keyed("a.die")).await;
+    bench.until(&dead, "dead", 1).await;
+    let held = bench.push_event(keyed("a.b")).await;
+    bench.until(&held, "retrying", 2).await;
+    bench.consumer.gate.forget_permits(1000);
+    bench.clock.advance(-5 * HOUR);
+    let letter = bench.owner("GET", "/dlq", &json!({})).await.items().remove(0);
+    let path = format!("/dlq/{}/retry", letter["id"].as_str().expect("an id"));
+    let headers = [("x-aman-token", TOKEN), ("x-aman-confirm", "yes")];
+    assert_eq!(bench.ask("POST", &path, &headers, &json!({})).await.status, 200);
+    bench.until(&dead, "pending", 3).await;
+    bench.consumer.gate.add_permits(2);
+    bench.until(&dead, "done", 4).await;
+    bench.until(&held, "done", 4).await;
+    bench.daemon.stop().await;
 }
 
 /// Goal: credentials end when the clock says so and are never good for longer than they were given for by a clock that
