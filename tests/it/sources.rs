@@ -147,6 +147,20 @@ fn silence_is_told_once() {
     assert_eq!(source(&daemon, "never")["health"], "ok");
 }
 
+/// Goal: a source that tells something is silent no more, at once.
+#[test]
+fn an_event_ends_the_silence() {
+    let daemon = Daemon::configured("[sources.quiet]\nkind = \"webhook\"\nexpect_every = \"4s\"\n");
+    daemon.wait("the silence", || (source(&daemon, "quiet")["health"] == "silent").then_some(()));
+    assert_eq!(daemon.post("/hooks/quiet", &json!({})).status, 202);
+    let now = source(&daemon, "quiet");
+    assert_eq!(
+        (&now["health"], &now["silent_since"], &now["detail"]),
+        (&json!("ok"), &Value::Null, &json!("")),
+        "{now}"
+    );
+}
+
 /// Goal: a pause is no silence: time counts from its end.
 #[test]
 fn a_pause_is_no_silence() {

@@ -93,6 +93,8 @@ impl Polled {
     /// The source as programs see it, with the fields that every source has.
     fn show(&self, running: &Running) -> Value {
         let now = self.now();
+        // What came since ends the silence at once.
+        let silent_since = now.silent_since.filter(|since| now.last_event_ms.is_none_or(|last_ms| last_ms <= *since));
         let state = match () {
             () if now.paused => "paused",
             () if running.rests().is_some() => "resting",
@@ -104,10 +106,10 @@ impl Polled {
             "paused" => "paused",
             "resting" | "failing" => "failing",
             _ if now.why.is_some() => "failing",
-            _ if now.silent_since.is_some() => "silent",
+            _ if silent_since.is_some() => "silent",
             _ => "ok",
         };
-        let detail = match (&now.why, now.silent_since) {
+        let detail = match (&now.why, silent_since) {
             _ if now.paused => String::new(),
             (Some(why), _) => why.clone(),
             (None, Some(since)) => format!("No event since {}.", rfc3339(since)),
@@ -132,7 +134,7 @@ impl Polled {
             "last_event_at": now.last_event_ms.map(rfc3339),
             "last_error": now.last_error,
             "expect_every_s": running.api.expect_every().map(|every| every.as_secs()),
-            "silent_since": now.silent_since.map(rfc3339),
+            "silent_since": silent_since.map(rfc3339),
             "config": { "every_s": self.source.every.as_secs() },
             "changed": [],
         })

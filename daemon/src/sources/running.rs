@@ -104,7 +104,7 @@ impl Running {
                 let made = if files.id == "default" { std::fs::create_dir_all(&files.path) } else { Ok(()) };
                 let config = FileSourceConfig::of(files);
                 let started = match made {
-                    Ok(()) => FileSource::start(config, with.bus.clone(), &with.supervisor).await,
+                    Ok(()) => FileSource::start(config, with.bus.clone(), &with.supervisor, paused).await,
                     Err(error) => Err(Error::internal("making the inbox")(error)),
                 };
                 match started {
@@ -130,7 +130,6 @@ impl Running {
 
     fn begin(&self, with: &Surroundings, paused: bool) {
         match self {
-            Running::Files(files) if paused => files.source.pause(),
             Running::Task(task) if !paused => task.begin(with),
             Running::Files(_) | Running::Task(_) | Running::Hook(_) | Running::Failed(_) => {}
         }
@@ -235,10 +234,11 @@ impl Running {
         }
     }
 
-    /// Since when it tells nothing, when that is too long.
+    /// Since when it tells nothing, when that is too long. What came since ends the silence at once.
     pub fn silent_since(&self) -> Option<Millis> {
         let since = self.watched()?.silent_since.load(Ordering::Acquire);
-        (since != NOT_SILENT).then_some(since)
+        let heard = self.health().last_event_ms.is_some_and(|last_ms| last_ms > since);
+        (since != NOT_SILENT && !heard).then_some(since)
     }
 
     fn watched(&self) -> Option<&Watch> {

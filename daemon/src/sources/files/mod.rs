@@ -197,8 +197,14 @@ impl FileSource {
     /// Starts to watch a folder. At the first sight of it, its baseline is durable before this answers, and so it is for
     /// files that other patterns than before take; what changed since an earlier run is told afterwards, in the background.
     ///
-    /// `Invalid` names a bad field. A folder that is not there is no error: the source waits for it.
-    pub async fn start(config: FileSourceConfig, bus: Bus, supervisor: &Supervisor) -> Result<FileSource, Error> {
+    /// `Invalid` names a bad field. A folder that is not there is no error: the source waits for it. One that is `paused`
+    /// tells nothing until [`FileSource::resume`].
+    pub async fn start(
+        config: FileSourceConfig,
+        bus: Bus,
+        supervisor: &Supervisor,
+        paused: bool,
+    ) -> Result<FileSource, Error> {
         let filter = config.checked()?;
         let store = bus.store().clone();
         let name = format!("files/{}", config.id);
@@ -227,7 +233,7 @@ impl FileSource {
             scanner: Arc::new(Mutex::new(scanner)),
             baselined: AtomicBool::new(known.is_some_and(|row| row.baselined_ms.is_some())),
             looked: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
+            paused: AtomicBool::new(paused),
             config,
         });
         if !inner.baselined.load(Ordering::Acquire) {
