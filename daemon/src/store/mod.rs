@@ -254,6 +254,7 @@ impl Store {
             commits: Arc::clone(&commits),
             pages: pages.clone(),
             hook: Arc::clone(&hook),
+            untold: Vec::new(),
             trouble: Arc::clone(&trouble),
             keep_free: Arc::clone(&keep_free),
             ending: Ending(Arc::clone(&trouble)),

@@ -113,6 +113,9 @@ pub(super) struct Writer {
     pub commits: Arc<AtomicU64>,
     pub pages: tokio::sync::watch::Sender<i64>,
     pub hook: Arc<OnceLock<CommitHook>>,
+    /// Commits that streams and lanes have not heard of, since it is not certain yet that they last; one at the most for
+    /// each fault of the files.
+    pub untold: Vec<Committed>,
     pub trouble: Arc<Trouble>,
     /// Bytes of the disk that are left free for work that is under way.
     pub keep_free: Arc<AtomicU64>,
@@ -163,19 +166,21 @@ impl Writer {
 
     fn committed(&mut self, batch: &mut Vec<Job>, committed: Committed, reserving: Option<Counters>) {
         self.commits.fetch_add(1, Ordering::Relaxed);
+        self.untold.push(committed);
         let unreserved = reserving.and_then(|reserving| self.make_durable(reserving).err());
-        let fault = self.files.look(&self.conn);
-        // Before the answers: whoever has one may ask the streams for what it was told.
-        if let Some(hook) = self.hook.get() {
-            hook(committed);
-        }
-        if let Some(fault) = fault {
+        if let Some(fault) = self.files.look(&self.conn) {
             return self
                 .fail(batch, &Undone::files(fault, "The last commit went to files that have changed under aman."));
         }
         if let Some(error) = unreserved {
             // A power loss could give the numbers of this commit out again: nobody is told of them.
             return self.fail(batch, &Undone::files(Fault::DiskError, &error.to_string()));
+        }
+        // Before the answers: whoever has one may ask the streams for what it was told.
+        for committed in std::mem::take(&mut self.untold) {
+            if let Some(hook) = self.hook.get() {
+                hook(committed);
+            }
         }
         for job in batch.drain(..) {
             job.change.answer(None);
@@ -250,6 +255,9 @@ impl Writer {
         execute(&self.conn, "INSERT OR REPLACE INTO meta (key, value) VALUES ('probe', zeroblob(16384))")?;
         execute(&self.conn, "DELETE FROM meta WHERE key = 'probe'")?;
         execute(&self.conn, "COMMIT")?;
+        if self.reserved.is_some() {
+            self.files.sync_log().map_err(|error| Undone::files(Fault::DiskError, &error.to_string()))?;
+        }
         self.files.look(&self.conn).map_or(Ok(()), |fault| Err(Undone::files(fault, "")))
     }
 

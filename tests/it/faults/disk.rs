@@ -143,21 +143,31 @@ fn a_start_on_a_read_only_disk() {
     nothing_lost(&daemon, &stored);
 }
 
+/// A daemon in `home` of this folder, on a disk that has this fault while the file `on` is there.
+fn on_fake_disk(folder: &Folder, fault: &str) -> Daemon {
+    let (home, library) = (folder.path().join("home"), folder.path().join("disk.so"));
+    let source = format!("{}/../tests/fixtures/disk.c", env!("CARGO_MANIFEST_DIR"));
+    run("cc", &["-shared", "-fPIC", "-O1", "-o", &text(&library), &source, "-ldl"]);
+    let (library, on, prefix) = (text(&library), text(&folder.path().join("on")), text(&home.join("aman.")));
+    let env = [
+        ("LD_PRELOAD", library.as_str()),
+        ("AMAN_TEST_FAULT", fault),
+        ("AMAN_TEST_SWITCH", &on),
+        ("AMAN_TEST_PREFIX", &prefix),
+    ];
+    Daemon::try_start_in(&home, &env).expect("it starts")
+}
+
 /// Goal: a disk that becomes read-only and then writable again, as after `mount -o remount,rw`: refused with what to do,
 /// reads go on, and without a restart everything goes on by itself; what ended meanwhile is settled once, nothing is lost.
 /// The disk is a fake: a library in the daemon answers as the kernel would.
 #[test]
 fn a_read_only_disk_that_becomes_writable_again() {
     let folder = Folder::new("rofs");
-    let (home, switch, library) =
-        (folder.path().join("home"), folder.path().join("read-only"), folder.path().join("read-only.so"));
-    let source = format!("{}/../tests/fixtures/read-only.c", env!("CARGO_MANIFEST_DIR"));
-    run("cc", &["-shared", "-fPIC", "-O1", "-o", &text(&library), &source, "-ldl"]);
+    let (home, switch) = (folder.path().join("home"), folder.path().join("on"));
     std::fs::create_dir(&home).expect("a folder");
     write_waiting_skill(&home);
-    let (library, on, prefix) = (text(&library), text(&switch), text(&home.join("aman.")));
-    let env = [("LD_PRELOAD", library.as_str()), ("AMAN_TEST_SWITCH", &on), ("AMAN_TEST_PREFIX", &prefix)];
-    let mut daemon = Daemon::try_start_in(&home, &env).expect("it starts");
+    let mut daemon = on_fake_disk(&folder, "read-only");
     let work = daemon.push("work.do", json!({}));
     let mut stored = vec![work.clone(), daemon.push("a.b", json!(1))];
     daemon.wait("the script to begin", || (runs(&home) == 1).then_some(()));
@@ -183,4 +193,27 @@ fn a_read_only_disk_that_becomes_writable_again() {
     daemon.kill();
     daemon.again();
     nothing_lost(&daemon, &stored);
+}
+
+/// Goal: with durability = "normal", an event whose number could not be put on the disk is told to nobody, streams included;
+/// once the disk works again it is, in its place. The disk is a fake, as above.
+#[test]
+fn numbers_that_are_not_on_the_disk_are_not_told() {
+    let folder = Folder::new("nosync");
+    let (home, switch) = (folder.path().join("home"), folder.path().join("on"));
+    std::fs::create_dir(&home).expect("a folder");
+    std::fs::write(home.join("aman.toml"), "[bus]\ndurability = \"normal\"\n").expect("aman.toml");
+    let daemon = on_fake_disk(&folder, "no-sync");
+    let mut live = Stream::open(&daemon, "/events/stream?types=a.b,aman.storage.**", &[("x-aman-token", TOKEN)]);
+    std::fs::write(&switch, "").expect("a file");
+    let refused = try_push(&daemon, "a.b", &json!(1));
+    assert_eq!((refused.status, refused.code()), (503, "storage"), "{refused:?}");
+    live.set_patience(std::time::Duration::from_secs(1));
+    assert!(live.try_next().is_err(), "nobody was told that it is stored");
+    live.set_patience(crate::harness::PATIENCE);
+    std::fs::remove_file(&switch).expect("a file");
+    healthy(&daemon);
+    let heard = [live.next(), live.next()].map(|frame| frame.expect("a frame").event);
+    assert_eq!(heard, ["a.b", "aman.storage.recovered"]);
+    assert_eq!(daemon.recent("a.b").len(), 1);
 }
