@@ -28,6 +28,9 @@ pub use sinks::Sinks;
 
 use lane::Lane;
 
+/// The longest wait for another attempt, also when the other side asks for more.
+const WAIT_MAX: Duration = Duration::from_secs(86_400);
+
 /// How an attempt to send ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sent {

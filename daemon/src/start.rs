@@ -103,7 +103,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let workflows = Workflows::start(&bus, &egress, &sandbox, workflow_settings(&config)).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
-    settle_config(&config, &bus).await?;
+    settle_config(&config, &bus).await;
     let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention, config.backup.clone());
     lifecycle.enter(Phase::Workflows);
     workflows.run(&supervisor);
@@ -264,13 +264,12 @@ fn open_store(config: Config) -> Result<(Config, Store), Error> {
 }
 
 /// Tells of safe mode, or keeps a copy of the file for the day on which it is broken.
-async fn settle_config(config: &Config, bus: &Bus) -> Result<(), Error> {
+async fn settle_config(config: &Config, bus: &Bus) {
     if let Some(error) = &config.broken {
         tracing::error!(error, "The configuration file is broken: safe mode, with the last one that was good.");
         return api::config::tell_broken(bus, config, error).await;
     }
     config.keep_copy();
-    Ok(())
 }
 
 /// Settles what the audit log says was begun, and tells its head.

@@ -428,6 +428,38 @@ async fn the_outbox_says_what_it_knows() {
     }
 }
 
+/// Goal: what a clock that was ahead had wait is sent once the clock is set back, not when it has caught up.
+#[tokio::test(flavor = "multi_thread")]
+async fn sending_survives_a_clock_set_back() {
+    let (folder, clock) = (Folder::new("clock"), aman::clock::Clock::manual(1_795_000_000_000));
+    let (sent, mut keys) = mpsc::unbounded_channel();
+    let answers = [Sent::Later("busy".into(), Some(Duration::from_secs(60))), Sent::Yes, Sent::Yes].into();
+    let sink: Arc<dyn Sink> = Arc::new(TestSink { answers: Mutex::new(answers), sent, idempotent: true });
+    let (consumer, _handle) = scripted(spec("test/out", "a.b"), &[], Step::Everything);
+    let flags =
+        Flags { home: Some(folder.path().to_owned()), bind: Some("127.0.0.1:0".to_owned()), ..Flags::default() };
+    let extras = Extras { clock: clock.clone(), consumers: vec![consumer], sinks: vec![sink] };
+    let daemon = start_with(load(&flags).expect("it is valid"), extras).await.expect("the daemon starts");
+    let bench = Bench { daemon, _folder: folder };
+    bench.push(event("a.b")).await;
+    let mut next = async || tokio::time::timeout(PATIENCE, keys.recv()).await.expect("sent in time").expect("a key");
+    let first = next().await;
+    let key = first.clone();
+    let waits = async || {
+        let key = key.clone();
+        let read = bench.daemon.bus().store().read(move |conn| outbox::by_key(conn, &key)).await;
+        read.expect("readable").expect("the intent is there").status == outbox::Status::Intent
+    };
+    while !waits().await {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    clock.advance(-5 * 86_400_000);
+    // It wakes the lane; by itself the lane looks at a clock that was set within a minute.
+    bench.push(event("a.b")).await;
+    let sent = [next().await, next().await];
+    assert!(sent.contains(&first) && sent[0] != sent[1], "{first} {sent:?}");
+}
+
 /// Goal: what was being sent when the daemon ended is unknown, or sent again under the same key.
 #[tokio::test(flavor = "multi_thread")]
 async fn sending_that_was_cut_off() {
@@ -513,6 +545,66 @@ async fn rejected_then_replayed() {
     assert!(bench.letters().await.is_empty());
 }
 
+/// Goal: a dead letter that is tried again after its event has expired is over: it is not "being tried" for ever, and holds
+/// nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_whose_event_expires_is_over() {
+    let (consumer, mut handle) = scripted(spec("test/late", "a.b"), &[Step::Reject("bad")], Step::Done);
+    let bench = start(vec![consumer], Vec::new()).await;
+    let soon = bench.daemon.bus().clock().now_ms() + 1500;
+    let accepted = bench.push(NewEvent { expires_ms: Some(soon), ..event("a.b") }).await;
+    handle.next().await;
+    bench.ended(&accepted).await;
+    let id = bench.letters().await.remove(0).id;
+    while bench.daemon.bus().clock().now_ms() <= soon {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let store = bench.daemon.bus().store();
+    store.write(move |tx| dead_letters::retry(tx, id, None)).await.expect("retried");
+    let record = bench.ended(&accepted).await.remove(0);
+    assert_eq!(record.status, Status::Expired);
+    let refused = store.write(move |tx| dead_letters::retry(tx, id, None)).await.expect_err("it is over");
+    assert!(refused.to_string().contains("expired"), "{refused}");
+    let ids = store.ids();
+    let (_, state) = store.read(move |conn| dead_letters::find(conn, ids, id)).await.expect("readable").expect("there");
+    assert_eq!(state, 3, "it holds its event no longer");
+}
+
+/// Goal: a retry that is due has its turn by its priority, however much of less urgent work was read ahead.
+#[tokio::test(flavor = "multi_thread")]
+async fn urgent_retries_go_before_what_was_read_ahead() {
+    let spec = ConsumerSpec { concurrency: Concurrency::Parallel(1), ..spec("test/urgent", "a.b") };
+    let steps = [Step::Hold, Step::Hold, Step::RetryAfter(50), Step::Hold];
+    let (consumer, mut handle) = scripted(spec, &steps, Step::Done);
+    let bench = start(vec![consumer], Vec::new()).await;
+    let push = async |subject: &str, priority: Priority| {
+        bench.push(NewEvent { priority, subject: Some(subject.to_owned()), ..event("a.b") }).await
+    };
+    push("first", Priority::Normal).await;
+    assert_eq!(subject(&handle.next().await), "first");
+    for _ in 0..130 {
+        push("low", Priority::Low).await;
+    }
+    handle.gate.add_permits(1);
+    assert_eq!(subject(&handle.next().await), "low");
+    for _ in 0..300 {
+        push("normal", Priority::Normal).await;
+    }
+    push("urgent", Priority::High).await;
+    // The lane hears of it.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    handle.gate.add_permits(1);
+    assert_eq!(subject(&handle.next().await), "urgent");
+    assert_eq!(subject(&handle.next().await), "normal");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    handle.gate.add_permits(1);
+    let mut before = 0;
+    while subject(&handle.next().await) != "urgent" {
+        before += 1;
+    }
+    assert!(before < 50, "{before} others went first");
+}
+
 /// Goal: every waiting retry of a parallel consumer runs when it is due, though nothing else wakes it.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_waiting_retries_run() {
@@ -564,7 +656,7 @@ async fn a_consumer_that_comes_back_goes_on() {
         pushed.push(bench.push(event("a.b")).await);
     }
     handle.next().await;
-    bench.daemon.bus().unregister(&["test/back".to_owned()]);
+    bench.daemon.bus().unregister(&["test/back".to_owned()]).await;
     assert!(bench.deliveries(&bench.push(event("a.b")).await).await.is_empty(), "nobody listens now");
     bench.daemon.bus().register(vec![again]).await.expect("registered");
     assert_eq!(bench.deliveries(&pushed[1]).await[0].status, Status::Pending, "the first attempt still runs");
@@ -573,6 +665,27 @@ async fn a_consumer_that_comes_back_goes_on() {
         let record = bench.ended(accepted).await.remove(0);
         assert_eq!((record.status, record.attempt), (Status::Done, 1));
     }
+}
+
+/// Goal: consumers that come while others go are at work when they are registered, every time.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_come_while_others_go() {
+    let bench = start(Vec::new(), Vec::new()).await;
+    let bus = bench.daemon.bus().clone();
+    let going = tokio::spawn(async move {
+        loop {
+            bus.unregister(&["test/nobody".to_owned()]).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    for round in 0..30 {
+        let named = |n: usize| scripted(spec(&format!("test/{round}-{n}"), &format!("r{round}.x")), &[], Step::Done).0;
+        bench.daemon.bus().register((0..5).map(named).collect()).await.expect("registered");
+        let accepted = bench.push(event(&format!("r{round}.x"))).await;
+        let records = bench.ended(&accepted).await;
+        assert_eq!((records.len(), records[0].status), (5, Status::Done), "{records:?}");
+    }
+    going.abort();
 }
 
 /// Goal: a panic in one change is that change's error; the writer goes on.

@@ -305,6 +305,56 @@ fn the_daemon_makes_copies_by_itself() {
     daemon.wait("the end of the plan", || daemon.get("/db/stats").json["backup"]["next_at"].is_null().then_some(()));
 }
 
+/// Goal: a copy that a clock made which was ahead stops no later one, and does not stay in its place.
+#[test]
+fn a_copy_of_a_clock_that_was_ahead_stops_no_other() {
+    let folder = Folder::new("ahead");
+    let place = folder.path().join("backups");
+    std::fs::create_dir(&place).expect("a folder");
+    std::fs::write(place.join("aman-2099-01-01T030000.000Z.db"), "old").expect("a file");
+    let toml = format!("[backup]\nevery = \"24h\"\nkeep = 1\n{QUIET}");
+    std::fs::write(folder.path().join("aman.toml"), toml).expect("aman.toml");
+    let daemon = Daemon::start_in(folder.path());
+    daemon.wait("the copy", || daemon.recent("aman.backup.made").pop());
+    let stands = daemon.wait("the next plan", || {
+        let stands = daemon.get("/db/stats").json["backup"].clone();
+        (stands["copies"] == 1).then_some(stands)
+    });
+    let copies = own_copies(&place);
+    assert!(copies.len() == 1 && !copies[0].contains("2099"), "{copies:?}");
+    assert!(stands["next_at"].as_str().is_some_and(|at| !at.starts_with("2099")), "{stands}");
+    assert_eq!(daemon.recent("aman.backup.made").len(), 1, "one is enough for a day");
+}
+
+/// Goal: while pushes are refused the daemon's own news are not: copies, silent sources, broken files, and a start with
+/// such a file.
+#[test]
+fn what_the_daemon_tells_is_never_refused() {
+    let folder = Folder::new("overloaded");
+    let toml = "[bus]\nmax_pending = 1\n[sources.quiet]\nkind = \"webhook\"\nexpect_every = \"3s\"\n";
+    let file = folder.path().join("aman.toml");
+    std::fs::write(&file, toml).expect("aman.toml");
+    write_skill(folder.path(), "later", &["aman.on: hold.*", "aman.retry: attempts=5 base=24h max=24h"], "exit 75");
+    let mut daemon = Daemon::start_in(folder.path());
+    (0..2).for_each(|_| drop(daemon.push("hold.one", json!(1))));
+    let refused = || {
+        let answer = daemon.post("/events/push", &json!({ "source": "test", "type": "one.more" }));
+        (answer.status, answer.code().to_owned()) == (503, "overloaded".to_owned())
+    };
+    assert!(refused() && daemon.post("/hooks/quiet", &json!({})).status == 503);
+    daemon.wait("the alert", || daemon.recent("aman.source.silent").pop());
+    let set = daemon.post_confirmed("/config/set", &json!({ "changes": { "backup.every": "24h" } }));
+    assert_eq!(set.status, 200, "{set:?}");
+    daemon.wait("the copy", || daemon.recent("aman.backup.made").pop());
+    assert!(refused());
+    std::fs::write(&file, "[http\n").expect("aman.toml");
+    assert_eq!(daemon.post("/config/reload", &json!({})).code(), "invalid_config");
+    assert_eq!(daemon.recent("aman.config.broken").len(), 1);
+    daemon.kill();
+    daemon.again();
+    assert_eq!(daemon.recent("aman.config.broken").len(), 2, "it starts, and tells of it");
+}
+
 /// Goal: a copy that cannot be made is told, as an event and by the doctor, and made as soon as it can be.
 #[test]
 fn a_copy_that_fails_is_told() {

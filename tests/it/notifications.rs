@@ -146,6 +146,44 @@ fn who_tells_too_much_is_summed_up() {
     assert_eq!(daemon.recent("aman.notification.created").len(), 6);
 }
 
+/// Goal: who answers notifications by notifications ends as every loop does, as a dead letter that says so; what is told at
+/// the end of a chain is shown all the same, and goes no further.
+#[test]
+fn answers_to_notifications_end() {
+    let folder = Folder::new("told");
+    let toml = "[bus]\nmax_causation_depth = 3\n[notifications]\nper_hour = 0\n";
+    std::fs::write(folder.path().join("aman.toml"), toml).expect("aman.toml");
+    let answers = r#"printf '{"notify":[{"title":"Again %s"}]}' "$AMAN_EVENT_ID""#;
+    write_skill(folder.path(), "answers", &["aman.on: aman.notification.created"], answers);
+    for (name, on, publishes) in
+        [("one", "t.one", "t.two"), ("two", "t.two", "t.three"), ("three", "t.three", "t.tell")]
+    {
+        let script = format!("echo '{{\"publish\":[{{\"type\":\"{publishes}\"}}]}}'");
+        write_skill(folder.path(), name, &[format!("aman.on: {on}").as_str()], &script);
+    }
+    let script = "echo '{\"notify\":[{\"title\":\"At the end\"}]}'";
+    write_skill(folder.path(), "tells", &["aman.on: t.tell"], script);
+    let daemon = Daemon::start_in(folder.path());
+    daemon.push("t.tell", json!({}));
+    let letter = daemon.wait("the end of the loop", || daemon.get("/dlq").items().pop());
+    assert_eq!((&letter["consumer"], &letter["reason"]), (&json!("skill/answers"), &json!("causation_loop")));
+    daemon.settle();
+    let told = daemon.recent("aman.notification.created").len();
+    assert_eq!((told, daemon.get("/notifications").items().len()), (3, 3), "{}", daemon.log());
+    daemon.push("t.one", json!({}));
+    daemon.settle();
+    let shown = daemon.get("/notifications").items();
+    let first = shown.last().expect("the oldest");
+    assert_eq!((text(first, "title"), &first["count"]), ("At the end", &json!(2)), "{shown:?}");
+    // Told anew, it is shown, and no event.
+    daemon.post(&format!("/notifications/{}/dismiss", text(first, "id")), &json!({}));
+    daemon.push("t.one", json!({}));
+    daemon.settle();
+    let shown = daemon.get("/notifications?active_only=true").items();
+    assert_eq!((text(&shown[0], "title"), daemon.recent("aman.notification.created").len()), ("At the end", told));
+    assert_eq!(daemon.get("/dlq").items().len(), 1);
+}
+
 /// Goal: lists are paged, filtered and stable; what is asked wrongly is named; every change is on record.
 #[test]
 fn the_routes_keep_to_the_contract() {

@@ -266,7 +266,7 @@ fn a_sink_that_is_gone_can_be_resumed() {
 }
 
 /// Goal: what was to be sent by a sink that was taken out of the configuration does not wait for ever: once it is too old
-/// it is given up, and shown as that when the sink is there again.
+/// it is given up, also what was being sent when the daemon was killed, and shown as that when the sink is there again.
 #[test]
 fn what_a_removed_sink_left_is_given_up() {
     let peer = Peer::start();
@@ -274,9 +274,14 @@ fn what_a_removed_sink_left_is_given_up() {
     let mut daemon = Daemon::configured(&toml(&peer, true));
     let id = daemon.push("order.paid", json!({ "n": 1 }));
     daemon.wait("the call", || (daemon.get("/sink/out").json["retries"] == 1).then_some(()));
+    daemon.push("order.paid", json!({ "n": 2 }));
+    daemon.wait("the next call", || (daemon.get("/sink/out").json["retries"] == 2).then_some(()));
     assert_eq!(daemon.terminate(), Some(0));
     let database = rusqlite::Connection::open(daemon.home().join("aman.db")).expect("the database");
-    assert_eq!(database.execute("UPDATE outbox SET expires_ms = 1 WHERE status = 0", []).expect("one waits"), 1);
+    assert_eq!(database.execute("UPDATE outbox SET expires_ms = 1 WHERE status = 0", []).expect("two wait"), 2);
+    // As a kill leaves it that comes while the other side is being called.
+    let sending = "UPDATE outbox SET status = 1 WHERE id = (SELECT max(id) FROM outbox)";
+    assert_eq!(database.execute(sending, []).expect("the second"), 1);
     drop(database);
     std::fs::write(daemon.home().join("aman.toml"), "").expect("written");
     daemon.again();
@@ -284,8 +289,53 @@ fn what_a_removed_sink_left_is_given_up() {
     assert_eq!(daemon.terminate(), Some(0));
     std::fs::write(daemon.home().join("aman.toml"), toml(&peer, true)).expect("written");
     daemon.again();
-    let failed = daemon.get("/sink/out/failures").items().remove(0);
-    assert_eq!((&failed["outcome"], &failed["event"]["id"]), (&json!("failed"), &json!(id)), "{failed}");
+    let failures = daemon.get("/sink/out/failures").items();
+    let outcomes: Vec<&Value> = failures.iter().map(|failed| &failed["outcome"]).collect();
+    assert_eq!(outcomes, [&json!("unknown"), &json!("failed")], "{failures:?}");
+    let failed = &failures[1];
+    assert_eq!(&failed["event"]["id"], &json!(id), "{failed}");
     assert!(failed["error"].as_str().is_some_and(|why| why.contains("too old")), "{failed}");
-    assert_eq!(peer.requests().len(), 1);
+    assert_eq!(peer.requests().len(), 2);
+}
+
+/// Goal: a sink that was taken out of the configuration is shown as long as something waits for it; that can be given up,
+/// is on record and among the failures, and can be sent once the sink is back.
+#[test]
+fn what_a_removed_sink_left_can_be_discarded() {
+    let peer = Peer::start();
+    peer.answer("503 Service Unavailable", &[("retry-after", "3600")], "");
+    let daemon = Daemon::configured(&toml(&peer, true));
+    let id = daemon.push("order.paid", json!({ "n": 1 }));
+    daemon.wait("the call", || (daemon.get("/sink/out").json["retries"] == 1).then_some(()));
+    let configure = |text: &str| {
+        std::fs::write(daemon.home().join("aman.toml"), text).expect("aman.toml");
+        let reloaded = daemon.post("/config/reload", &json!({}));
+        assert_eq!(reloaded.status, 200, "{reloaded:?}");
+    };
+    configure("[http_client]\nallow_private = true\n");
+    let shown = daemon.get("/sinks").items().remove(0);
+    assert_eq!(
+        (&shown["state"], &shown["health"], &shown["queue"]["waiting"]),
+        (&json!("removed"), &json!("failing"), &json!(1))
+    );
+    assert!(shown["detail"].as_str().is_some_and(|why| why.contains("aman sink discard out")), "{shown}");
+    assert_eq!(daemon.get("/sink/out").json, shown);
+    let (code, out, _) = daemon.cli(&["sink", "list"]);
+    assert!(code == 0 && out.contains("removed"), "{out}");
+    assert_eq!(daemon.post("/sink/out/resume", &json!({})).code(), "not_found");
+    assert_eq!(daemon.post("/sink/out/discard", &json!({})).code(), "confirmation_required");
+    assert_eq!(daemon.post_confirmed("/sink/nobody/discard", &json!({})).code(), "not_found");
+    let (code, out, err) = daemon.cli(&["sink", "discard", "out", "--yes"]);
+    assert!(code == 0 && out.contains("1 message given up"), "{out}{err}");
+    assert_eq!(daemon.get("/sinks").items(), Vec::<Value>::new());
+    let failed = daemon.get("/sink/out/failures").items().remove(0);
+    assert_eq!((&failed["event"]["id"], &failed["error"]), (&json!(id), &json!("It was discarded.")), "{failed}");
+    let recorded = daemon.get("/audit-log?action=sink.discard&outcome=done").items();
+    assert_eq!((recorded.len(), &recorded[0]["detail"]["discarded"]), (1, &json!(1)), "{recorded:?}");
+    peer.answer("204 No Content", &[], "");
+    configure(&toml(&peer, true));
+    // The answer that was there before is given once more.
+    assert_eq!(daemon.post("/sink/out/test", &json!({})).json["outcome"], "not_sent");
+    assert_eq!(daemon.cli(&["sink", "retry", "out", "--all"]).0, 0);
+    daemon.wait("the message", || (daemon.get("/sink/out").json["sent"] == 1).then_some(()));
 }

@@ -15,10 +15,9 @@ use super::problem::Problem;
 use super::query::{self, Query};
 use super::routes::Route;
 use super::{App, Call};
-use crate::bus::{Origin, Publish};
 use crate::clock::{self, Clock, Millis};
 use crate::error::Error;
-use crate::event::{NewEvent, Trust};
+use crate::event::NewEvent;
 use crate::id::TraceId;
 use crate::store::audit::{self, Filter, Head, Outcome, Record};
 use crate::store::{Store, Tx};
@@ -258,11 +257,7 @@ async fn tell(app: &App, counts: &Counts) {
     };
     for ((code, status), count) in counts.iter().filter(|((code, _), count)| looks_bad(code, **count)) {
         let data = json!({ "code": code, "status": status, "count": count, "seconds": REFUSALS_EVERY.as_secs() });
-        let event = NewEvent::new("aman/http", "aman.security.refused", &data);
-        let origin = Origin { principal: "aman/http".to_owned(), trust: Trust::Owner, internal: true };
-        if let Err(error) = app.bus.publish(Publish::one(event, origin)).await {
-            tracing::warn!(error = error.chain().join(": "), code, "Refusals could not be told as an event.");
-        }
+        app.bus.announce(NewEvent::new("aman/http", "aman.security.refused", &data), "aman/http").await;
     }
 }
 

@@ -13,10 +13,10 @@ use super::problem::Problem;
 use super::query::Query;
 use super::rates::Limits;
 use super::{App, Call};
-use crate::bus::{self, Origin, Publish};
+use crate::bus;
 use crate::config::{self, Applied, Change, Config, Effective, Overrides, PublicStream};
 use crate::error::{Error, FieldError};
-use crate::event::{self, NewEvent, Trust, View};
+use crate::event::{self, NewEvent, View};
 use crate::redact;
 use crate::registry::Registry;
 use crate::store::Store;
@@ -308,7 +308,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
             let text = error.chain().join(": ");
             tracing::error!(error = text, "The configuration file is broken; the last good one stays in force.");
             app.configured.current.store(Arc::new((old.in_safe_mode(text.clone()), version)));
-            tell_broken(&app.bus, old, &text).await?;
+            tell_broken(&app.bus, old, &text).await;
             return Err(refused(error));
         }
     };
@@ -390,10 +390,8 @@ pub fn with_stored(config: Config, store: &Store) -> Result<Config, Error> {
     }
 }
 
-/// Publishes `aman.config.broken`.
-pub async fn tell_broken(bus: &bus::Bus, config: &Config, error: &str) -> Result<(), Error> {
+/// Publishes `aman.config.broken`, however much is waiting.
+pub async fn tell_broken(bus: &bus::Bus, config: &Config, error: &str) {
     let data = json!({ "file": config.paths.config_file, "error": error });
-    let event = NewEvent::new("aman/config", "aman.config.broken", &data);
-    let origin = Origin { principal: "aman/config".to_owned(), trust: Trust::Owner, internal: true };
-    bus.publish(Publish::one(event, origin)).await.map(drop)
+    bus.announce(NewEvent::new("aman/config", "aman.config.broken", &data), "aman/config").await;
 }

@@ -307,6 +307,7 @@ fn work() -> Vec<Route> {
         route!(POST "/sink/{id}/resume" Admin sinks::resume).audited("sink.resume"),
         route!(GET "/sink/{id}/failures" Admin sinks::failures),
         route!(POST "/sink/{id}/failure/{key}/retry" Admin sinks::retry).audited("sink.retry"),
+        route!(POST "/sink/{id}/discard" Admin sinks::discard).audited("sink.discard").confirmed(Confirm::Always),
         route!(POST "/sink/{id}/test" Admin sinks::test).audited("sink.test"),
         route!(POST "/im-channel/{platform}/{instance}/reload" Admin sources::reload_channel).audited("channel.reload"),
         route!(GET "/skills" Admin skills::list),

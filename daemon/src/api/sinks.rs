@@ -1,4 +1,4 @@
-//! Sinks: shown, paused, resumed, tried.
+//! Sinks: shown, paused, resumed, tried; what waits for them given up.
 
 use std::sync::Arc;
 
@@ -52,6 +52,17 @@ pub(super) async fn test(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
         draft.record(tx, &id, json!({ "outcome": answer["outcome"], "detail": answer["detail"] }))
     });
     body::ok(&answer.await?)
+}
+
+/// `POST /sink/{id}/discard`: what waits is given up, and shown among the failures.
+pub(super) async fn discard(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    call.fields().await?.done()?;
+    let (draft, id) = (call.draft.clone(), call.param("id").to_owned());
+    let record = move |tx: &mut crate::store::Tx<'_>, answer: &serde_json::Value| {
+        draft.record(tx, &id, json!({ "discarded": answer["discarded"], "undelivered": answer["undelivered"] }))
+    };
+    body::ok(&app.sinks.discard(call.param("id"), record).await?)
 }
 
 /// `GET /sink/{id}/failures`, newest first.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bus, Origin, Publish};
+use super::Bus;
 use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
-use crate::event::{NewEvent, Trust};
+use crate::event::NewEvent;
 use crate::store::sources as rows;
 
 /// Newest events among which the last one of a source is looked for at a start.
@@ -56,9 +56,9 @@ impl Cadence {
                 Duration::from_millis(left_ms.unsigned_abs())
             } else {
                 if told != Some(base) {
-                    self.tell(heard, base, now_ms).await?;
-                    told = Some(base);
                     silent(Some(base));
+                    self.tell(heard, base, now_ms).await;
+                    told = Some(base);
                 }
                 self.every
             };
@@ -69,7 +69,7 @@ impl Cadence {
         }
     }
 
-    async fn tell(&self, heard: Option<Millis>, base: Millis, now_ms: Millis) -> Result<(), Error> {
+    async fn tell(&self, heard: Option<Millis>, base: Millis, now_ms: Millis) {
         let since = rfc3339(base);
         tracing::warn!(source = self.source, since, "A source has told nothing for longer than expected.");
         let data = json!({
@@ -83,16 +83,10 @@ impl Cadence {
         });
         let event = NewEvent {
             subject: Some(self.source.clone()),
-            // One silence is told once, whatever restarts meanwhile.
+            // One silence is told once within `bus.dedup_window`, whatever restarts meanwhile.
             dedup_key: Some(format!("silent/{}/{base}", self.id)),
             ..NewEvent::new("aman/sources", "aman.source.silent", &data)
         };
-        let origin = Origin { principal: "aman".to_owned(), trust: Trust::Owner, internal: true };
-        match self.bus.publish(Publish::one(event, origin)).await {
-            Ok(_) => Ok(()),
-            // The daemon has other worries; the next turn finds the same silence.
-            Err(Error::Busy { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.bus.announce(event, "aman").await;
     }
 }

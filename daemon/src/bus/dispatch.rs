@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::lane::Lane;
 use super::publish::{Bus, Inner};
@@ -84,11 +84,12 @@ impl Bus {
     }
 
     /// Gives up, in small steps, what came until `until_ms` and waits for a consumer that was removed for good or is away
-    /// for long: it would hold its events for ever, and meet whoever gets the name next. How many deliveries.
+    /// for long: it would hold its events for ever, and meet whoever gets the name next. Between steps the writer is left to
+    /// others. How many deliveries; not all of them when the daemon ends meanwhile.
     pub async fn give_up(&self, consumer: &str, until_ms: Millis) -> Result<i64, Error> {
         let mut all = 0;
         loop {
-            let name = consumer.to_owned();
+            let (name, begun) = (consumer.to_owned(), Instant::now());
             let look = move |conn: &_| deliveries::open_of(conn, &name, until_ms, GIVEN_UP_AT_ONCE);
             let open = self.store().read(look).await?;
             if open.is_empty() {
@@ -98,6 +99,11 @@ impl Bus {
             let given_up = self.store().write(move |tx| deliveries::give_up(tx, &open, now_ms)).await?;
             self.inner.tell_ended();
             all += given_up;
+            tokio::select! {
+                biased;
+                () = self.inner.stop.cancelled() => return Ok(all),
+                () = tokio::time::sleep(begun.elapsed()) => {}
+            }
         }
     }
 

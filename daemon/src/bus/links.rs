@@ -51,6 +51,22 @@ impl Bus {
         Ok(())
     }
 
+    /// Removes consumers. What waits for them waits on, and goes on when they come back.
+    pub async fn unregister(&self, names: &[String]) {
+        // A consumer that is being added has its lane before it is in the router: its lane would be taken for one that is
+        // left behind.
+        let _alone = self.inner.links.changing.lock().await;
+        self.inner.router.rcu(|old| {
+            let kept = old.entries().iter().filter(|entry| !names.contains(&entry.spec.name));
+            Router::new(kept.cloned().collect())
+        });
+        let router = self.router();
+        if let Ok(lanes) = self.inner.lanes.lock() {
+            lanes.iter().filter(|(id, _)| router.by_id(**id).is_none()).for_each(|(_, lane)| lane.rest());
+        }
+        self.inner.consumers.send_modify(|count| *count += 1);
+    }
+
     /// Sets the rules that `owner` adds to other consumers, by their names; it replaces what the same owner linked
     /// before. A consumer that is not there gets its rules when it comes.
     pub async fn link(&self, owner: &str, links: Vec<(String, Rule)>) -> Result<(), Error> {

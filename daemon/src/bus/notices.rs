@@ -23,11 +23,11 @@ pub(super) const CREATED: &str = "aman.notification.created";
 /// The source of these events, and who is said to have published them.
 const SOURCE: &str = "aman/notifications";
 
-/// A notification with its event.
+/// A notification with its event; none at the end of a chain of effects, which it must not make longer.
 #[derive(Clone)]
 struct Notice {
     row: New,
-    event: Prepared,
+    event: Option<Prepared>,
 }
 
 /// Notifications that belong to one transaction.
@@ -40,8 +40,13 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Encodes what the delivery `ready` of `entry` asked for.
-    pub(super) async fn prepare(bus: &Bus, entry: &Entry, ready: &Ready, asked: Vec<NewNotification>) -> Notices {
+    /// Encodes what the delivery `ready` of `entry` asked for; with `quiet` it is shown, and is no event.
+    pub(super) async fn prepare(
+        bus: &Bus,
+        entry: &Entry,
+        ready: &Ready,
+        (asked, quiet): (Vec<NewNotification>, bool),
+    ) -> Notices {
         if asked.is_empty() {
             return Notices::default();
         }
@@ -55,17 +60,22 @@ impl Notices {
         let mut all: Vec<New> =
             asked.into_iter().map(|one| about(row(&entry.spec.name, entry.spec.kind, one))).collect();
         all.push(rest);
+        if quiet {
+            let each = all.into_iter().map(|row| (row, None));
+            return Notices::of(each.collect(), limits);
+        }
         let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
         let told = bus.prepare_effects(entry, &cause, all.iter().map(created).collect()).await;
-        Notices::of(all, told, limits)
+        Notices::of(all.into_iter().zip(told.into_iter().map(Some)).collect(), limits)
     }
 
     /// Of rows with their events, of which the last stands for what is too much.
-    fn of(rows: Vec<New>, told: Vec<Prepared>, limits: Limits) -> Notices {
-        let mut each: Vec<Notice> = rows.into_iter().zip(told).map(|(row, event)| Notice { row, event }).collect();
-        for notice in &mut each {
-            SOURCE.clone_into(&mut notice.event.principal);
-        }
+    fn of(rows: Vec<(New, Option<Prepared>)>, limits: Limits) -> Notices {
+        let notice = |(row, event): (New, Option<Prepared>)| {
+            let event = event.map(|event| Prepared { principal: SOURCE.to_owned(), ..event });
+            Notice { row, event }
+        };
+        let mut each: Vec<Notice> = rows.into_iter().map(notice).collect();
         let rest = each.pop();
         Notices { each, rest, limits: Some(limits) }
     }
@@ -79,8 +89,8 @@ impl Notices {
                 told = rows::tell(tx, &rest.row, now_ms, None)?;
                 shown = rest;
             }
-            if told == Told::New {
-                events::append(tx, shown.event.clone())?;
+            if let (Told::New, Some(event)) = (told, &shown.event) {
+                events::append(tx, event.clone())?;
             }
         }
         Ok(())
@@ -155,7 +165,7 @@ impl Bus {
         all.push(rest);
         let origin = Origin { principal: SOURCE.to_owned(), trust, internal: true };
         let told = self.prepare(all.iter().map(created).collect(), origin, None).await;
-        Notices::of(all, told, limits)
+        Notices::of(all.into_iter().zip(told.into_iter().map(Some)).collect(), limits)
     }
 
     /// Tells the person something that no delivery asked for, and that is like nothing before; gives its id. `record`

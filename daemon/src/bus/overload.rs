@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::publish::{Bus, Origin};
-use crate::event::{NewEvent, Trust};
+use super::publish::Bus;
+use crate::event::NewEvent;
 
+/// The source of these events, and who is said to have published them.
+const NAME: &str = "aman/bus";
 /// It is told at most once in this time.
 const TOLD_EVERY: Duration = Duration::from_secs(3600);
 /// How long refusals are counted before they are told.
@@ -38,7 +40,6 @@ impl Bus {
         let bus = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(COUNTED_FOR).await;
-            bus.store().until_writable().await;
             let stats = bus.stats();
             let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
             let data = json!({
@@ -47,11 +48,7 @@ impl Bus {
                 "max_pending": bus.inner.settings.load().max_pending,
             });
             tracing::warn!(%data, "Events are refused: more is waiting than the daemon lets wait.");
-            let origin = Origin { principal: "aman/bus".to_owned(), trust: Trust::Owner, internal: true };
-            let event = NewEvent::new("aman/bus", "aman.bus.overloaded", &data);
-            if let Err(error) = bus.append_unrefused(event, origin).await {
-                tracing::warn!(error = error.chain().join(": "), "Back-pressure could not be told as an event.");
-            }
+            bus.announce(NewEvent::new(NAME, "aman.bus.overloaded", &data), NAME).await;
         });
     }
 }

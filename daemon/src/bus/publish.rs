@@ -405,10 +405,56 @@ impl Bus {
         self.prepare(events, origin, Some(cause.clone())).await
     }
 
-    /// Stores an event of the daemon's own, however much is waiting.
-    pub(super) async fn append_unrefused(&self, event: NewEvent, origin: Origin) -> Result<(), Error> {
+    /// Stores an event of the daemon's own in the name of `principal`, however much is waiting: the limits are for what
+    /// comes from outside. `state` commits with it. `Busy` only while nothing at all can be stored.
+    pub async fn append_unrefused(
+        &self,
+        event: NewEvent,
+        principal: &str,
+        state: Option<StateWrite>,
+    ) -> Result<(), Error> {
+        let origin = Origin { principal: principal.to_owned(), trust: Trust::Owner, internal: true };
         let prepared = self.prepare(vec![event], origin, None).await;
-        self.inner.store.write(move |tx| append_all(tx, prepared)).await.map(drop)
+        let change = move |tx: &mut crate::store::Tx<'_>| {
+            if let Some(state) = state {
+                state(tx)?;
+            }
+            append_all(tx, prepared)
+        };
+        self.inner.store.write(change).await.map(drop)
+    }
+
+    /// As [`Bus::append_unrefused`] for what must not fail: what the disk does not take now it takes later, unless the
+    /// daemon ends before. Waits for nothing of that.
+    pub async fn announce(&self, event: NewEvent, principal: &'static str) {
+        if self.is_announced(&event, principal).await {
+            return;
+        }
+        let bus = self.clone();
+        self.inner.lane_tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = bus.inner.stop.cancelled() => return,
+                    () = bus.pause_until_writable() => {}
+                }
+                if bus.is_announced(&event, principal).await {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// False when it is to be tried again.
+    async fn is_announced(&self, event: &NewEvent, principal: &str) -> bool {
+        match self.append_unrefused(event.clone(), principal, None).await {
+            Ok(()) => true,
+            Err(Error::Busy { .. }) => false,
+            Err(error) => {
+                let error = error.chain().join(": ");
+                tracing::error!(error, kind = event.kind, "An event of the daemon's own could not be stored.");
+                true
+            }
+        }
     }
 
     /// Finds out who gets each event. Conditions are evaluated off the async threads.
@@ -425,19 +471,6 @@ impl Bus {
             events.into_iter().map(one).collect::<Vec<_>>()
         };
         if conditions { blocking(prepare).await } else { prepare() }
-    }
-
-    /// Removes consumers. What waits for them waits on, and goes on when they come back.
-    pub fn unregister(&self, names: &[String]) {
-        self.inner.router.rcu(|old| {
-            let kept = old.entries().iter().filter(|entry| !names.contains(&entry.spec.name));
-            Router::new(kept.cloned().collect())
-        });
-        let router = self.inner.router.load();
-        if let Ok(lanes) = self.inner.lanes.lock() {
-            lanes.iter().filter(|(id, _)| router.by_id(**id).is_none()).for_each(|(_, lane)| lane.rest());
-        }
-        self.inner.consumers.send_modify(|count| *count += 1);
     }
 
     /// The present consumers.

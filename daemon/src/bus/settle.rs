@@ -78,14 +78,19 @@ impl Outgoing {
 /// The error is for an attempt whose change of state the database refused: it has failed.
 pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Result<Settled, Failure> {
     let depth_max = bus.inner.settings.load().max_causation_depth;
-    if !effects.publish.is_empty() && ready.event.depth + 1 > depth_max {
+    // What only tells the person ends a chain, unless it answers to what was told: that can go on for ever.
+    let answers = ready.event.sent.kind == notices::CREATED && !effects.notify.is_empty();
+    let goes_on = answers || !effects.publish.is_empty();
+    let too_deep = ready.event.depth + 1 > depth_max;
+    if goes_on && too_deep {
         let failure = Failure::new(format!(
             "Its effects would be number {} of a chain; at most {depth_max}.",
             ready.event.depth + 1
         ));
         return Ok(die(bus, entry, ready, Reason::CausationLoop, failure).await);
     }
-    if !bus.inner.chains.admit(ready.event.trace, effects.publish.len()) {
+    let made = effects.publish.len() + if answers { effects.notify.len() } else { 0 };
+    if !bus.inner.chains.admit(ready.event.trace, made) {
         let failure = Failure::new("Its trace has more effects than the daemon lets one cause have.");
         return Ok(die(bus, entry, ready, Reason::CausationLoop, failure).await);
     }
@@ -100,7 +105,7 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         attempt: ready.attempt + 1,
         result: effects.result.as_ref().map(encode),
         publish: bus.prepare_effects(entry, &cause, effects.publish).await,
-        notify: Notices::prepare(bus, entry, ready, effects.notify).await,
+        notify: Notices::prepare(bus, entry, ready, (effects.notify, too_deep)).await,
         outgoing: effects.outgoing.into_iter().map(Outgoing::of).collect(),
         death: None,
     };
@@ -248,6 +253,8 @@ impl Ending {
             dead_letters::bury(tx, &death, now_ms)?;
         } else if self.status == Status::Done {
             dead_letters::resolve(tx, self.id)?;
+        } else {
+            dead_letters::give_up(tx, self.id)?;
         }
         for event in publish {
             events::append(tx, event)?;

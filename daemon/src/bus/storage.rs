@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
+use super::StateWrite;
 use super::publish::Bus;
-use super::{Origin, Publish, StateWrite};
 use crate::clock::rfc3339;
-use crate::event::{NewEvent, Trust};
+use crate::event::NewEvent;
 use crate::store::fault::Fault;
 use crate::store::{Tx, audit};
 
@@ -60,7 +60,6 @@ async fn tell(bus: &Bus, (what, target): (&str, &str), data: Value) -> bool {
         after_digest: None,
     };
     let event = NewEvent::new(NAME, format!("aman.storage.{what}"), &data);
-    let origin = Origin { principal: NAME.to_owned(), trust: Trust::Owner, internal: true };
     let state: StateWrite = Box::new(move |tx: &mut Tx<'_>| audit::append(tx, &record).map(drop));
-    bus.publish(Publish { state: Some(state), ..Publish::one(event, origin) }).await.is_ok()
+    bus.append_unrefused(event, NAME, Some(state)).await.is_ok()
 }

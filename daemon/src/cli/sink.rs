@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::client::{Call, segment};
 use super::failure::Failure;
-use super::out::{clean_lines, text, text_or_dash, time};
+use super::out::{clean_lines, count, text, text_or_dash, time};
 use super::{Context, PAGE_MAX, Paging};
 
 /// What can be done with sinks.
@@ -23,6 +23,8 @@ pub enum SinkCommand {
     Failures(FailuresArgs),
     /// Send again what failed
     Retry(RetryArgs),
+    /// Give up what waits to be sent
+    Discard(DiscardArgs),
     /// Send one event that is made for it, and see how that ends
     Test(TestArgs),
 }
@@ -91,6 +93,23 @@ pub struct RetryArgs {
     all: bool,
 }
 
+/// Discards what waits.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman sink discard orders
+  aman sink discard orders --yes
+
+Also for a sink that is in the configuration no more, which `sink list` shows as long as something waits for it. What was
+given up is listed by `sink failures`, and `sink retry` sends it again.")]
+pub struct DiscardArgs {
+    /// Its id, from `sink list`
+    id: String,
+    /// Do not ask
+    #[arg(long, short = 'y')]
+    yes: bool,
+}
+
 /// Tries a sink.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -119,6 +138,7 @@ pub async fn run(context: &mut Context, command: SinkCommand) -> Result<(), Fail
         SinkCommand::Resume(args) => switch(context, &args.id, "resume", "goes on").await,
         SinkCommand::Failures(args) => failures(context, &args).await,
         SinkCommand::Retry(args) => retry(context, &args).await,
+        SinkCommand::Discard(args) => discard(context, &args).await,
         SinkCommand::Test(args) => test(context, &args).await,
     }
 }
@@ -131,12 +151,12 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
     let row = |sink: &Value| {
         vec![
             text(&sink["id"]),
-            text(&sink["kind"]),
+            text_or_dash(&sink["kind"]),
             text(&sink["health"]),
             text(&sink["state"]),
-            text(&sink["sent"]),
+            text_or_dash(&sink["sent"]),
             text(&sink["queue"]["waiting"]),
-            text(&sink["failed"]),
+            text_or_dash(&sink["failed"]),
             text_or_dash(&sink["detail"]),
         ]
     };
@@ -222,6 +242,16 @@ async fn retry(context: &mut Context, args: &RetryArgs) -> Result<(), Failure> {
         return context.out.line(&json!({ "retried": retried }).to_string());
     }
     context.out.line(&format!("{retried} are sent again."))
+}
+
+async fn discard(context: &mut Context, args: &DiscardArgs) -> Result<(), Failure> {
+    context.confirm(args.yes, &format!("Give up everything that waits to be sent by {}?", args.id))?;
+    let call = Call::post(format!("/sink/{}/discard", segment(&args.id))).header("x-aman-confirm", "yes");
+    let Some(answer) = context.answer(call.body("application/json", json!({}).to_string())).await? else {
+        return Ok(());
+    };
+    let given_up = [&answer["discarded"], &answer["undelivered"]].into_iter().filter_map(Value::as_u64).sum();
+    context.out.line(&format!("{} given up.", count(given_up, "message")))
 }
 
 async fn test(context: &mut Context, args: &TestArgs) -> Result<(), Failure> {

@@ -61,7 +61,7 @@ impl Backups {
     pub fn due_ms(&self, newest_ms: Option<Millis>, now_ms: Millis) -> Option<Millis> {
         let plan = self.plan.as_ref()?;
         let Some(newest_ms) = newest_ms else { return Some(now_ms) };
-        // The clock may have been ahead when it was made.
+        // The clock may have been put right since it was made.
         let newest_ms = newest_ms.min(now_ms);
         match plan {
             Plan::Every(every) => {

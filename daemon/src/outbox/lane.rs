@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Sent, Sink};
+use super::{Sent, Sink, WAIT_MAX};
 use crate::bus::{Bus, RetryPolicy};
 use crate::clock::Millis;
 use crate::error::Error;
@@ -96,7 +96,7 @@ impl Lane {
             let next = bus.store().read(move |conn| rows::next(conn, &name)).await?;
             let now_ms = bus.clock().now_ms();
             let wait = match next {
-                Some(intent) if intent.next_ms <= now_ms || intent.expires_ms <= now_ms => {
+                Some(intent) if is_due(&intent, now_ms) || intent.expires_ms <= now_ms => {
                     match self.attempt(bus, sink, intent, stop).await {
                         // Nothing was sent, or it is settled by the next run as cut off.
                         Err(Error::Busy { .. }) => pause(bus, stop).await,
@@ -180,6 +180,12 @@ impl Lane {
     }
 }
 
+/// False while it waits for its next attempt. One that would wait for longer than any was stored by a clock that was ahead.
+fn is_due(intent: &Intent, now_ms: Millis) -> bool {
+    let never_ms = now_ms.saturating_add(i64::try_from(WAIT_MAX.as_millis()).unwrap_or(i64::MAX));
+    intent.next_ms <= now_ms || intent.next_ms > never_ms
+}
+
 /// Waits until trying again what the store refused makes sense, or the daemon stops.
 async fn pause(bus: &Bus, stop: &CancellationToken) {
     let room = async {
@@ -205,7 +211,7 @@ fn settle(
         Sent::Refused(why) => rows::end(tx, id, Status::Failed, now_ms, Some(&why)),
         Sent::Later(why, after) => match policy.wait_drawn(number, fastrand::f64()) {
             Some(wait) => {
-                let wait = after.unwrap_or(wait).as_millis();
+                let wait = after.unwrap_or(wait).min(WAIT_MAX).as_millis();
                 rows::wait(tx, id, now_ms.saturating_add(i64::try_from(wait).unwrap_or(i64::MAX)), &why)
             }
             None => rows::end(tx, id, Status::Failed, now_ms, Some(&why)),

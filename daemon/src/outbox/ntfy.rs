@@ -13,8 +13,6 @@ use crate::egress::{Ask, Egress, Heard, Method, Url, status_text};
 
 /// Waits grow from the first to the second; how long it is tried in all is the intent's own limit.
 const WAITS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
-/// The longest wait that the server can ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// For everything together.
 const TIME_MAX: Duration = Duration::from_secs(20);
 /// A server makes a file of a text that is longer than 4096 bytes.
@@ -106,7 +104,7 @@ impl NtfySink {
             // The token or the topic may be corrected, the server may come back.
             _ => {
                 let after = heard.retry_after(self.bus.clock().now_ms());
-                Sent::Later(why, after.map(|after| after.min(RETRY_AFTER_MAX)))
+                Sent::Later(why, after)
             }
         }
     }

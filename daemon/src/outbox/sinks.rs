@@ -1,7 +1,7 @@
 //! `[sinks.<id>]` at work: a consumer that turns each fitting event into an intent, and the sink that sends it; and the
 //! registry that pauses, resumes, tries and shows them, and takes over what the file says by now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::bus::{
     Attempt, Bus, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, NewIntent, Outcome, RetryPolicy, Rule,
     Standing, StateWrite,
 };
-use crate::clock::rfc3339;
+use crate::clock::{Millis, rfc3339};
 use crate::config::Applied;
 use crate::config::sinks::{Sink as Configured, SinkKind};
 use crate::egress::Egress;
@@ -35,8 +35,11 @@ const TEST_MAX: Duration = Duration::from_secs(25);
 /// How long the end of what is being sent is waited for before the next lane is prepared; it waits on by itself.
 const END_WAIT: Duration = Duration::from_secs(2);
 
-/// Intents that one transaction touches when all are to be tried anew.
+/// Intents that one transaction touches when all are to be tried anew, or given up.
 const HURRY_MAX: u32 = 1000;
+
+/// How the names of sinks begin in intents, and those of their consumers.
+const PREFIX: &str = "sink/";
 
 /// Turns events into intents for one sink.
 struct Forwarder {
@@ -55,7 +58,7 @@ impl Consumer for Forwarder {
 
 /// The name of a sink in intents, and of its consumer.
 pub(super) fn name(id: &str) -> String {
-    format!("sink/{id}")
+    format!("{PREFIX}{id}")
 }
 
 fn consumer(configured: &Configured, gone: bool) -> (ConsumerSpec, Arc<dyn Consumer>) {
@@ -255,7 +258,7 @@ impl Sinks {
         let mut entries = BTreeMap::clone(&self.inner.entries.load());
         for id in applied.stopped.clone() {
             if let Some(entry) = entries.remove(&id) {
-                self.inner.bus.unregister(&[name(&id)]);
+                self.inner.bus.unregister(&[name(&id)]).await;
                 entry.end().await;
             }
         }
@@ -291,28 +294,67 @@ impl Sinks {
         self.inner.entries.load().get(id).cloned().ok_or_else(|| Error::not_found("sink", id))
     }
 
-    /// Every sink as JSON, by id.
+    /// Every sink as JSON, by id; also those that are in the configuration no more, while something waits for them.
     pub async fn list(&self) -> Result<Vec<Value>, Error> {
         let entries = self.inner.entries.load_full();
-        let names: Vec<String> = entries.keys().map(|id| name(id)).collect();
-        let queues = self
-            .inner
-            .bus
-            .store()
-            .read(move |conn| names.iter().map(|name| rows::queue(conn, name)).collect::<Result<Vec<_>, _>>());
-        Ok(entries.values().zip(queues.await?).map(|(entry, queue)| view::sink(entry, &queue)).collect())
+        let mut ids: BTreeSet<String> = entries.keys().cloned().collect();
+        let with_work = self.inner.bus.store().read(rows::with_work).await?;
+        ids.extend(with_work.iter().filter_map(|name| name.strip_prefix(PREFIX)).map(str::to_owned));
+        let mut shown = Vec::with_capacity(ids.len());
+        for id in ids {
+            shown.push(self.show(&id).await?);
+        }
+        Ok(shown)
     }
 
-    /// One sink as JSON.
+    /// One sink as JSON, also one that is in the configuration no more.
     pub async fn show(&self, id: &str) -> Result<Value, Error> {
-        let (entry, name) = (self.entry(id)?, name(id));
+        let (undelivered, name) = (self.known(id).await?, name(id));
         let queue = self.inner.bus.store().read(move |conn| rows::queue(conn, &name)).await?;
-        Ok(view::sink(&entry, &queue))
+        Ok(match self.entry(id) {
+            Ok(entry) => view::sink(&entry, &queue),
+            Err(_) => view::removed(id, &queue, undelivered),
+        })
+    }
+
+    /// How many events have not become intents for this sink yet. `NotFound` when there never was one of this id.
+    async fn known(&self, id: &str) -> Result<i64, Error> {
+        let name = name(id);
+        let known = self.inner.bus.store().read(move |conn| rows::undelivered(conn, &name)).await?;
+        known.ok_or_else(|| Error::not_found("sink", id))
+    }
+
+    /// Gives up what waits to be sent by a sink, also by one that is in the configuration no more; then also the events
+    /// that have not reached it. All of it is shown among the failures. `record` is given the answer.
+    pub async fn discard(
+        &self,
+        id: &str,
+        record: impl FnOnce(&mut crate::store::Tx<'_>, &Value) -> Result<(), Error> + Send + 'static,
+    ) -> Result<Value, Error> {
+        // Whoever takes the sink up again waits until this is over.
+        let _alone = self.inner.changing.lock().await;
+        self.known(id).await?;
+        let (bus, gone, now_ms) = (&self.inner.bus, self.entry(id).is_err(), self.inner.bus.clock().now_ms());
+        let events = if gone { bus.give_up(&name(id), Millis::MAX).await? } else { 0 };
+        let mut intents = 0;
+        loop {
+            let sink = name(id);
+            let write = move |tx: &mut crate::store::Tx<'_>| rows::discard(tx, &sink, gone, now_ms, HURRY_MAX);
+            let step = bus.store().write(write).await?;
+            intents += step;
+            if step < HURRY_MAX as usize {
+                break;
+            }
+        }
+        let answer = json!({ "id": id, "discarded": intents, "undelivered": events });
+        let told = answer.clone();
+        bus.store().write(move |tx| record(tx, &told)).await?;
+        Ok(answer)
     }
 
     /// What failed at a sink for good, newest first: rows as they are shown, each with its number.
     pub async fn failed(&self, id: &str, before: Option<i64>, limit: usize) -> Result<Vec<(i64, Value)>, Error> {
-        self.entry(id)?;
+        self.known(id).await?;
         let name = name(id);
         let failed = self.inner.bus.store().read(move |conn| rows::failed(conn, &name, before, limit)).await?;
         Ok(failed.iter().map(|one| (one.id, view::failed(one))).collect())

@@ -57,6 +57,37 @@ pub(super) fn sink(entry: &Entry, queue: &Queue) -> Value {
     })
 }
 
+/// What a sink that is in the configuration no more has left behind; `undelivered` events have not reached it.
+pub(super) fn removed(id: &str, queue: &Queue, undelivered: i64) -> Value {
+    let waiting = queue.waiting + queue.sending + undelivered;
+    let detail = match waiting {
+        0 => "It is in the configuration no more.".to_owned(),
+        _ => format!(
+            "It is in the configuration no more, and {waiting} wait for it until they are too old. Put it back, or give them \
+             up: aman sink discard {id}"
+        ),
+    };
+    json!({
+        "id": id,
+        "kind": null,
+        "consumer": super::sinks::name(id),
+        "to": null,
+        "types": [],
+        "enabled": false,
+        "paused": false,
+        "state": "removed",
+        "health": if waiting > 0 { "failing" } else { "ok" },
+        "detail": detail,
+        "queue": {
+            "waiting": queue.waiting + undelivered,
+            "sending": queue.sending,
+            "oldest_at": queue.oldest_ms.map(rfc3339),
+            "next_at": null,
+        },
+        "config": {},
+    })
+}
+
 fn kind(configured: &Configured) -> &'static str {
     match configured.kind {
         SinkKind::Webhook { .. } => "webhook",

@@ -11,10 +11,10 @@ use ring::hmac;
 use serde_json::{Value, json};
 
 use super::{Sending, Sent, Sink, patient};
-use crate::bus::{Bus, Origin, Publish, RetryPolicy};
+use crate::bus::{Bus, RetryPolicy};
 use crate::config::Secret;
 use crate::egress::{Ask, Egress, Heard, Method, Url, status_text};
-use crate::event::{NewEvent, Trust};
+use crate::event::NewEvent;
 use crate::id::sha256_hex;
 use crate::store::sinks as rows;
 
@@ -22,8 +22,6 @@ use crate::store::sinks as rows;
 const GONE: u16 = 410;
 /// Waits grow from the first to the second; how long it is tried in all is the intent's own limit.
 const WAITS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(6 * 3600));
-/// The longest wait that the other side can ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 
 /// What happens when the other side is gone.
 pub(super) type OnGone = Box<dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -113,7 +111,7 @@ impl WebhookSink {
             return Sent::Refused(why);
         }
         let after = heard.retry_after(self.bus.clock().now_ms());
-        Sent::Later(why, after.map(|after| after.min(RETRY_AFTER_MAX)))
+        Sent::Later(why, after)
     }
 
     /// By which the database knows the address, which may hold a key.
@@ -132,10 +130,8 @@ impl WebhookSink {
             "message": format!("{:?} answered 410 Gone. Give the sink another url, or remove it.", self.url),
         });
         let event = NewEvent::new("aman/sinks", "aman.sink.disabled", &data);
-        let origin = Origin { principal: "aman".to_owned(), trust: Trust::Owner, internal: true };
         let state: crate::bus::StateWrite = Box::new(move |tx| rows::set_gone(tx, &id, &address, now_ms));
-        let publish = Publish { state: Some(state), ..Publish::one(event, origin) };
-        if let Err(error) = self.bus.publish(publish).await {
+        if let Err(error) = self.bus.append_unrefused(event, "aman", Some(state)).await {
             let why = error.chain().join(": ");
             tracing::error!(sink = self.id, why, "The end of a sink could not be stored; it is tried once more later.");
         }

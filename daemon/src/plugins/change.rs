@@ -149,7 +149,7 @@ impl Plugins {
             return put_back.and(Err(error));
         }
         self.inner.known.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
-        self.inner.ground.bus.unregister(&[consumer::name(&name)]);
+        self.inner.ground.bus.unregister(&[consumer::name(&name)]).await;
         let (removed, _alone) = blocking(move || Ok((alone.remove(), alone))).await?;
         if let Err(error) = removed {
             // It is out of everybody's way; the next start tries again.
@@ -263,7 +263,7 @@ impl Plugins {
         match self.consumer(now) {
             Some(consumer) => bus.register(vec![consumer]).await,
             None => {
-                bus.unregister(&[consumer::name(&now.record.name)]);
+                bus.unregister(&[consumer::name(&now.record.name)]).await;
                 Ok(())
             }
         }

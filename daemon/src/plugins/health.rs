@@ -12,10 +12,9 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::running::CallFault;
-use crate::bus::{Bus, Origin, Publish};
+use crate::bus::Bus;
 use crate::clock::{Millis, rfc3339};
-use crate::error::Error;
-use crate::event::{NewEvent, Trust};
+use crate::event::NewEvent;
 use crate::store::audit::{self, Outcome, Record};
 use crate::store::plugins::{self as records, Rest, Version};
 
@@ -248,18 +247,12 @@ impl Health {
             after_digest: None,
         };
         let event = NewEvent::new(NAME, format!("aman.plugin.{what}"), &data);
-        let origin = Origin { principal: NAME.to_owned(), trust: Trust::Owner, internal: true };
-        let told = async move {
-            let write = move |tx: &mut crate::store::Tx<'_>| {
-                audit::append(tx, &record)?;
-                stored.iter().try_for_each(|rest| records::set_rest(tx, &record.target, rest))
-            };
-            let state = Some(Box::new(write) as _);
-            bus.publish(Publish { events: vec![event], origin, idempotency: None, state }).await.map(drop)
+        let write = move |tx: &mut crate::store::Tx<'_>| {
+            audit::append(tx, &record)?;
+            stored.iter().try_for_each(|rest| records::set_rest(tx, &record.target, rest))
         };
         tokio::spawn(async move {
-            if let Err(error) = told.await {
-                let error: Error = error;
+            if let Err(error) = bus.append_unrefused(event, NAME, Some(Box::new(write))).await {
                 tracing::warn!(error = error.chain().join(": "), "A fault of a plugin could not be told as an event.");
             }
         });

@@ -26,7 +26,7 @@ pub use manifest::{Manifest, Run, Schedule, check_name};
 pub use view::{Shown, Text, Trigger, VersionShown};
 
 use crate::bundled;
-use crate::bus::{Bus, Consumer, ConsumerSpec, Origin, Publish, Standing};
+use crate::bus::{Bus, Consumer, ConsumerSpec, Standing};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
@@ -367,7 +367,7 @@ impl Inner {
             .map(|name| format!("skill/{name}"))
             .collect();
         if !gone.is_empty() {
-            self.bus.unregister(&gone);
+            self.bus.unregister(&gone).await;
         }
         Ok(())
     }
@@ -379,7 +379,7 @@ impl Inner {
             let digest = &skill.found.content.digest;
             let event = NewEvent {
                 subject: Some(name.clone()),
-                // One content is told once, however often the skills are read.
+                // One content is told once within `bus.dedup_window`, however often the skills are read.
                 dedup_key: Some(format!("untrusted/{name}/{digest}")),
                 ..NewEvent::new(
                     "aman/skills",
@@ -387,14 +387,7 @@ impl Inner {
                     &json!({ "name": name, "digest": digest, "path": skill.found.path }),
                 )
             };
-            let origin = Origin { principal: "aman/skills".to_owned(), trust: Trust::Owner, internal: true };
-            if let Err(error) = self.bus.publish(Publish::one(event, origin)).await {
-                tracing::warn!(
-                    error = error.chain().join(": "),
-                    name,
-                    "A changed skill could not be told as an event."
-                );
-            }
+            self.bus.announce(event, "aman/skills").await;
         }
     }
 

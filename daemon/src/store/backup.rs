@@ -204,7 +204,11 @@ pub fn make(from: Place<'_>, to: &Path, force: bool) -> Result<Made, Error> {
 pub fn restore(from: &Path, place: Place<'_>, now_ms: Millis) -> Result<Made, Error> {
     let (target, to) = (place.db, place.db.parent().unwrap_or(Path::new(".")));
     if to.symlink_metadata().is_ok() && std::fs::read_dir(to).map_or(true, |mut entries| entries.next().is_some()) {
-        let reason = format!("{} is there and not empty. A backup is restored into a new folder only.", to.display());
+        let reason = format!(
+            "{} is there and not empty. A backup is restored into a new folder only. What an interrupted restore left can be \
+             removed.",
+            to.display()
+        );
         return Err(Error::conflict("already_exists", reason));
     }
     let source = check::open(from)?;

@@ -108,7 +108,7 @@ pub fn resolve(tx: &Tx<'_>, id: DeliveryId) -> Result<(), Error> {
         .map_err(unwritten)
 }
 
-/// Notes that a delivery that had been a dead letter was given up before it ended.
+/// Notes that a delivery that had been a dead letter was given up before it ended, or that its event had expired.
 pub fn give_up(tx: &Tx<'_>, id: DeliveryId) -> Result<(), Error> {
     tx.conn
         .prepare_cached("UPDATE dead_letter SET state = 3 WHERE delivery = ?1 AND state = 1")
@@ -168,7 +168,7 @@ pub fn find_dead(conn: &Connection, ids: Ids, id: DeliveryId) -> Result<Letter, 
         0 => Ok(letter),
         1 => Err(Error::conflict("in_progress", "This dead letter is being tried again already.")),
         2 => Err(Error::conflict("invalid_state", "This delivery was tried again and has ended well.")),
-        _ => Err(Error::conflict("invalid_state", "This dead letter was discarded.")),
+        _ => Err(Error::conflict("invalid_state", "This dead letter was discarded, or its event had expired.")),
     }
 }
 

@@ -185,11 +185,13 @@ pub fn recover(tx: &Tx<'_>, sink: &str, idempotent: bool, now_ms: Millis) -> Res
 }
 
 /// Gives up intents that were too old by `before_ms` and that nobody settled, as those of a sink that was taken out of
-/// the configuration; how many, at most `limit`. Waiting for ever they would hold their events for ever.
+/// the configuration; how many, at most `limit`. Waiting for ever they would hold their events for ever. Of what was being
+/// sent when the daemon ended nobody knows more now than then.
 pub fn strand(tx: &Tx<'_>, before_ms: Millis, now_ms: Millis, limit: i64) -> Result<i64, Error> {
-    let sql = "UPDATE outbox SET status = 4, ended_ms = ?2, \
-               error = 'It became too old to be sent: no sink of that name is at work.' \
-               WHERE id IN (SELECT id FROM outbox WHERE status = 0 AND status < 2 AND expires_ms <= ?1 LIMIT ?3)";
+    let sql = "UPDATE outbox SET status = iif(status = 0, 4, 3), ended_ms = ?2, \
+               error = iif(status = 0, 'It became too old to be sent: no sink of that name is at work.', \
+               'The daemon ended while it was being sent, and no sink of that name is at work.') \
+               WHERE id IN (SELECT id FROM outbox WHERE status < 2 AND expires_ms <= ?1 LIMIT ?3)";
     let rows = tx.conn.prepare_cached(sql).and_then(|mut s| s.execute(params![before_ms, now_ms, limit]));
     rows.map(|rows| i64::try_from(rows).unwrap_or(i64::MAX)).map_err(unwritten)
 }

@@ -82,6 +82,41 @@ pub fn hurry(tx: &Tx<'_>, sink: &str, now_ms: Millis, rows_max: u32) -> Result<u
         .map_err(unwritten)
 }
 
+/// Sinks, by the names that intents give, for which something waits, whether they are in the configuration or not; at
+/// most 1,000.
+pub fn with_work(conn: &Connection) -> Result<Vec<String>, Error> {
+    conn.prepare_cached(
+        "SELECT c.name FROM consumer c WHERE c.kind = 'sink' AND (\
+         EXISTS (SELECT 1 FROM delivery d WHERE d.consumer = c.id AND d.status < 3) OR \
+         EXISTS (SELECT 1 FROM outbox o WHERE o.sink = c.name AND o.status < 2)) ORDER BY c.name LIMIT 1000",
+    )
+    .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
+    .map_err(unread)
+}
+
+/// Whether there ever was a sink that intents name `sink`; then how many events have not become intents for it yet.
+pub fn undelivered(conn: &Connection, sink: &str) -> Result<Option<i64>, Error> {
+    conn.prepare_cached(
+        "SELECT (SELECT count(*) FROM delivery d WHERE d.consumer = c.id AND d.status < 3) FROM consumer c \
+         WHERE c.name = ?1 AND c.kind = 'sink'",
+    )
+    .and_then(|mut s| s.query_row([sink], |row| row.get(0)).optional())
+    .map_err(unread)
+}
+
+/// Gives up to `rows_max` intents up that wait to be sent by `sink`; how many there were. With `gone` nobody sends for it
+/// any more, and what was being sent when that ended is settled, too.
+pub fn discard(tx: &Tx<'_>, sink: &str, gone: bool, now_ms: Millis, rows_max: u32) -> Result<usize, Error> {
+    tx.conn
+        .execute(
+            "UPDATE outbox SET status = iif(status = 0, 4, 3), ended_ms = ?2, \
+             error = iif(status = 0, 'It was discarded.', 'It was being sent when its sink was removed.') \
+             WHERE id IN (SELECT id FROM outbox WHERE sink = ?1 AND status < 2 AND (status = 0 OR ?3) LIMIT ?4)",
+            params![sink, now_ms, gone, rows_max],
+        )
+        .map_err(unwritten)
+}
+
 /// An intent that ended without the other side having it for certain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failed {

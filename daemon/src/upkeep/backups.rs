@@ -3,6 +3,7 @@
 //! The folder is the truth: the name of a copy says when it was made, so nothing else has to be remembered, and who moves a
 //! copy away has another made in its place. What is named otherwise is never touched.
 
+use std::cmp::Reverse;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -17,11 +18,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, Origin, Publish};
+use crate::bus::Bus;
 use crate::clock::{Millis, parse_rfc3339, rfc3339};
 use crate::config;
 use crate::error::Error;
-use crate::event::{NewEvent, Trust};
+use crate::event::NewEvent;
 use crate::store::backup::{self, Place};
 use crate::tasks::Supervisor;
 
@@ -31,6 +32,8 @@ const MADE: &str = "aman.backup.made";
 const FAILED: &str = "aman.backup.failed";
 /// When a copy that failed is tried again.
 const AGAIN_MS: Millis = 3_600_000;
+/// A copy whose name is this far ahead was made by a clock that was wrong.
+const AHEAD_MS: Millis = 3_600_000;
 /// The longest sleep while copies are wanted; a machine that slept, or a clock that was set, is noticed within it.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
@@ -151,8 +154,9 @@ impl Backups {
         if !wanted.every.is_empty() {
             let folder = wanted.folder.clone();
             let found = blocking(move || Ok(copies(&folder))).await?;
-            let newest_ms = found.first().map(|(at_ms, _)| *at_ms);
-            due_ms = wanted.due_ms(newest_ms, self.now_ms());
+            let now_ms = self.now_ms();
+            let newest_ms = newest_ms(&found, now_ms);
+            due_ms = wanted.due_ms(newest_ms, now_ms);
             if let Some(failing) = failing {
                 due_ms = due_ms.map(|due_ms| due_ms.max(failing.last_ms.saturating_add(AGAIN_MS)));
             }
@@ -194,11 +198,7 @@ impl Backups {
     }
 
     async fn tell(&self, kind: &str, data: &Value) {
-        let origin = Origin { principal: "aman".to_owned(), trust: Trust::Owner, internal: true };
-        let event = NewEvent::new("aman/backup", kind, data);
-        if let Err(error) = self.inner.bus.publish(Publish::one(event, origin)).await {
-            tracing::warn!(%error, kind, "What became of a copy of the database could not be told as an event.");
-        }
+        self.inner.bus.announce(NewEvent::new("aman/backup", kind, data), "aman").await;
     }
 }
 
@@ -215,6 +215,20 @@ fn name(at_ms: Millis) -> String {
 fn made_ms(name: &str) -> Option<Millis> {
     let (date, time) = name.strip_prefix("aman-")?.strip_suffix(".db")?.split_once('T')?;
     parse_rfc3339(&format!("{date}T{}:{}:{}", time.get(..2)?, time.get(2..4)?, time.get(4..)?))
+}
+
+/// When the newest copy was made, of those of which `now_ms` can tell. What a clock that was ahead made says nothing of how
+/// old it is; a clock that is only put right is no reason for another copy.
+fn newest_ms(copies: &[(Millis, PathBuf)], now_ms: Millis) -> Option<Millis> {
+    copies.iter().map(|(at_ms, _)| *at_ms).find(|at_ms| *at_ms <= now_ms.saturating_add(AHEAD_MS))
+}
+
+/// The copies that are too many when `keep` stay, of which `made` is one: first those of which nobody can tell how old they
+/// are, then the oldest.
+fn too_many(mut copies: Vec<(Millis, PathBuf)>, made: &Path, keep: usize, now_ms: Millis) -> Vec<PathBuf> {
+    copies.retain(|(_, path)| path != made);
+    copies.sort_by_key(|(at_ms, _)| (*at_ms > now_ms.saturating_add(AHEAD_MS), Reverse(*at_ms)));
+    copies.into_iter().map(|(_, path)| path).skip(keep.saturating_sub(1)).collect()
 }
 
 /// The copies in the folder, the newest first.
@@ -250,7 +264,7 @@ fn make(database: &Path, wanted: &config::Backups, now_ms: Millis) -> Result<(ba
     let from = Place { db: database, plugins: &wanted.plugin_data };
     let made = backup::make(from, &folder.join(name(now_ms)), false)?;
     let mut removed = 0;
-    for (_, old) in copies(folder).into_iter().skip(wanted.keep) {
+    for old in too_many(copies(folder), &made.file, wanted.keep, now_ms) {
         match fs::remove_file(&old) {
             Ok(()) => removed += 1,
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -260,9 +274,10 @@ fn make(database: &Path, wanted: &config::Backups, now_ms: Millis) -> Result<(ba
     Ok((made, removed))
 }
 
-/// True for what a process that is gone had begun to copy: `.NAME.db.PID.partial`.
+/// True for what a process that is gone had begun to copy, `.NAME.db.PID.partial`, and for what SQLite has beside it.
 fn is_left_over(name: &str) -> bool {
-    let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(".partial"));
+    let whole = ["-journal", "-wal", "-shm"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+    let inner = whole.strip_prefix('.').and_then(|name| name.strip_suffix(".partial"));
     let Some((name, pid)) = inner.and_then(|inner| inner.rsplit_once('.')) else { return false };
     let gone = |pid: u32| pid == std::process::id() || !Path::new("/proc").join(pid.to_string()).exists();
     name.ends_with(".db") && pid.parse().is_ok_and(gone)
@@ -271,6 +286,27 @@ fn is_left_over(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: a copy that a clock made which was ahead neither stands for a new one nor outlives those that came after it.
+    #[test]
+    fn copies_of_a_clock_that_was_ahead_count_for_nothing() {
+        const HOUR_MS: Millis = 3_600_000;
+        let now_ms = 1_795_000_000_000;
+        let copies = |hours: &[i64]| -> Vec<(Millis, PathBuf)> {
+            hours.iter().map(|hour| (now_ms + hour * HOUR_MS, PathBuf::from(hour.to_string()))).collect()
+        };
+        assert_eq!(newest_ms(&copies(&[9000, 20, -5, -30]), now_ms), Some(now_ms - 5 * HOUR_MS));
+        assert_eq!(newest_ms(&copies(&[9000]), now_ms), None);
+        assert_eq!(newest_ms(&copies(&[1, -5]), now_ms), Some(now_ms + HOUR_MS), "a clock that was put right");
+        let gone = |hours: &[i64], keep: usize| -> Vec<String> {
+            let gone = too_many(copies(hours), Path::new("0"), keep, now_ms);
+            gone.iter().map(|path| path.display().to_string()).collect()
+        };
+        assert_eq!(gone(&[9000, 20, 0, -5, -30], 3), ["9000", "20"]);
+        assert_eq!(gone(&[9000, 20, 0, -5, -30], 1), ["-5", "-30", "9000", "20"]);
+        assert_eq!(gone(&[9000, 0], 2), Vec::<String>::new());
+        assert_eq!(gone(&[0, -5, -30], 2), ["-30"]);
+    }
 
     #[test]
     fn names_say_when_and_others_are_left_alone() {
@@ -282,6 +318,7 @@ mod tests {
         // No process has a number above 2^22.
         for (left, wanted) in [
             (".aman.db.99999999.partial", true),
+            (".aman.db.99999999.partial-journal", true),
             (".aman.db.1.partial", false),
             (".notes.txt.99999999.partial", false),
             (".aman.db.partial", false),

@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, Origin, Publish};
+use crate::bus::Bus;
 use crate::clock::Millis;
 use crate::config::{self, Retention};
 use crate::error::Error;
-use crate::event::{NewEvent, Trust};
+use crate::event::NewEvent;
 use crate::store::audit::{self, Outcome, Record};
 use crate::store::retention::{self, Aged};
 use crate::store::{Store, Tx, space};
@@ -272,13 +272,9 @@ impl Upkeep {
         Ok(report)
     }
 
-    /// Publishes what a run did. That may be refused just when the run was needed most; it is done all the same.
+    /// Publishes what a run did, also while pushes are refused: that is when the run was needed most.
     async fn tell(&self, kind: &str, report: &Report) {
-        let event = NewEvent::new("aman/retention", kind, &json!(report));
-        let origin = Origin { principal: "aman".to_owned(), trust: Trust::Owner, internal: true };
-        if let Err(error) = self.inner.bus.publish(Publish::one(event, origin)).await {
-            tracing::warn!(kind, error = error.chain().join(": "), "What retention did could not be told as an event.");
-        }
+        self.inner.bus.announce(NewEvent::new("aman/retention", kind, &json!(report)), "aman").await;
     }
 
     /// How long nothing will be due: until the oldest row is, and no longer than what comes now takes to become due.

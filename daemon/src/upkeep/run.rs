@@ -13,7 +13,7 @@ use crate::config::Retention;
 use crate::error::Error;
 use crate::id::{EventSeq, Ids};
 use crate::store::retention::{self, Aged, Due, Stop, Tally};
-use crate::store::{Reading, Tx, audit, outbox, space};
+use crate::store::{Reading, Tx, audit, deliveries, outbox, space};
 
 /// After a step the writer is left alone for as long as the step took, and for this long at the least.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
@@ -215,13 +215,15 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Ends what has waited for consumers that are away for as long as events are kept, so that it holds them no longer.
+    /// Ends what has waited for consumers that are away or were removed for as long as events are kept, so that it holds
+    /// them no longer.
     async fn give_up(&self, until_ms: Millis) -> Result<(), Error> {
         let bus = &self.upkeep.inner.bus;
-        for entry in bus.router().entries().iter().filter(|entry| entry.spec.standing == Standing::Paused) {
-            let events = bus.give_up(&entry.spec.name, until_ms).await?;
+        let (open, router) = (self.upkeep.store().read(deliveries::open_counts).await?, bus.router());
+        let is_away = |name: &String| router.by_name(name).is_none_or(|entry| entry.spec.standing == Standing::Paused);
+        for (consumer, _) in open.into_iter().filter(|(name, _)| is_away(name)) {
+            let events = bus.give_up(&consumer, until_ms).await?;
             if events > 0 {
-                let consumer = &entry.spec.name;
                 tracing::warn!(consumer, events, "Events waited for a consumer that is away for too long: given up.");
             }
         }

@@ -168,7 +168,7 @@ impl Workflows {
         let open = self.inner.bus.store().read(move |conn| rows::open_digests(conn, &owner)).await?;
         // Whoever still waits for events goes on getting them until the next start.
         if open.is_empty() {
-            self.inner.bus.unregister(&[format!("workflow/{name}")]);
+            self.inner.bus.unregister(&[format!("workflow/{name}")]).await;
         }
         Ok(shown)
     }

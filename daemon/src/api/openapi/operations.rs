@@ -70,6 +70,7 @@ const OPERATIONS: &[Operation] = &[
     op("POST /sink/{id}/resume", "", "Empty", "200:Object 409", "Switches a sink on again, also after 410 Gone."),
     op("GET /sink/{id}/failures", "limit cursor", "", "200:Items", "What could not be sent for good, newest first."),
     op("POST /sink/{id}/failure/{key}/retry", "", "Empty", "200:Object 409", "Sends again what failed, under the same key."),
+    op("POST /sink/{id}/discard", "", "Empty", "200:Object", "Gives up what waits to be sent, also by a sink that was removed."),
     op("POST /sink/{id}/test", "dry_run", "SinkTest", "200:SinkTested", "Sends one event that is made for it, and tells how that ended."),
     op("GET /skills", "limit cursor", "", "200:Skills", "All skills."),
     op("GET /llm-skills", "limit cursor", "", "200:Items", "Skills as a model is told of them."),
