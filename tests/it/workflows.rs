@@ -1,5 +1,6 @@
 //! Workflows: definitions over HTTP and from files, instances that start, wait, call, fail and go on, also after SIGKILL.
 
+mod conformance;
 mod crash;
 
 use std::time::{Duration, Instant};

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::definition::{Auth, Call, Http, Kind, OpenApi, Process, Run, Subflow, Task, TaskId, Then};
 use super::fault::Fault;
+use super::links::{Strategy, Until};
 use super::listen::Listening;
 use super::machine::{Env, Machine, Next};
 use super::state::{Action, Block, Child, Frame, Inner, Signal, Trying, Waiting};
@@ -137,15 +138,16 @@ impl Machine {
     }
 
     /// The inner tasks of the innermost task are done.
-    pub(super) fn inner_done(&mut self, id: u32, data: Value, exited: bool, env: &Env<'_>) {
+    pub(super) fn inner_done(&mut self, id: u32, done: Block, exited: bool, env: &Env<'_>) {
         let Ok(doing) = self.doing_mut(id) else { return };
         let next = match &mut doing.inner {
             Inner::Loop(_, index) if !exited => {
                 *index += 1;
-                self.next_item(id, data, env)
+                self.next_item(id, done.data, env)
             }
-            Inner::Listen(_) => self.heard(id, data, exited, env),
-            _ => Ok(Next::Done(data)),
+            Inner::Listen(_) => self.heard(id, done, exited, env),
+            Inner::Try(Trying { caught: true, .. }) => Ok(self.handled(id, done.data)),
+            _ => Ok(Next::Done(done.data)),
         };
         match next {
             Ok(Next::Done(output)) => self.complete(id, output, None, env),
@@ -160,20 +162,52 @@ impl Machine {
         }
     }
 
+    /// The tasks of a catch are done.
+    fn handled(&self, id: u32, data: Value) -> Next {
+        let kind = self.doing(id).map(|doing| &self.definition.tasks[doing.task].kind);
+        match kind {
+            Ok(Kind::Try { catch, .. }) if let Some(then) = catch.then => Next::Leads(data, then),
+            _ => Next::Done(data),
+        }
+    }
+
     /// The tasks for one event are done.
-    fn heard(&mut self, id: u32, data: Value, exited: bool, env: &Env<'_>) -> Result<Next, Fault> {
+    fn heard(&mut self, id: u32, done: Block, exited: bool, env: &Env<'_>) -> Result<Next, Fault> {
         let definition = Arc::clone(&self.definition);
         let Kind::Listen { each: Some(each), .. } = &definition.tasks[self.doing(id)?.task].kind else {
-            return Ok(Next::Done(data));
+            return Ok(Next::Done(done.data));
         };
-        let made = self.output(id, (&each.output, &each.export), data, env)?;
+        let data = done.data.clone();
+        // What becomes of their output may name the event, as they do.
+        if let Some(fiber) = self.state.fibers.get_mut(&id) {
+            fiber.frames.push(Frame::Block(done));
+        }
+        let made = self.output(id, (&each.output, &each.export), data, env);
+        if let Some(fiber) = self.state.fibers.get_mut(&id) {
+            fiber.frames.pop();
+        }
+        let made = made?;
+        let enough = self.heard_enough(id, env)?;
         let Inner::Listen(listening) = &mut self.doing_mut(id)?.inner else { return Ok(Next::Done(made)) };
         listening.results.push(made);
+        listening.done |= enough;
         if exited {
             listening.done = true;
             listening.queue.clear();
         }
         self.next_event(id)
+    }
+
+    /// Whether the condition of `until` holds now that the tasks for an event may have changed the context.
+    fn heard_enough(&self, id: u32, env: &Env<'_>) -> Result<bool, Fault> {
+        let doing = self.doing(id)?;
+        let (Kind::Listen { to: Strategy::Any(_, Some(Until::Holds(until))), .. }, Inner::Listen(listening)) =
+            (&self.definition.tasks[doing.task].kind, &doing.inner)
+        else {
+            return Ok(false);
+        };
+        let heard = Value::Array(listening.heard.clone());
+        until.holds(&Scope { now: &heard, lookup: &|name| self.lookup(id, name, None, env) })
     }
 
     /// Goes on with the next event that was heard, or waits for one, or is done.
@@ -445,6 +479,10 @@ impl Machine {
         };
         let basic = |user: String, password: String| {
             let parameter = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            // A secret is one in base64 too.
+            if crate::redact::is_in(&password) && !crate::redact::is_in(&parameter) {
+                crate::redact::learn(&parameter);
+            }
             json!({ "scheme": "Basic", "parameter": parameter })
         };
         let bearer = |token: String| json!({ "scheme": "Bearer", "parameter": token });

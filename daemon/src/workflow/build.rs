@@ -288,7 +288,11 @@ impl<'v> Builder<'v> {
         }
         if let Some(loops) = written.get("for") {
             let inner = with(&[&loops["each"], &loops["at"]], &["item", "index"]);
-            let items = self.formula(&loops["in"], &format!("{at}/for/in"), locals);
+            let (items, place) = (&loops["in"], format!("{at}/for/in"));
+            let items = match items {
+                Value::String(_) => self.formula(items, &place, locals).map(Template::Formula),
+                list => Some(self.template(list, &place, locals)),
+            };
             let while_ = written.get("while").and_then(|text| self.formula(text, &format!("{at}/while"), &inner));
             let tasks = self.list(&written["do"], &format!("{at}/do"), &inner);
             let [.., each, index] = &inner.names[..] else { return Kind::Do(tasks) };
@@ -296,7 +300,7 @@ impl<'v> Builder<'v> {
             return Kind::For { each: each.clone(), at: index.clone(), items, while_, tasks };
         }
         if written.get("try").is_some() {
-            return self.try_task(written, at, locals);
+            return self.try_task(written, at, names, locals);
         }
         if let Some(set) = written.get("set") {
             return match set {
@@ -382,7 +386,7 @@ impl<'v> Builder<'v> {
         Kind::Listen { to, read, each }
     }
 
-    fn try_task(&mut self, written: &'v Value, at: &str, locals: &Locals) -> Kind {
+    fn try_task(&mut self, written: &'v Value, at: &str, names: &[&str], locals: &Locals) -> Kind {
         let tasks = self.list(&written["try"], &format!("{at}/try"), locals);
         let (catch, place) = (&written["catch"], format!("{at}/catch"));
         let name = catch["as"].as_str().unwrap_or("error").to_owned();
@@ -396,6 +400,7 @@ impl<'v> Builder<'v> {
             when: catch.get("when").and_then(|text| self.formula(text, &format!("{place}/when"), &inner)),
             except: catch.get("exceptWhen").and_then(|text| self.formula(text, &format!("{place}/exceptWhen"), &inner)),
             retry: retry.map(|(policy, at)| self.retry(policy, &at, &inner)),
+            then: catch.get("then").map(|then| self.then(then, &format!("{place}/then"), names)),
             name,
         };
         let handler = written["catch"].get("do").map(|list| self.list(list, &format!("{place}/do"), &inner));
@@ -563,7 +568,7 @@ fn is_volatile(task: &Task) -> bool {
     formulas.extend(shapes.into_iter().filter_map(|shape| shape.with.as_ref()).flat_map(Template::formulas));
     match &task.kind {
         Kind::Set(data) | Kind::Raise(data) => formulas.extend(data.formulas()),
-        Kind::For { items, while_, .. } => formulas.extend(while_.iter().chain([items])),
+        Kind::For { items, while_, .. } => formulas.extend(items.formulas().into_iter().chain(while_)),
         Kind::Switch(cases) => formulas.extend(cases.iter().filter_map(|case| case.when.as_ref())),
         _ => {}
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::definition::{Backoff, Call, Catch, Kind, Retry};
-use super::fault::Fault;
+use super::fault::{Fault, same_type};
 use super::machine::{Env, Machine, Next};
 use super::state::{Block, Ended, Frame, Inner, StepStatus, Trying, Waiting};
 use super::template::Scope;
@@ -75,7 +75,11 @@ impl Machine {
     /// Whether the filter and the conditions of a catch let the error in.
     fn catches(&self, id: u32, frame: usize, catch: &Catch, fault: &Fault, env: &Env<'_>) -> Result<bool, Fault> {
         let shown = fault.to_value();
-        if !catch.with.iter().all(|(name, wanted)| shown.get(name) == Some(wanted)) {
+        let fits = |(name, wanted): &(String, Value)| match wanted.as_str() {
+            Some(wanted) if name == "type" => same_type(&fault.kind, wanted),
+            _ => shown.get(name) == Some(wanted),
+        };
+        if !catch.with.iter().all(fits) {
             return Ok(false);
         }
         let input = self.input_at(id, frame);
@@ -123,7 +127,7 @@ impl Machine {
         }
         let Some(_) = handler else {
             let input = self.doing(id).map(|doing| doing.input.clone()).unwrap_or_default();
-            return self.complete(id, input, None, env);
+            return self.complete(id, input, catch.then, env);
         };
         let Ok(doing) = self.doing(id) else { return };
         let block = Block {

@@ -21,6 +21,12 @@ const DEPTH_MAX: usize = 24;
 /// Tasks of a definition.
 const TASKS_MAX: usize = 5000;
 
+/// How instances can start by themselves.
+const SCHEDULES: [&str; 4] = ["every", "cron", "after", "on"];
+
+/// The languages of scripts; the first two are the same.
+const LANGUAGES: [&str; 3] = ["js", "javascript", "python"];
+
 /// The words that say what kind a task is, with the definition that describes it.
 const KINDS: [(&str, &str); 12] = [
     ("call", "callTask"),
@@ -157,6 +163,11 @@ impl Walk {
         if let Some(on) = value["schedule"].get("on") {
             self.lacks(on, "/schedule/on", "until", "schedule.on with until");
         }
+        let kinds = value["schedule"].as_object().into_iter().flat_map(|kinds| kinds.keys());
+        let kinds: Vec<&str> = kinds.map(String::as_str).filter(|kind| SCHEDULES.contains(kind)).collect();
+        if kinds.len() > 1 {
+            self.wrong("/schedule".to_owned(), true, format!("{} together are not supported.", kinds.join(" and ")));
+        }
         if !self.problems.is_empty() {
             return self.deeper(value);
         }
@@ -215,8 +226,8 @@ impl Walk {
             let words: Vec<&str> = KINDS.iter().map(|(word, _)| *word).collect();
             return self.wrong(pointer.to_owned(), false, format!("is no task: it has none of {}.", words.join(", ")));
         };
-        self.shapes(task, pointer);
         let before = self.problems.len();
+        self.shapes(task, pointer);
         self.unsupported(word, task, pointer);
         if self.problems.len() == before {
             self.problems.extend(against(schema, pointer, task));
@@ -260,8 +271,14 @@ impl Walk {
                 if is_process && run["await"] == false {
                     self.wrong(format!("{at}/await"), true, "a process that is not awaited is not supported.");
                 }
-                if run["script"].get("arguments").or(run["shell"].get("arguments")).is_some_and(Value::is_object) {
-                    self.wrong(at, true, "arguments by name are not supported; write a list.");
+                let language = run["script"].get("language").and_then(Value::as_str);
+                if let Some(language) = language.filter(|known| !LANGUAGES.contains(known)) {
+                    let reason = format!("scripts in {language} are not supported; only js and python.");
+                    self.wrong(format!("{at}/script/language"), true, reason);
+                }
+                for kind in ["script", "shell"].into_iter().filter(|kind| run[kind]["arguments"].is_object()) {
+                    let reason = "arguments by name are not supported; write a list.";
+                    self.wrong(format!("{at}/{kind}/arguments"), true, reason);
                 }
             }
             _ => {}

@@ -106,6 +106,8 @@ pub struct Catch {
     pub except: Option<Formula>,
     /// How the tasks are tried again.
     pub retry: Option<Retry>,
+    /// What comes next once it was caught; none = what comes after the try.
+    pub then: Option<Then>,
 }
 
 /// How waits between retries grow.
@@ -311,7 +313,7 @@ pub enum Kind {
         /// The variable of the item.
         each: String,
         /// The items.
-        items: Formula,
+        items: Template,
         /// The variable of its number.
         at: String,
         /// Goes on while it holds.

@@ -6,6 +6,26 @@ use serde_json::{Value, json};
 /// Where the standard error types live (DSL reference, "Standard Error Types").
 const BASE: &str = "https://serverlessworkflow.io/spec/1.0.0/errors/";
 
+/// Where published examples and the conformance scenarios of the DSL say that they live: earlier homes, and one that is
+/// spelt wrong there.
+const OTHER_BASES: [&str; 5] = [
+    "https://serverlessworkflow.io/dsl/errors/types/",
+    "https://serverlessworkflow.io.io/dsl/errors/types/",
+    "https://open-workflow-specification.org/spec/1.0.0/errors/",
+    "https://open-workflow-specification.org/dsl/errors/types/",
+    "https://https://serverlessworkflow.io/spec/1.0.0/errors/",
+];
+const STANDARD: [&str; 8] = [
+    "configuration",
+    "validation",
+    "expression",
+    "authentication",
+    "authorization",
+    "timeout",
+    "communication",
+    "runtime",
+];
+
 /// An error of a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fault {
@@ -97,6 +117,15 @@ impl Fault {
         }
         shown
     }
+}
+
+/// Whether two URIs name the same type of error: a standard one has more than one home.
+pub fn same_type(one: &str, other: &str) -> bool {
+    fn name(uri: &str) -> Option<&str> {
+        let bases = OTHER_BASES.iter().chain([&BASE]);
+        bases.filter_map(|base| uri.strip_prefix(*base)).find(|name| STANDARD.contains(name))
+    }
+    one == other || name(one).is_some_and(|known| name(other) == Some(known))
 }
 
 /// The URI of a standard error type.

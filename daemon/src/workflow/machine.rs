@@ -336,7 +336,7 @@ impl Machine {
         let Some(Frame::Block(block)) = fiber.frames.pop() else { return };
         match fiber.parent {
             Some(parent) if fiber.frames.is_empty() => self.branch_done(parent, id, block.data, env),
-            _ => self.inner_done(id, block.data, exited, env),
+            _ => self.inner_done(id, block, exited, env),
         }
     }
 

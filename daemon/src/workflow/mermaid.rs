@@ -66,6 +66,11 @@ impl Chart<'_> {
                     continue;
                 }
             }
+            if let Kind::Try { catch, .. } = &task.kind
+                && let Some(then) = catch.then
+            {
+                self.edge(&id(*task_id), &target(then), "caught");
+            }
             if !matches!(task.kind, Kind::Raise(_)) {
                 self.edge(&id(*task_id), &target(task.then), "");
             }
