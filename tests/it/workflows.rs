@@ -1,7 +1,10 @@
 //! Workflows: definitions over HTTP and from files, instances that start, wait, call, fail and go on, also after SIGKILL.
 
+mod calls;
 mod conformance;
 mod crash;
+mod processes;
+mod schedules;
 
 use std::time::{Duration, Instant};
 

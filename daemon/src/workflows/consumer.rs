@@ -13,7 +13,11 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::store::Tx;
 use crate::store::workflows::{self as rows, InstanceRow, Kind, ListenerRow};
-use crate::workflow::{Definition, Kind as TaskKind, Listening, Read, Schedule, Strategy, scope};
+use crate::workflow::{Definition, Fault, Kind as TaskKind, Listening, Read, Schedule, Strategy, scope};
+
+/// Sets of events that a schedule may have heard in part, and their bytes.
+const SETS_MAX: usize = 256;
+const SETS_BYTES_MAX: usize = 1 << 20;
 
 /// Gets the events of one workflow.
 pub(super) struct Events {
@@ -92,39 +96,59 @@ impl Events {
     ) -> Result<(), Error> {
         let name = self.name.clone();
         let partial = inner.bus.store().read(move |conn| rows::partial(conn, &name)).await?;
-        let before = partial.as_deref().and_then(|text| serde_json::from_str::<Listening>(text).ok());
-        let (taken, mut listening) = {
-            let (strategy, json) = (strategy.clone(), json.clone());
-            let heard = tokio::task::spawn_blocking(move || {
-                let now = Value::Null;
-                let new = || Listening::new(&strategy, &scope(&now)).unwrap_or_default();
-                let mut listening = before.unwrap_or_else(new);
-                let taken = listening.offer(&strategy, &json, Read::Envelope, &scope(&now));
-                (taken, listening)
-            });
+        let before = partial.as_deref().and_then(|text| serde_json::from_str::<Vec<Listening>>(text).ok());
+        let (taken, mut sets) = {
+            let (strategy, json, mut sets) = (strategy.clone(), json.clone(), before.unwrap_or_default());
+            let heard = tokio::task::spawn_blocking(move || (offer(&strategy, &json, &mut sets), sets));
             heard.await.map_err(Error::internal("hearing an event"))?
         };
         match taken {
-            Ok(false) => {}
-            Ok(true) if listening.done => {
-                let heard = std::mem::take(&mut listening.heard);
+            Ok(None) => return Ok(()),
+            Ok(Some(n)) if sets[n].done => {
+                let heard = sets.remove(n).heard;
                 // As little as the least of those that it waited for.
                 let trust = heard.iter().map(trust_of).min().unwrap_or_default().min(event.trust);
                 found.start = Some(InstanceRow { trust, ..started(current, inner, event, &Value::Array(heard)) });
-                found.partial = Some(None);
             }
-            Ok(true) => {
-                listening.queue.clear();
-                found.partial =
-                    Some(Some(serde_json::to_string(&listening).map_err(Error::internal("hearing an event"))?));
-            }
+            Ok(Some(n)) => sets[n].queue.clear(),
             // The event is not one that it can make anything of.
             Err(fault) => {
-                tracing::warn!(workflow = self.name, error = fault.detail, "schedule.on could not look at an event.")
+                tracing::warn!(workflow = self.name, error = fault.detail, "schedule.on could not look at an event.");
+                return Ok(());
             }
         }
+        let written = |sets: &[Listening]| serde_json::to_string(sets).map_err(Error::internal("hearing an event"));
+        let mut text = written(&sets)?;
+        while sets.len() > SETS_MAX || (text.len() > SETS_BYTES_MAX && sets.len() > 1) {
+            sets.remove(0);
+            text = written(&sets)?;
+            tracing::warn!(workflow = self.name, "schedule.on forgot the oldest events whose counterparts never came.");
+        }
+        found.partial = Some(Some(text).filter(|_| !sets.is_empty()));
         Ok(())
     }
+}
+
+/// Offers an event to what was heard so far: the sets of events that belong together, oldest first. Says which of them
+/// took it, which may be a new one.
+fn offer(strategy: &Strategy, event: &Value, sets: &mut Vec<Listening>) -> Result<Option<usize>, Fault> {
+    let now = Value::Null;
+    let scope = scope(&now);
+    for (n, set) in sets.iter_mut().enumerate() {
+        if set.offer(strategy, event, Read::Envelope, &scope)? {
+            return Ok(Some(n));
+        }
+    }
+    // Only correlations say that events belong to different sets.
+    if !sets.is_empty() && strategy.filters().iter().all(|filter| filter.correlate.is_empty()) {
+        return Ok(None);
+    }
+    let mut new = Listening::new(strategy, &scope)?;
+    if !new.offer(strategy, event, Read::Envelope, &scope)? {
+        return Ok(None);
+    }
+    sets.push(new);
+    Ok(Some(sets.len() - 1))
 }
 
 /// The instance that an event starts.

@@ -117,6 +117,16 @@ impl Workflows {
     /// Reads all workflows, takes over what is in the folder and in this binary, and registers them with the bus. Nothing
     /// runs before [`Workflows::run`].
     pub async fn start(bus: &Bus, egress: &Egress, sandbox: &Sandbox, settings: Settings) -> Result<Workflows, Error> {
+        // Their parts are secrets before anybody uses them: whoever repeats one may do so in an event.
+        for secret in settings.secrets.values() {
+            let value = secret_value(secret);
+            value
+                .as_object()
+                .into_iter()
+                .flatten()
+                .filter_map(|(_, part)| part.as_str())
+                .for_each(crate::redact::learn);
+        }
         let workflows = Workflows {
             inner: Arc::new(Inner {
                 bus: bus.clone(),
@@ -338,14 +348,7 @@ impl Inner {
             );
             return Err(Fault::authorization(reason));
         };
-        let text = secret.expose();
-        match serde_json::from_str::<Value>(text) {
-            Ok(Value::Object(fields)) => {
-                fields.values().filter_map(Value::as_str).for_each(crate::redact::learn);
-                Ok(Value::Object(fields))
-            }
-            _ => Ok(Value::from(text)),
-        }
+        Ok(secret_value(secret))
     }
 
     fn slot(&self, number: i64) -> Arc<Slot> {
@@ -360,6 +363,15 @@ impl Inner {
         if active.get(&number).is_some_and(|slot| Arc::strong_count(slot) == 1) {
             active.remove(&number);
         }
+    }
+}
+
+/// A JSON object becomes one, any other text is itself.
+fn secret_value(secret: &Secret) -> Value {
+    let text = secret.expose();
+    match serde_json::from_str::<Value>(text) {
+        Ok(fields @ Value::Object(_)) => fields,
+        _ => Value::from(text),
     }
 }
 

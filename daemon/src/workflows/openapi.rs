@@ -15,6 +15,7 @@ use crate::workflow::{Call, Fault, Kind};
 /// Bytes of a document.
 const BYTES_MAX: usize = 4 << 20;
 const TIME_MAX: Duration = Duration::from_secs(30);
+const FORM: &str = "application/x-www-form-urlencoded";
 const METHODS: [&str; 8] = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
 
 /// Does the call of a task.
@@ -69,6 +70,7 @@ fn request(document: &Value, place: &str, operation: &str, given: &Value) -> Res
         _ => return Err(Fault::expression("with.parameters is no object")),
     };
     let (mut path, mut query, mut headers, mut body) = (path.to_owned(), Vec::new(), Vec::new(), Value::Null);
+    let mut form = Map::new();
     let shared = item["parameters"].as_array().into_iter().flatten();
     for parameter in shared.chain(found["parameters"].as_array().into_iter().flatten()) {
         let parameter = resolve(document, parameter);
@@ -84,12 +86,8 @@ fn request(document: &Value, place: &str, operation: &str, given: &Value) -> Res
             Some("header") => headers.push((name.to_owned(), text(&value))),
             Some("cookie") => headers.push(("cookie".to_owned(), format!("{name}={}", text(&value)))),
             Some("body") => body = value,
-            _ => match value {
-                Value::Array(all) => {
-                    query.extend(all.iter().map(|one| format!("{}={}", encoded(name), encoded(&text(one)))))
-                }
-                one => query.push(format!("{}={}", encoded(name), encoded(&text(&one)))),
-            },
+            Some("formData") => drop(form.insert(name.to_owned(), value)),
+            _ => query.extend(pairs(name, &value)),
         }
     }
     if found.get("requestBody").is_some() && !given.is_empty() {
@@ -106,9 +104,51 @@ fn request(document: &Value, place: &str, operation: &str, given: &Value) -> Res
     if !query.is_empty() {
         url = format!("{url}?{}", query.join("&"));
     }
-    let body = body_of(&body, &mut headers);
+    let mut kind = media_type(document, found);
+    if !form.is_empty() {
+        (kind, body) = (Some(FORM), Value::Object(form));
+    }
+    let body = content(&body, kind, &mut headers)?;
     let output = crate::workflow::Output::Content;
     Ok(Wanted { method: method.to_ascii_uppercase(), url, headers, body, redirect: false, output })
+}
+
+/// A parameter as it stands in a query or a form; a list is one pair for each of its items.
+fn pairs(name: &str, value: &Value) -> Vec<String> {
+    let pair = |value: &Value| format!("{}={}", encoded(name), encoded(&text(value)));
+    match value {
+        Value::Array(all) => all.iter().map(pair).collect(),
+        one => vec![pair(one)],
+    }
+}
+
+/// The bytes of a body; `kind` is what it must be when it may not be JSON.
+fn content(body: &Value, kind: Option<&str>, headers: &mut Vec<(String, String)>) -> Result<Bytes, Fault> {
+    let says = |kind: &str| ("content-type".to_owned(), kind.to_owned());
+    match (kind, body) {
+        (None, _) | (_, Value::Null) => {}
+        (Some(FORM), Value::Object(fields)) => {
+            headers.push(says(FORM));
+            let all: Vec<String> = fields.iter().flat_map(|(name, value)| pairs(name, value)).collect();
+            return Ok(Bytes::from(all.join("&")));
+        }
+        (Some(kind), Value::String(_)) => headers.push(says(kind)),
+        (Some(kind), _) => {
+            return Err(Fault::configuration(format!("the operation takes {kind}; give it as the text 'body'")));
+        }
+    }
+    Ok(body_of(body, headers))
+}
+
+/// What the body of an operation must be when it may not be JSON.
+fn media_type<'d>(document: &'d Value, operation: &'d Value) -> Option<&'d str> {
+    let body = resolve(document, operation.get("requestBody")?);
+    let kinds: Vec<&str> = body["content"].as_object()?.keys().map(String::as_str).collect();
+    let json = |kind: &&str| kind.contains("json") || kind.ends_with("/*");
+    if kinds.iter().any(json) {
+        return None;
+    }
+    kinds.iter().find(|kind| **kind == FORM).or(kinds.first()).copied()
 }
 
 fn find<'d>(document: &'d Value, operation: &str) -> Option<(&'d str, &'static str, &'d Value, &'d Value)> {
@@ -180,6 +220,22 @@ mod tests {
         });
         let wanted = request(&two, place, "find", &json!({ "status": ["sold", "new"] })).expect("good");
         assert_eq!(wanted.url, "http://p:9/v2/pet/findByStatus?status=sold&status=new");
+        let forms = json!({
+            "host": "p", "schemes": ["http"], "paths": {
+                "/two": { "post": { "operationId": "two", "parameters": [{ "name": "name", "in": "formData" }, { "name": "n", "in": "formData" }] } },
+                "/three": { "post": { "operationId": "three", "requestBody": { "content": { "application/x-www-form-urlencoded": {} } } } },
+                "/text": { "post": { "operationId": "text", "requestBody": { "content": { "text/csv": {} } } } },
+            },
+        });
+        for (operation, given, kind, body) in [
+            ("two", json!({ "name": "a b", "n": 1 }), FORM, "n=1&name=a%20b"),
+            ("three", json!({ "tags": ["x", "y"] }), FORM, "tags=x&tags=y"),
+            ("text", json!({ "body": "1,2" }), "text/csv", "1,2"),
+        ] {
+            let wanted = request(&forms, place, operation, &given).expect(operation);
+            assert_eq!((wanted.body, &wanted.headers[0].1[..]), (Bytes::from(body), kind), "{operation}");
+        }
+        assert!(request(&forms, place, "text", &json!({ "a": 1 })).is_err(), "what a CSV is made of, nobody said");
         for (operation, given, said) in [
             ("none", json!({}), "no operation"),
             ("find", json!({}), "'status' is missing"),

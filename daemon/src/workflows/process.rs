@@ -58,10 +58,16 @@ fn not_run(error: SandboxError) -> Fault {
 fn spec(job: &Job, process: &Process, rights: Permissions, folder: &Path) -> Result<Spec, Fault> {
     let args = &job.args["process"];
     let code = args["code"].as_str().ok_or_else(|| Fault::expression("the command is no text"))?;
-    let flag = if process.program == "node" { "-e" } else { "-c" };
-    let mut argv = vec![process.program.to_owned(), flag.to_owned(), code.to_owned()];
-    if process.program == "sh" {
-        argv.push("sh".to_owned());
+    let mut argv = vec![process.program.to_owned()];
+    match process.program {
+        "sh" => argv.extend(["-c".to_owned(), code.to_owned(), "sh".to_owned()]),
+        program => {
+            // A file of its own, so that arguments stand where scripts look for them, and errors name lines.
+            let name = if program == "node" { "script.js" } else { "script.py" };
+            let failed = |error| Fault::runtime(format!("the script cannot be written: {error}"));
+            std::fs::write(folder.join(name), code).map_err(failed)?;
+            argv.push(name.to_owned());
+        }
     }
     match &args["arguments"] {
         Value::Null => {}
@@ -77,6 +83,10 @@ fn spec(job: &Job, process: &Process, rights: Permissions, folder: &Path) -> Res
         ("AMAN_IDEMPOTENCY_KEY".to_owned(), job.key.clone()),
         ("AMAN_INSTANCE_ID".to_owned(), job.row.id.clone()),
     ];
+    if process.program == "node" {
+        // Whether a script is a module it finds out by itself, and says that this takes time.
+        env.push(("NODE_NO_WARNINGS".to_owned(), "1".to_owned()));
+    }
     for (name, value) in args["environment"].as_object().into_iter().flatten() {
         let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         if !good {
