@@ -14,13 +14,15 @@ pub mod relaxed;
 pub mod settle;
 pub mod start;
 pub mod streams;
+pub mod workflow_tasks;
+pub mod workflow_waits;
 
 use crate::report::say;
 use crate::{Bench, Res};
 
 type Target = (u8, &'static str, fn(&mut Bench) -> Res<()>);
 
-const ALL: [Target; 14] = [
+const ALL: [Target; 16] = [
     (0, "the references alone", references::run),
     (1, "durable push", push::run),
     (2, "latency of one publisher", latency::run),
@@ -35,6 +37,8 @@ const ALL: [Target; 14] = [
     (11, "plugin events", plugin_events::run),
     (12, "plugin memory and start", plugin_costs::run),
     (13, "guests that spin", plugin_spin::run),
+    (14, "workflows: the journal", workflow_tasks::run),
+    (15, "workflows: waiting", workflow_waits::run),
 ];
 
 /// Runs the targets that were asked for; names those that could not be measured.
