@@ -13,6 +13,8 @@ use crate::error::Error;
 pub const PAGE: &str = include_str!("../console/page.html");
 /// The page that ends a login; the session's value goes in the place of `{{session}}`.
 pub const LOGIN_PAGE: &str = include_str!("../console/login.html");
+/// What a browser is shown whose login link is used up or too old.
+pub const USED_PAGE: &str = include_str!("../console/used.html");
 
 /// A skill inside the binary: its name, and its files as paths from its folder with their texts.
 struct Skill {

@@ -11,7 +11,6 @@ use aman::error::Error;
 use aman::plugins;
 use aman::store::backup::{self, Place};
 use aman::store::check;
-use clap::Parser;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -40,7 +39,7 @@ fn main() -> ExitCode {
     if let Some(output) = plugins::compiles() {
         std::process::exit(plugins::compile_main(&output));
     }
-    let cli = Cli::parse();
+    let cli = Cli::read();
     match &cli.command {
         Command::Jq(args) => return aman::cli::run_jq(args),
         Command::Serve(args) => {

@@ -16,6 +16,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
 use crate::clock::Millis;
+use crate::error::distance;
 
 /// Longest expression, in bytes.
 const EXPRESSION_BYTES_MAX: usize = 256;
@@ -23,6 +24,15 @@ const EXPRESSION_BYTES_MAX: usize = 256;
 const LONG_GAP_S: i32 = 7200;
 /// Transitions that are looked at for a long gap: more than any zone has ahead of it.
 const TRANSITIONS_MAX: usize = 400;
+/// The fields of an expression, seconds first: their names, and what they can hold.
+const FIELDS: [(&str, &str); 6] = [
+    ("second", "0-59"),
+    ("minute", "0-59"),
+    ("hour", "0-23"),
+    ("day of the month", "1-31, or L for the last"),
+    ("month", "1-12 or JAN-DEC"),
+    ("weekday", "0-7 or SUN-SAT, where 0 and 7 are Sunday"),
+];
 /// What stands for a common expression.
 const NICKNAMES: [&str; 7] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
 
@@ -42,7 +52,7 @@ impl Schedule {
         let schedule = Schedule { cron, zone };
         // A date that never comes, such as 30 February, is found out here and not by silence.
         if schedule.next(0).is_none() {
-            return Err((false, format!("'{expression}' names a time that never comes.")));
+            return Err((false, never(expression)));
         }
         Ok(schedule)
     }
@@ -109,29 +119,84 @@ impl Schedule {
 }
 
 fn parse_expression(text: &str) -> Result<Cron, String> {
-    let fields = text.split_whitespace().count();
+    let fields: Vec<&str> = text.split_whitespace().collect();
     let nickname = NICKNAMES.contains(&text.trim().to_ascii_lowercase().as_str());
-    if text.len() > EXPRESSION_BYTES_MAX || !(nickname || matches!(fields, 5 | 6)) {
+    if text.len() > EXPRESSION_BYTES_MAX || !(nickname || matches!(fields.len(), 5 | 6)) {
         let shown: String = text.chars().take(60).collect();
+        let found = if fields.len() == 1 { "1 field".to_owned() } else { format!("{} fields", fields.len()) };
         return Err(format!(
-            "'{shown}' is no time plan: write five fields (minute hour day month weekday) as in '0 8 * * 1-5', six with \
-             seconds first, or one of {}.",
+            "'{shown}' is no time plan, with {found}: write five (minute hour day month weekday) as in '0 8 * * 1-5', six \
+             with seconds first, or one of {}.",
             NICKNAMES.join(", ")
         ));
     }
     // croner takes "," for no minute at all, and looks for it through thousands of years.
-    if text.split_whitespace().flat_map(|field| field.split(',')).any(str::is_empty) {
-        return Err(format!("'{text}' is no time plan: a comma has nothing before or behind it."));
+    let has_gap = text.split_whitespace().flat_map(|field| field.split(',')).any(str::is_empty);
+    let parsed = if has_gap { None } else { Some(parse(text)) };
+    match parsed {
+        Some(Ok(cron)) => Ok(cron),
+        other => Err(fault(&fields, other.and_then(Result::err).map(|error| error.to_string()))),
     }
-    let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
-    parser.parse(text).map_err(|error| format!("'{text}' is no time plan: {error}"))
+}
+
+fn parse(text: &str) -> Result<Cron, CronError> {
+    CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build().parse(text)
+}
+
+/// The names of an expression's fields beside them.
+fn named<'a>(fields: &'a [&'a str]) -> impl Iterator<Item = (&'static (&'static str, &'static str), &'a str)> {
+    FIELDS[FIELDS.len().saturating_sub(fields.len())..].iter().zip(fields.iter().copied())
+}
+
+/// Which part of an expression is wrong: the first that is no good where nothing else is asked for.
+fn fault(fields: &[&str], said: Option<String>) -> String {
+    let whole = fields.join(" ");
+    for (n, ((name, range), field)) in named(fields).enumerate() {
+        let alone = |part: &str| {
+            let mut probe = vec!["*"; fields.len()];
+            probe[n] = part;
+            probe.join(" ")
+        };
+        if field.split(',').any(str::is_empty) {
+            return format!(
+                "'{whole}' is no time plan: in its {name} '{field}' a comma has nothing before or behind it."
+            );
+        }
+        let wrong = field.split(',').find(|part| parse(&alone(part)).is_err());
+        if let Some(part) = wrong.or_else(|| parse(&alone(field)).is_err().then_some(field)) {
+            return format!(
+                "'{whole}' is no time plan: its {name} '{part}' is wrong. That field holds {range}; also *, 1-3, 1,3 or */2."
+            );
+        }
+    }
+    format!("'{whole}' is no time plan: {}", said.unwrap_or_default())
+}
+
+/// Says what of an expression keeps its time from ever coming: a date that no year has.
+fn never(text: &str) -> String {
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    let date = named(&fields).filter(|((name, _), _)| ["day of the month", "month"].contains(name));
+    let date: Vec<String> = date.map(|((name, _), field)| format!("{name} '{field}'")).collect();
+    format!("'{text}' names a time that never comes: no year has the {}.", date.join(" in the "))
 }
 
 fn parse_zone(name: &str) -> Result<TimeZone, String> {
     TimeZone::get(name).map_err(|_| {
         let shown: String = name.chars().take(60).collect();
-        format!("'{shown}' is no time zone; write an IANA name such as Europe/Berlin, or UTC.")
+        let near = near_zone(name).map_or_else(String::new, |near| format!(" Is '{near}' meant?"));
+        format!("'{shown}' is no time zone; write an IANA name such as Europe/Berlin, or UTC.{near}")
     })
+}
+
+/// The zone whose name is nearest to `name`, or ends with it.
+fn near_zone(name: &str) -> Option<String> {
+    let wanted = name.trim().to_ascii_lowercase().replace(' ', "_");
+    let away = |known: &str| {
+        let known = known.to_ascii_lowercase();
+        if known.rsplit('/').next() == Some(wanted.as_str()) { 0 } else { distance(&wanted, &known) }
+    };
+    let all = jiff::tz::db().available().map(|known| (away(known.as_str()), known.as_str().to_owned()));
+    all.min().filter(|(away, _)| *away <= wanted.len() / 3).map(|(_, near)| near)
 }
 
 #[cfg(test)]

@@ -213,7 +213,13 @@ fn login() {
     assert!(
         policy.contains("default-src 'none'") && policy.contains("script-src 'sha256-") && !policy.contains("unsafe")
     );
-    assert_eq!(daemon.send("GET", &path, &typed, None).status, 401, "once");
+    let again = daemon.send("GET", &path, &typed, None);
+    assert_eq!((again.status, again.code()), (401, "unauthorized"), "once");
+    let browser = [typed[0], typed[1], typed[2], ("accept", "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8")];
+    let told = daemon.send("GET", &path, &browser, None);
+    assert_eq!((told.status, told.header("content-type")), (401, Some("text/html; charset=utf-8")));
+    assert!(told.header("www-authenticate").is_some() && told.header("content-security-policy").is_some());
+    assert!(String::from_utf8_lossy(&told.body).contains("Run <code>aman open</code>"), "a person is told what to do");
     let pair = cookie.split(';').next().expect("a pair");
     let body = String::from_utf8(page.body.clone()).expect("text");
     let session = session_of(&body);

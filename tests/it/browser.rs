@@ -125,8 +125,32 @@ fn the_page_in_a_browser() {
     let late = daemon.push("test.late", json!({ "n": 2 }));
     browser.wait(&format!("{ROWS}[0]?.dataset.id === '{late}' && {ROWS}[0].textContent.includes('test.late')"));
     assert_eq!(browser.eval("document.title"), "aman", "data is shown, not run");
-    daemon.push("test.fails", json!({}));
+    let fails = daemon.push("test.fails", json!({}));
     browser.wait("document.querySelectorAll('#letters tbody tr').length === 1");
+    browser.eval("navigator.clipboard.writeText = async (text) => { window.copied = text; }");
+    let copied = |browser: &mut Browser, list: &str, id: &str| {
+        let button = format!("document.querySelector('#{list} tr[data-id=\"{id}\"] button.id')");
+        assert_eq!(browser.eval(&format!("{button}.textContent")), format!("…{}", &id[id.len() - 12..]));
+        browser.eval(&format!("{button}.click()"));
+        browser.wait(&format!("window.copied === '{id}'"));
+    };
+    copied(&mut browser, "events", &fails);
+    let letter = daemon.get("/dlq").items()[0]["id"].as_str().expect("an id").to_owned();
+    copied(&mut browser, "letters", &letter);
+    // The columns of times, ids and types keep their words whole, also beside data of any length.
+    daemon.push("test.a_rather_long_type_of_event.that_happened", json!({ "n": "x".repeat(4000) }));
+    browser.wait(&format!("{ROWS}[0].textContent.includes('a_rather_long_type')"));
+    let whole = "(() => { const range = document.createRange(); return [...document.querySelectorAll(
+        '#events tbody tr:first-child :is(.fixed, a), #letters tbody a')].map((cell) => { range.selectNodeContents(cell);
+        return range.getBoundingClientRect().height < 30; }); })()";
+    assert_eq!(browser.eval(whole), json!([true, true, true, true, true]), "one line each");
+    browser.eval("document.querySelector('#letters tbody a').click()");
+    browser.wait("!document.getElementById('why').hidden");
+    let story = browser.eval("document.getElementById('why').innerText");
+    let story = story.as_str().expect("a story");
+    assert!(story.contains("dead_lettered") && story.contains("skill/broken: dead after 1 attempt"), "{story}");
+    browser.eval("location.hash = ''");
+    browser.wait("document.getElementById('why').hidden");
     browser.eval("[...document.querySelectorAll('#letters button')].find(b => b.textContent === 'Discard').click()");
     browser.wait("!document.getElementById('letters-empty').hidden");
     assert_eq!(daemon.get("/dlq/depth").json["depth"], 0);

@@ -24,6 +24,11 @@ fn push_see_why() {
     assert!(code == 0 && out.contains("skill/inbox-triage") && out.contains("type"), "{out}");
     let (code, out, _) = daemon.cli(&["event", "show", &id, "--json"]);
     assert_eq!((code, &json_of(&out)["event"]["data"]), (0, &json!({"from": "ann"})));
+    let sequence = json_of(&out)["event"]["amansequence"].as_str().expect("a sequence").to_owned();
+    for named in [sequence.as_str(), &id[..30]] {
+        let (code, out, err) = daemon.cli(&["why", named]);
+        assert!(code == 0 && out.starts_with(&format!("Event {id}")), "{named}: {out}{err}");
+    }
     let trace = json_of(&out)["event"]["traceid"].as_str().expect("a trace").to_owned();
     let (code, out, _) = daemon.cli(&["event", "trace", &trace]);
     assert!(code == 0 && out.contains(&id), "{out}");
@@ -52,6 +57,12 @@ fn dead_letters() {
         let again = daemon.get("/dlq").json["items"][0]["attempts"].as_i64();
         (again == Some(2)).then_some(())
     });
+    for named in [&letter, &letter[..30], &id] {
+        let (code, out, err) = daemon.cli(&["why", named]);
+        assert!(code == 0 && out.contains(&id) && out.contains("dead after 2 attempts"), "{named}: {out}{err}");
+    }
+    let (code, _, err) = daemon.cli(&["why", &id[..5]]);
+    assert!(code == 3 && err.contains("begin so") && err.contains(&id), "{code} {err}");
     let (code, out, err) = daemon.cli(&["dlq", "discard", &letter]);
     assert_eq!(code, 0, "{out}{err}");
     let (code, _, err) = daemon.cli(&["dlq", "discard", &letter]);
@@ -67,7 +78,11 @@ fn dead_letters() {
 #[test]
 fn errors_say_what_to_do() {
     let mut daemon = Daemon::start();
-    let cases: [(&[&str], i32, &str); 4] = [
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["event", "show", "nothing"], 1, "`aman event recent`"),
+        (&["why", "99999"], 1, "no event '99999'"),
+        (&["status", "--token", "0123456789abcdef"], 1, "does not know the token in --token"),
+        (&["skill", "show", "nothing"], 1, "`aman skill list`"),
         (&["event", "show", "nothing"], 1, "no event 'nothing'"),
         (&["event", "push", "--type", "a..b", "--data", "{}"], 1, "type"),
         (&["event", "push", "--type", "a.b", "--data", "{"], 2, "data"),

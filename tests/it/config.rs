@@ -274,6 +274,14 @@ fn the_command_line_edits_the_file() {
     };
     assert_eq!(cli(&["config", "path"], &[]).1.trim(), file.display().to_string());
     assert_eq!(cli(&["config", "get", "log.level"], &[]), (0, "info\n".to_owned(), String::new()), "without a daemon");
+    let hook =
+        ["sources.door.kind=webhook", "sources.door.verify.scheme=github", "sources.door.verify.secret=env:NOT_HERE"];
+    let (code, out, err) = cli(&[&["config", "set"], hook.as_slice()].concat(), &[]);
+    assert!(code == 0 && out.contains("No daemon runs"), "{out}{err}");
+    assert!(err.contains("sources.door.verify.secret") && err.contains("NOT_HERE, which is not set"), "{err}");
+    assert_eq!(cli(&[&["config", "set"], hook.as_slice()].concat(), &[("NOT_HERE", "a-secret-of-mine")]).2, "");
+    assert_eq!(cli(&["config", "set", "--unset", "sources.door"], &[]).0, 0);
+    assert_eq!(cli(&["config", "reload"], &[]).0, 1, "there is nobody to reload");
     let daemon = Daemon::start_in(folder.path());
     let (code, out, err) = cli(&["config", "set", "log.level", "warn"], &[]);
     assert_eq!(code, 0, "{out}{err}");
@@ -284,6 +292,30 @@ fn the_command_line_edits_the_file() {
     let (code, out, _) = cli(&["config", "set", "bus.durability", "normal"], &[]);
     assert!(code == 0 && out.contains("after a restart: bus.durability"), "{out}");
     let before = fs::read_to_string(&file).expect("aman.toml");
+    let (code, _, err) = cli(&["config", "set", "sources.papers.kind", "files"], &[]);
+    assert!(code == 1 && err.contains("sources.papers.kind=\"files\" sources.papers.path=…"), "{err}");
+    for args in
+        [["log.level=debug", "bus.max_pending=none"], ["log.level=debug", "log.leevl=warn"], ["log.level=debug", "a"]]
+    {
+        assert_ne!(cli(&[&["config", "set"], args.as_slice()].concat(), &[]).0, 0, "{args:?}");
+        assert_eq!(fs::read_to_string(&file).expect("aman.toml"), before, "all or nothing: {args:?}");
+    }
+    let both = ["config", "set", "sources.papers.kind=files", "sources.papers.path=~/papers"];
+    let (code, out, err) = cli(&both, &[]);
+    assert!(code == 0 && out.contains("In force now: sources.papers"), "{out}{err}");
+    assert_eq!(cli(&["config", "set", "--unset", "sources.papers"], &[]).0, 0);
+    assert_eq!(fs::read_to_string(&file).expect("aman.toml"), before);
+    fs::write(&file, before.replace("warn", "debug")).expect("aman.toml");
+    let (code, out, _) = cli(&["config", "reload", "--dry-run"], &[]);
+    assert!(code == 0 && out.contains("Would be in force: log.level"), "{out}");
+    let (code, out, _) = cli(&["config", "reload"], &[]);
+    assert!(code == 0 && out.contains("In force now: log.level"), "{out}");
+    assert!(cli(&["config", "reload"], &[]).1.contains("Nothing that takes effect now"));
+    fs::write(&file, "[http\n").expect("aman.toml");
+    let (code, _, err) = cli(&["config", "reload"], &[]);
+    assert!(code == 3 && err.contains("line 1"), "{code} {err}");
+    fs::write(&file, &before).expect("aman.toml");
+    assert_eq!(cli(&["config", "reload"], &[]).0, 0);
     let (code, _, err) = cli(&["config", "set", "bus.max_pending", "none"], &[]);
     assert!(code == 1 && err.contains("bus.max_pending"), "{err}");
     assert_eq!(fs::read_to_string(&file).expect("aman.toml"), before, "what is wrong is not written");

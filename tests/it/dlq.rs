@@ -150,6 +150,24 @@ fn retries_run_the_same_delivery() {
     let again = letters(&daemon, "");
     assert_eq!((again.len(), &again[0]["id"], &again[0]["attempts"]), (1, id, &json!(2)));
     assert_eq!(again[0]["first_failed_at"], letter["first_failed_at"]);
+    let counted = |wanted: u64| {
+        let delivery = daemon.dump(&event)["deliveries"][0].clone();
+        let numbers: Vec<u64> = delivery["failures"]
+            .as_array()
+            .expect("failures")
+            .iter()
+            .filter_map(|one| one["attempt"].as_u64())
+            .collect();
+        assert_eq!(
+            (delivery["attempt"].as_u64(), numbers),
+            (Some(wanted), vec![1, 2]),
+            "one count for all: {delivery}"
+        );
+    };
+    counted(2);
+    let told: Vec<u64> =
+        daemon.recent("aman.delivery.dead").iter().filter_map(|one| one["data"]["attempts"].as_u64()).collect();
+    assert_eq!(told, [2, 1], "newest first, the event of a death counts alike");
 
     heal(&daemon);
     assert_eq!(retry(&daemon, &letter).status, 200);
@@ -158,6 +176,7 @@ fn retries_run_the_same_delivery() {
     let delivery = daemon.dump(&event)["deliveries"][0].clone();
     assert_eq!((&delivery["id"], &delivery["status"]), (id, &json!("done")), "{delivery}");
     assert_eq!(delivery["failures"].as_array().map(Vec::len), Some(2), "what failed stays known");
+    counted(3);
     for what in ["retry", "discard"] {
         let refused = daemon.post_confirmed(&format!("/dlq/{}/{what}", text(&letter, "id")), &json!({}));
         assert_eq!((refused.status, refused.code()), (409, "invalid_state"), "{what}");

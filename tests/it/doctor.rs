@@ -65,7 +65,7 @@ fn a_plain_home_is_closed() {
     ] {
         assert_eq!(checks[id]["status"], "ok", "{}", checks[id]);
     }
-    let general = ["ready", "same_version", "access", "event_time", "dead_letters"];
+    let general = ["ready", "same_version", "access", "event_time", "dead_letters", "sources", "sinks", "jobs"];
     for id in general.iter().chain(&["skill_permissions", "tokens_admin", "audit_chain"]) {
         assert_eq!(checks[*id]["status"], "skip", "only a daemon can tell: {}", checks[*id]);
     }
@@ -177,7 +177,12 @@ fn a_running_daemon_is_asked() {
     let toml = "[http]\npublic_stream = \"full\"\nallowed_origins = [\"null\"]\nallow_remote = true\n\
         [http_client]\nallow_private = true\n[debug]\nforce_enable_debug_endpoints = true\n\
         [sources.hook]\nkind = \"webhook\"\n[sources.poll]\nkind = \"http_poll\"\nurl = \"https://192.0.2.1/\"\n[sinks.out]\nkind = \"webhook\"\nurl = \"http://192.0.2.1/\"\ntypes = [\"a.**\"]\n\
-        secret = \"env:OUT\"\n";
+        secret = \"env:OUT\"\n[sinks.lost]\nkind = \"ntfy\"\nurl = \"https://lost.invalid/\"\ntopic = \"a-topic-of-mine\"\n\
+        [sources.gone]\nkind = \"http_poll\"\nurl = \"https://gone.invalid/\"\n";
+    fs::create_dir_all(home.join("skills/half")).expect("a folder");
+    fs::write(home.join("skills/half/SKILL.md"), "---\nname: other\n---\n").expect("a skill that cannot be loaded");
+    fs::create_dir_all(home.join("workflows")).expect("a folder");
+    fs::write(home.join("workflows/bad.yaml"), "do: nothing\n").expect("a workflow that cannot be read");
     fs::write(home.join("aman.toml"), toml).expect("aman.toml");
     write_skill(home, "greedy", &["aman.on: a.b", "aman.permissions: 'write:~'"], "exit 0");
     let daemon = Daemon::try_start_in(home, &[("OUT", "0123456789abcdef")]).unwrap_or_else(|log| panic!("{log}"));
@@ -202,9 +207,18 @@ fn a_running_daemon_is_asked() {
         ("skill_permissions", "greedy"),
         ("tokens_admin", "boss"),
         ("tokens_long", "old"),
+        ("sources", "gone: 'gone.invalid' cannot be resolved"),
+        ("sinks", "lost: 'lost.invalid' cannot be resolved"),
+        ("skills", "half/SKILL.md: "),
+        ("workflows", "bad.yaml: "),
     ] {
         let check = &checks[id];
         assert!(check["status"] == "warn" && check["message"].as_str().is_some_and(|m| m.contains(text)), "{check}");
+        assert!(check["do"].is_string(), "{check}");
+    }
+    let (_, glance, _) = daemon.cli(&["status"]);
+    for text in ["skill ", "half/SKILL.md: ", "workflow ", "Needs you:", "→ "] {
+        assert!(glance.contains(text), "{text}: {glance}");
     }
     assert!(!checks["tokens_admin"].to_string().contains("good,") && checks["audit_chain"]["status"] == "ok");
     let answer = daemon.post_confirmed("/config/set", &json!({ "changes": { "http.public_stream": "off" } }));

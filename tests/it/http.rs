@@ -74,6 +74,22 @@ fn requests_for_nobody() {
     }
 }
 
+/// Goal: who calls a path or a method that is not there is told which would be.
+#[test]
+fn near_misses_are_told_what_is_near() {
+    let daemon = Daemon::start();
+    let answer = |method: &str, path: &str| daemon.send(method, path, &[], None);
+    for (path, near) in [("/events/recents", "Is /events/recent meant?"), ("/skil/x", "Is /skill/x meant?"), ("/?", "")]
+    {
+        let told = answer("GET", path);
+        assert!(told.status == 200 || told.json["detail"].as_str().is_some_and(|text| text.contains(near)), "{told:?}");
+    }
+    assert!(!answer("GET", "/nothing/like/it").json["detail"].to_string().contains("meant"));
+    let told = answer("PUT", "/runtime/status");
+    assert_eq!((told.status, told.header("allow")), (405, Some("GET, HEAD")));
+    assert!(told.json["detail"].as_str().is_some_and(|text| text.contains("GET, HEAD")), "{told:?}");
+}
+
 /// Goal: bodies have limits, types and a rule for being absent.
 #[test]
 fn bodies() {

@@ -250,7 +250,7 @@ fn the_command_line_works() {
     let refused = daemon.post("/notifications/test", &json!({}));
     assert_eq!((refused.status, refused.code()), (403, "debug_disabled"));
     let (code, out, _) = daemon.cli(&["notification", "list"]);
-    assert_eq!((code, out.as_str()), (0, "Nothing to tell.\n"));
+    assert_eq!((code, out.as_str()), (0, "Nothing new for you. With --dismissed it shows what you put away.\n"));
     tell(&daemon, json!({ "title": "Look \u{1b}[31mhere", "message": "at this" }));
     tell(&daemon, json!({ "title": "Look here", "message": "at this" }));
     let (_, out, _) = daemon.cli(&["notification", "list"]);

@@ -206,7 +206,7 @@ pub async fn bytes(
     room: &mut Room,
 ) -> Result<Bytes, Problem> {
     let too_large = || {
-        let detail = format!("The body may have at most {bytes_max} bytes.");
+        let detail = format!("The body may have at most {bytes_max} bytes. Send less, or several requests.");
         Problem::new((StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"), detail)
     };
     if body.size_hint().exact().is_some_and(|n| n > bytes_max as u64) {
@@ -246,7 +246,7 @@ pub async fn bytes(
     match tokio::time::timeout(BODY_WAIT, read).await {
         Ok(result) => result,
         Err(_) => {
-            let detail = format!("The body did not arrive within {} s.", BODY_WAIT.as_secs());
+            let detail = format!("The body did not arrive within {} s. Send it in one go.", BODY_WAIT.as_secs());
             Err(Problem::new((StatusCode::REQUEST_TIMEOUT, "request_timeout"), detail))
         }
     }

@@ -21,7 +21,7 @@ use crate::event::{Event, View};
 use crate::id::{EventSeq, Ids, TraceId};
 use crate::redact;
 use crate::store::deliveries::{self, Record};
-use crate::store::{events, retention};
+use crate::store::{events, meant, retention};
 
 const PATTERNS_MAX: usize = 64;
 /// Events of one trace that are shown.
@@ -32,7 +32,7 @@ pub(super) async fn push(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
     let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
     let bytes = call.bytes().await?;
     let Pushed { events, batch } = parse::push(&call.headers, &bytes, call.parent_trace, app.clock.now_ms())?;
-    let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized("Pushing needs a token."))?;
+    let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized(Problem::HOW_TO_SHOW))?;
     let origin = Origin { principal: principal.name.to_string(), trust: principal.trust, internal: false };
     let alone_in_batch = batch && events.len() == 1;
     let idempotency = idempotency(&call, &origin.principal, &bytes)?;
@@ -124,7 +124,8 @@ fn attributes(headers: &HeaderMap) -> Vec<u8> {
 /// `POST /inject-event`: as push, for tests.
 pub(super) async fn inject(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     if !app.tuned.load().debug_endpoints {
-        let detail = "Set debug.force_enable_debug_endpoints = true to use this.";
+        let detail =
+            "This route is for tests. Set debug.force_enable_debug_endpoints = true to use it, or POST /events/push.";
         return Err(Problem::new((StatusCode::FORBIDDEN, "debug_disabled"), detail));
     }
     push(app, call).await
@@ -177,25 +178,45 @@ pub(super) async fn types(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     query.page("types", all.into_values())
 }
 
-/// The one event that the path's `id` and the query's `source` mean.
+/// The one event that the path's `id` and the query's `source` mean: its id, else its sequence number, the id of one of its
+/// deliveries, or a beginning of an id that fits no other.
 pub(super) async fn find(app: &App, id: &str, source: Option<String>) -> Result<Event, Problem> {
     let (ids, wanted) = (app.store.ids(), id.to_owned());
-    let mut found = app.store.read(move |conn| events::by_id(conn, ids, &wanted, source.as_deref())).await?;
+    let (mut found, whole) = app
+        .store
+        .read(move |conn| {
+            let named = events::by_id(conn, ids, &wanted, source.as_deref())?;
+            if !named.is_empty() {
+                return Ok::<_, Error>((named, true));
+            }
+            let mut meant = meant::events(conn, ids, &wanted)?;
+            meant.retain(|event| source.as_ref().is_none_or(|source| event.sent.source == *source));
+            Ok((meant, false))
+        })
+        .await?;
     if found.len() > 1 {
-        let sources: Vec<&str> = found.iter().take(10).map(|event| event.sent.source.as_str()).collect();
-        let reason = format!("Several sources used this id: {}. Say which with ?source=.", sources.join(", "));
+        let several = |name: fn(&Event) -> String| found.iter().take(10).map(name).collect::<Vec<_>>().join(", ");
+        let reason = if whole {
+            let sources = several(|event| event.sent.source.clone());
+            format!("Several sources used this id: {sources}. Say which with ?source= (--source).")
+        } else {
+            format!("Several ids begin so: {}, … Give more of the one you mean.", several(Event::id))
+        };
         return Err(Error::conflict("ambiguous_id", reason).into());
     }
     match found.pop() {
         Some(event) => Ok(event),
-        None => Err(absent(app, "event", id, Uuid::parse_str(id).ok()).await?),
+        None => {
+            let made = Uuid::parse_str(id).ok().and_then(|made| app.store.ids().sequence_of(made));
+            let was = made.map(|(_, sequence)| sequence).or(id.parse().ok().map(EventSeq));
+            Err(absent(app, "event", id, was).await?)
+        }
     }
 }
 
-/// Why there is no such thing: `made` is an id that this database may have made for an event, which then is gone.
-async fn absent(app: &App, kind: &'static str, id: &str, made: Option<Uuid>) -> Result<Problem, Error> {
+/// Why there is no such thing: `was` is where the event stood if this database ever had it.
+async fn absent(app: &App, kind: &'static str, id: &str, was: Option<EventSeq>) -> Result<Problem, Error> {
     let head = app.live.head();
-    let was = made.and_then(|made| app.store.ids().sequence_of(made)).map(|(_, sequence)| sequence);
     let Some(sequence) = was.filter(|sequence| *sequence <= head) else { return Ok(Error::not_found(kind, id).into()) };
     let at_ms = app.store.read(move |conn| retention::pruned_at(conn, sequence)).await?;
     Ok(match at_ms {
@@ -274,7 +295,8 @@ pub(super) async fn trace(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
         })
         .await?;
     if found.is_empty() {
-        return Err(absent(&app, "trace", text, Some(Uuid::from_bytes(trace.0))).await?);
+        let was = app.store.ids().sequence_of(Uuid::from_bytes(trace.0)).map(|(_, sequence)| sequence);
+        return Err(absent(&app, "trace", text, was).await?);
     }
     let edges: Vec<Value> = found
         .iter()

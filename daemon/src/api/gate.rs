@@ -170,10 +170,14 @@ impl Gate {
         let left = FAILURES_PER_S.mul_add((now - since).as_secs_f64(), left).min(FAILURES_BURST);
         *failures = (if left < 1.0 { left } else { left - 1.0 }, now);
         if left < 1.0 {
-            let detail = "Too many wrong tokens were tried.";
+            let detail =
+                "Too many wrong tokens were tried. Wait for Retry-After; a good token is let in all the while.";
             return Problem::new((StatusCode::TOO_MANY_REQUESTS, "rate_limited"), detail).retry_after_ms(1000);
         }
-        Problem::unauthorized("The token is wrong, expired or revoked. `aman doctor` says where the right one is.")
+        Problem::unauthorized(
+            "The token, or what was shown instead, is wrong, used up, expired or revoked. The owner's token is in the file \
+             'token' of the data folder unless http.token is set; `aman token create` makes others.",
+        )
     }
 
     /// Who asks for a route of `scope`; `None` only on public routes.
@@ -183,8 +187,7 @@ impl Gate {
         }
         let found = self.principal(headers)?;
         if found.is_none() && scope != Scope::PublicOrEventsRead {
-            let detail = "Send the token as 'Authorization: Bearer <token>' or 'x-aman-token: <token>'.";
-            return Err(Problem::unauthorized(detail));
+            return Err(Problem::unauthorized(Problem::HOW_TO_SHOW));
         }
         Ok(found)
     }
@@ -195,7 +198,10 @@ pub fn permit(principal: Option<&Principal>, scope: Scope) -> Result<(), Problem
     if principal.is_none_or(|principal| principal.may(scope)) {
         return Ok(());
     }
-    let detail = format!("This token may not do that; it needs the scope {}.", scope.name());
+    let detail = format!(
+        "This token may not do that; it needs the scope {0}: `aman token create NAME --scope {0}` makes one that has it.",
+        scope.name()
+    );
     Err(Problem::new((StatusCode::FORBIDDEN, "insufficient_scope"), detail))
 }
 

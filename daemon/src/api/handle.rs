@@ -140,7 +140,7 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
     if is_plain {
         return Ok(());
     }
-    let detail = "The only Transfer-Encoding that is understood here is 'chunked', once.";
+    let detail = "The only Transfer-Encoding that is understood here is 'chunked', once. Send the body as it is.";
     Err(Problem::new((StatusCode::NOT_IMPLEMENTED, "unsupported_coding"), detail).closing())
 }
 
@@ -158,7 +158,9 @@ fn route(front: &Front, parts: &Parts, listed: bool) -> Result<Option<(Arc<Mount
         Found::Route(mounted, params) => Ok(Some((mounted, params))),
         Found::OtherMethods(allow) => Err(Problem::method_not_allowed(path, &allow)),
         Found::Nothing => {
-            let detail = format!("There is no route {path}.");
+            let near = table.nearest(path).map_or_else(String::new, |near| format!(" Is {near} meant?"));
+            let all = if front.has_console() { " GET /openapi.json lists them all." } else { "" };
+            let detail = format!("There is no route {path}.{near}{all}");
             Err(Problem::new((StatusCode::NOT_FOUND, "route_not_found"), detail))
         }
     }
@@ -233,7 +235,8 @@ fn handling(app: &Arc<App>, call: Call) -> Handling {
 }
 
 fn too_slow(seconds: u64) -> Problem {
-    let detail = format!("This took longer than {seconds} s. What it began may still happen.");
+    let detail =
+        format!("This took longer than {seconds} s. What it began may still happen: look before you send it again.");
     Problem::new((StatusCode::GATEWAY_TIMEOUT, "timeout"), detail)
 }
 

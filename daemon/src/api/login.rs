@@ -4,7 +4,9 @@ use std::sync::{Arc, LazyLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, HeaderValue, REFERRER_POLICY, SET_COOKIE};
+use hyper::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, SET_COOKIE,
+};
 use hyper::{Method, StatusCode};
 use serde_json::json;
 
@@ -14,7 +16,7 @@ use super::problem::Problem;
 use super::query::Query;
 use super::secrets::{CODE_MS, SESSION_IDLE_MS, TICKET_MS};
 use super::{App, Call};
-use crate::bundled::{LOGIN_PAGE, PAGE};
+use crate::bundled::{LOGIN_PAGE, PAGE, USED_PAGE};
 use crate::clock::rfc3339;
 use crate::error::Error;
 
@@ -37,6 +39,7 @@ fn policy(page: &str) -> HeaderValue {
 
 static PAGE_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| policy(PAGE));
 static LOGIN_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| policy(LOGIN_PAGE));
+static USED_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| policy(USED_PAGE));
 
 fn html(text: impl Into<bytes::Bytes>, policy: &HeaderValue) -> Reply {
     let headers = vec![
@@ -64,7 +67,7 @@ fn expiry(app: &App, after_ms: i64) -> String {
 pub(super) async fn code(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
     call.fields().await?.done()?;
-    let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized("A login needs a token."))?;
+    let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized(Problem::HOW_TO_SHOW))?;
     let code = app.gate.secrets.make_code(principal, app.clock.now_ms());
     let answer = json!({ "path": format!("/auth/open?code={code}"), "expires_at": expiry(&app, CODE_MS) });
     body::reply(StatusCode::CREATED, &answer)
@@ -82,13 +85,29 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     }
     let now_ms = app.clock.now_ms();
     let Some(principal) = app.gate.secrets.take_code(code, now_ms) else {
-        let problem = app.gate.refuse_wrong();
-        return Err(app.refusals.count(&app, problem));
+        let problem = app.refusals.count(&app, app.gate.refuse_wrong());
+        return if wants_html(&call.headers) { Ok(used_up(problem)) } else { Err(problem) };
     };
     let (cookie, header) = app.gate.secrets.make_session(principal, now_ms);
     let mut reply = html(LOGIN_PAGE.replace(SESSION_MARK, &header), &LOGIN_POLICY);
     reply.headers.push(set_cookie(&app, &cookie, SESSION_IDLE_MS / 1000)?);
     Ok(reply)
+}
+
+/// A person looks: browsers name HTML among what they accept, programs that want any answer do not.
+fn wants_html(headers: &HeaderMap) -> bool {
+    let accepted =
+        headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(','));
+    let mut essences = accepted.filter_map(|range| range.split(';').next());
+    essences.any(|essence| essence.trim().eq_ignore_ascii_case("text/html"))
+}
+
+/// `problem` as a page that says what to do.
+fn used_up(problem: Problem) -> Reply {
+    let mut page = html(USED_PAGE, &USED_POLICY);
+    page.status = problem.status;
+    page.headers.extend(problem.into_headers());
+    page
 }
 
 fn set_cookie(app: &App, value: &str, seconds: i64) -> Result<(HeaderName, HeaderValue), Error> {
@@ -115,7 +134,7 @@ pub(super) async fn logout(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
 pub(super) async fn ticket(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
     call.fields().await?.done()?;
-    let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized("A ticket needs a token."))?;
+    let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized(Problem::HOW_TO_SHOW))?;
     let ticket = app.gate.secrets.make_ticket(principal, app.clock.now_ms());
     body::reply(StatusCode::CREATED, &json!({ "ticket": ticket, "expires_at": expiry(&app, TICKET_MS) }))
 }
@@ -133,6 +152,7 @@ mod tests {
             assert_eq!((page.matches("<script").count(), page.matches("<style").count()), (1, 1));
             assert!(!page.contains("innerHTML") && !page.contains(" style=") && !page.contains(" onclick="));
         }
+        assert!(!USED_PAGE.contains("<script") && !USED_PAGE.contains(" style="));
         let script = LOGIN_PAGE.split_once("<script>").expect("a script").1;
         assert!(!script.contains(SESSION_MARK), "its hash must not depend on the session");
     }

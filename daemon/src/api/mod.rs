@@ -236,7 +236,7 @@ impl Call {
 
 /// 503 while the daemon shuts down.
 fn draining() -> Problem {
-    let detail = "The daemon is shutting down and takes no new work.";
+    let detail = "The daemon is shutting down and takes no new work. Try again once it runs again.";
     Problem::new((StatusCode::SERVICE_UNAVAILABLE, "draining"), detail).retry_after_ms(5000)
 }
 

@@ -30,6 +30,10 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// How to show a token, for whoever showed nothing.
+    pub const HOW_TO_SHOW: &str = "Send a token as 'Authorization: Bearer <token>' or 'x-aman-token: <token>'. The owner's is in \
+                                   the file 'token' of the data folder unless http.token is set.";
+
     /// A problem without further headers.
     pub fn new((status, code): (StatusCode, &'static str), detail: impl Into<String>) -> Problem {
         Problem { status, code, detail: detail.into(), fields: Vec::new(), headers: Vec::new(), chain: None }
@@ -44,7 +48,7 @@ impl Problem {
 
     /// 405, with the methods that would work.
     pub fn method_not_allowed(path: &str, allow: &str) -> Problem {
-        let detail = format!("{path} answers {allow} only.");
+        let detail = format!("{path} answers {allow} only. Use one of these methods.");
         let mut problem = Problem::new((StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"), detail);
         problem.headers.extend(HeaderValue::from_str(allow).ok().map(|value| (ALLOW, value)));
         problem
@@ -52,7 +56,7 @@ impl Problem {
 
     /// 500: the client learns nothing but where to look; `chain` goes to the log with the request's trace.
     pub fn internal(chain: String) -> Problem {
-        let detail = "The daemon failed. Its log says more, under this trace_id.";
+        let detail = "The daemon failed. Its log says more, under this trace_id: `aman logs`.";
         let problem = Problem::new((StatusCode::INTERNAL_SERVER_ERROR, "internal"), detail);
         Problem { chain: Some(chain), ..problem }
     }
@@ -134,6 +138,29 @@ impl Problem {
     }
 }
 
+/// Where those of a kind that are there can be seen, for whoever named one that is not.
+fn listed(kind: &str) -> &'static str {
+    match kind {
+        "event" | "trace" => " GET /events/recent lists the newest (`aman event recent`).",
+        "dead letter" => " GET /dlq lists them (`aman dlq list`).",
+        "group of dead letters" => " GET /dlq/groups lists them (`aman dlq groups`).",
+        "skill" => " GET /skills lists them (`aman skill list`).",
+        "source" => " GET /event-sources lists them (`aman source list`).",
+        "hook" => " A hook is a source of kind webhook; GET /event-sources lists them (`aman source list`).",
+        "sink" => " GET /sinks lists them (`aman sink list`).",
+        "failed sending" => " GET /sink/{id}/failures lists them (`aman sink failures`).",
+        "cron job" => " GET /cron lists them (`aman cron list`).",
+        "workflow" => " GET /workflows lists them (`aman workflow list`).",
+        "workflow instance" => " GET /workflow-instances lists them (`aman workflow instances`).",
+        "plugin" => " GET /plugins lists them (`aman plugin list`).",
+        "tool" => " GET /tools lists them.",
+        "page" => " GET /ui/pages lists them.",
+        "notification" => " GET /notifications lists them (`aman notification list`).",
+        "token" => " GET /auth/token lists them (`aman token list`).",
+        _ => "",
+    }
+}
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Problem {
         let status_and_code = match &error {
@@ -145,7 +172,10 @@ impl From<Error> for Problem {
             Error::Busy { code, .. } => (StatusCode::SERVICE_UNAVAILABLE, *code),
             Error::Internal { .. } => return Problem::internal(error.chain().join(": ")),
         };
-        let problem = Problem::new(status_and_code, error.to_string());
+        let mut problem = Problem::new(status_and_code, error.to_string());
+        if let Error::NotFound { kind, .. } = &error {
+            problem.detail.push_str(listed(kind));
+        }
         match error {
             Error::Invalid { fields, .. } => Problem { fields, ..problem },
             Error::Busy { retry_after_ms, .. } => problem.retry_after_ms(retry_after_ms),

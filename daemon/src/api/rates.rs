@@ -57,7 +57,10 @@ impl Rates {
         (*tokens, *since) = (if refilled < 1.0 { refilled } else { refilled - 1.0 }, now);
         drop(left);
         if refilled < 1.0 {
-            let detail = format!("'{name}' may make {per_s} requests a second. See http.rate_limit.");
+            let detail = format!(
+                "'{name}' may make {per_s} requests a second. Wait for Retry-After, or raise http.rate_limit (of the owner: \
+                 http.owner_rate_limit)."
+            );
             return Err(Problem::new((StatusCode::TOO_MANY_REQUESTS, "rate_limited"), detail).retry_after_ms(1000));
         }
         Ok(())

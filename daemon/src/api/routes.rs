@@ -18,7 +18,7 @@ use super::{
     App, Call, audit, config, cron, db, dlq, events, health, login, metrics, notifications, openapi, plugins, runtime,
     sinks, skills, sources, stream, tokens, why, workflows,
 };
-use crate::error::Error;
+use crate::error::{Error, distance};
 use crate::package::PACKED_MAX;
 use crate::plugins::Wanted;
 
@@ -37,6 +37,8 @@ const TOOL_TIME_MAX: Duration = Duration::from_secs(800);
 /// Time limit of a route that says nothing else.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
 
+/// Parts of a path that are looked at to find a route near it.
+const PARTS_MAX: usize = 8;
 /// Time limit of work on the whole database.
 const UPKEEP_MAX: Duration = Duration::from_secs(600);
 
@@ -434,6 +436,24 @@ impl Table {
         Ok(Found::Route(Arc::clone(mounted), params))
     }
 
+    /// The route whose path is nearest to `path`, with the values of `path` where the route takes any; none when none is
+    /// near. A path of a plugin is as good as one of the daemon's own.
+    pub fn nearest(&self, path: &str) -> Option<String> {
+        let given: Vec<&str> = path.split('/').take(PARTS_MAX).collect();
+        let fitted = |route: &Route| {
+            let known: Vec<&str> = route.path.split('/').collect();
+            let parts = known.iter().enumerate().map(|(n, part)| match given.get(n) {
+                Some(value) if part.starts_with('{') && !value.is_empty() => *value,
+                _ => *part,
+            });
+            parts.collect::<Vec<_>>().join("/")
+        };
+        let near = |fitted: &String| distance(path, fitted);
+        let paths = self.all.iter().map(|mounted| fitted(&mounted.route)).filter(|path| path != "/");
+        let best = paths.min_by_key(near)?;
+        (near(&best) <= 2 + best.len() / 8).then_some(best)
+    }
+
     /// The methods that a path answers, for `Allow`; `None` when there is no such path.
     pub fn methods_of(&self, path: &str) -> Option<String> {
         self.paths.at(path).ok().map(|found| methods(found.value))
@@ -485,6 +505,17 @@ mod tests {
             (Method::GET, "", "404"),
         ] {
             assert_eq!(check(method.clone(), path), want, "{method} {path}");
+        }
+        let table = Table::new(core(), None).expect("the table is sound");
+        for (path, near) in [
+            ("/events/recent/", Some("/events/recent")),
+            ("/event/recent", Some("/events/recent")),
+            ("/dql", Some("/dlq")),
+            ("/skil/digest", Some("/skill/digest")),
+            ("/events/17/wy", Some("/events/17/why")),
+            ("/something/else", None),
+        ] {
+            assert_eq!(table.nearest(path).as_deref(), near, "{path}");
         }
         assert!(check(Method::GET, "/events/dump/%ff").starts_with("400 id"));
         assert!(check(Method::GET, "/events/dump/%00").starts_with("400 id"));

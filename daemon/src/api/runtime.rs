@@ -118,7 +118,8 @@ impl Lifecycle {
             return Err(super::draining());
         }
         if self.phase() < Phase::Sources {
-            let detail = "The daemon is starting and takes no work yet.";
+            let detail =
+                "The daemon is starting and takes no work yet. Try again in a second; GET /health/ready says when.";
             return Err(Problem::new((StatusCode::SERVICE_UNAVAILABLE, "starting"), detail).retry_after_ms(1000));
         }
         Ok(())
@@ -175,6 +176,13 @@ fn subsystems(app: &App) -> BTreeMap<String, Value> {
     }
     if let Some(backup) = all.get_mut("backup") {
         backup["copies"] = json!(*app.upkeep.backups().standing());
+    }
+    let failed = app.skills.failed();
+    let state = if failed.is_empty() { "running" } else { "degraded" };
+    all.insert("skills".to_owned(), json!({ "state": state, "loaded": app.skills.list().len(), "failed": failed }));
+    if let Some(workflows) = all.get_mut("workflows") {
+        let left_out = app.workflows.left_out().into_iter();
+        workflows["left_out"] = left_out.map(|(place, error)| json!({ "place": place, "error": error })).collect();
     }
     for shown in app.plugins.sources() {
         all.insert(format!("plugin/{}", shown["id"].as_str().unwrap_or_default()), shown);

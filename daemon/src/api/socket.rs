@@ -142,7 +142,10 @@ fn refusal_for(front: &Front, head: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let problem = if text[9..].starts_with("400") {
-        Problem::new((StatusCode::BAD_REQUEST, "malformed_request"), "This is not a readable HTTP/1.1 request.")
+        Problem::new(
+            (StatusCode::BAD_REQUEST, "malformed_request"),
+            "This is not a readable HTTP/1.1 request. With http.tls set, call it by https.",
+        )
     } else {
         // hyper tells no more than the status, whichever of its limits was met.
         let detail = "The head of the request is too large: the request line and the headers may have 32 KiB together, \

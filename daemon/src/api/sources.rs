@@ -77,7 +77,7 @@ pub(super) async fn hook(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
     let hook = match app.sources.hook(call.param("id"))? {
         Door::Open(hook) => hook,
         Door::Paused => {
-            let detail = "This hook is paused. Try again later.";
+            let detail = "This hook is paused. Try again after Retry-After, or resume it with `aman source resume`.";
             let problem = Problem::new((StatusCode::SERVICE_UNAVAILABLE, "source_paused"), detail);
             return Err(problem.retry_after_ms(PAUSED_RETRY_MS));
         }

@@ -345,7 +345,11 @@ fn view(app: &App, holder: Option<&Principal>) -> Result<(View, Option<OwnedSema
         return Ok((View::Full, None));
     }
     let view = app.tuned.load().public_view();
-    let view = view.ok_or_else(|| Problem::unauthorized("The stream needs a token here."))?;
+    let view = view.ok_or_else(|| {
+        Problem::unauthorized(
+            "The stream needs credentials here: a token in a header, or ?ticket= from POST /auth/ticket.",
+        )
+    })?;
     let permit = Arc::clone(&app.public_streams).try_acquire_owned().map_err(|_| {
         let detail = format!("{PUBLIC_STREAMS_MAX} streams without credentials are open. Use a token.");
         Problem::new((StatusCode::SERVICE_UNAVAILABLE, "overloaded"), detail).retry_after_ms(10_000)

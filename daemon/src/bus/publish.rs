@@ -388,7 +388,7 @@ impl Bus {
             self.tell_overload();
             return Err(Error::Busy {
                 code: "overloaded",
-                what: "More is waiting than the daemon lets wait.".to_owned(),
+                what: "More is waiting than the daemon lets wait (bus.max_pending).".to_owned(),
                 retry_after_ms: 1000,
             });
         }

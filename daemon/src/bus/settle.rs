@@ -159,6 +159,9 @@ async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Ve
     let may_breed = [DEAD, notices::CREATED].contains(&ready.event.sent.kind.as_str());
     if ready.event.depth < bus.inner.settings.load().max_causation_depth && !may_breed {
         let ids = bus.store().ids();
+        let id = ready.id;
+        // Counted as its letter counts them. What cannot be read now is told by the letter alone.
+        let before = bus.store().read(move |conn| dead_letters::attempts_before(conn, id)).await.unwrap_or(0);
         let data = json!({
             "delivery_id": ids.delivery(ready.event.received_ms, ready.id).to_string(),
             "event_id": ready.event.id(),
@@ -167,7 +170,7 @@ async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Ve
             "reason": reason,
             "error": chain.first(),
             "cause": chain.last(),
-            "attempts": attempts,
+            "attempts": before + attempts,
             "fingerprint": fingerprint,
         });
         let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };

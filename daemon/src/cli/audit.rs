@@ -80,7 +80,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
         .query_some("until", args.until.as_ref());
     let Some(list) = context.list(call, args.paging.limit, args.paging.all).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("No such record.");
+        return context.out.line("Nothing recorded. Each change, by whomever and whatever way, gets a line here.");
     }
     let row = |record: &Value| {
         let claimed = text(&record["claimed_operator"]);

@@ -142,6 +142,8 @@ pub struct Client {
     port: u16,
     way: Way,
     token: Option<HeaderValue>,
+    /// For a daemon that does not let it in: which token that is, and what would help.
+    key: String,
 }
 
 /// How to reach a daemon.
@@ -187,22 +189,37 @@ impl Client {
         if let Way::Tls(cert) = &mut way {
             *cert = loaded.as_ref().and_then(|config| config.http.tls.as_ref()).map(|(cert, _)| cert.clone());
         }
-        let given = global.token.clone().or(env.token.map(|token| token.expose().to_owned()));
+        let given = global.token.clone().map(|token| (token, "--token".to_owned()));
+        let given = given.or(env.token.map(|token| (token.expose().to_owned(), "AMAN_HTTP_TOKEN".to_owned())));
+        let is_given = given.is_some();
         let own = || {
             let configured = config::configured_token(&flags).map(|token| token.expose().to_owned());
+            let configured = configured.map(|token| (token, format!("http.token of {}", paths.config_file.display())));
             // The generated token is the key to one daemon, and only a written address is surely that daemon's.
             let known = global.url.is_some() || written.is_some();
-            configured.or_else(|| plain::read(&paths.token_file, OWN_FILE_BYTES_MAX).ok().filter(|_| known))
+            let kept = || plain::read(&paths.token_file, OWN_FILE_BYTES_MAX).ok().filter(|_| known);
+            configured.or_else(|| Some((kept()?, paths.token_file.display().to_string())))
         };
         let token = given.or_else(|| if is_loopback(&host) { own() } else { None });
-        let token = token.map(|token| bearer(token.trim())).transpose()?;
-        Ok(Client { base, host, port, way, token })
+        let own = match plain::read(&paths.token_file, OWN_FILE_BYTES_MAX) {
+            Err(error) => format!("{} cannot be read: {error}", paths.token_file.display()),
+            Ok(_) => format!("{} is for addresses of this machine only", paths.token_file.display()),
+        };
+        let key = match &token {
+            Some((_, from)) => key(&base, from, is_given, &paths),
+            None => format!(
+                "The daemon at {base} wants a token, and there is none: {own}. --home names the daemon's folder, \
+                 AMAN_HTTP_TOKEN holds a token itself."
+            ),
+        };
+        let token = token.map(|(token, _)| bearer(token.trim())).transpose()?;
+        Ok(Client { base, host, port, way, token, key })
     }
 
     #[cfg(test)]
     pub fn at(base: &str) -> Client {
         let (base, host, port, way) = parse_url(base).expect("a test gives a valid URL");
-        Client { base, host, port, way, token: None }
+        Client { base, host, port, way, token: None, key: String::new() }
     }
 
     /// `http://host:port`, `https://host:port` or `unix:/path`.
@@ -210,10 +227,18 @@ impl Client {
         &self.base
     }
 
-    /// Sends `call`; an answer other than 2xx is [`Failure::Refused`].
+    /// Sends `call`; an answer other than 2xx is a failure, see [`Client::refused`].
     pub async fn call(&self, call: Call) -> Result<Reply, Failure> {
         let reply = self.call_any(call).await?;
-        if reply.is_success() { Ok(reply) } else { Err(Failure::Refused(reply)) }
+        if reply.is_success() { Ok(reply) } else { Err(self.refused(reply)) }
+    }
+
+    /// What an answer other than 2xx means.
+    pub fn refused(&self, reply: Reply) -> Failure {
+        match reply.status {
+            401 => Failure::Locked { reply, key: self.key.clone() },
+            _ => Failure::Refused(reply),
+        }
     }
 
     /// Sends `call` and takes any status.
@@ -344,6 +369,21 @@ fn parse_url(text: &str) -> Result<(String, String, u16, Way), Failure> {
 fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Says that `base` does not let in the token that was found at `from`, and what helps; `is_given`: the caller chose it.
+fn key(base: &str, from: &str, is_given: bool, paths: &Paths) -> String {
+    if is_given {
+        return format!(
+            "The daemon at {base} does not know the token in {from}, or not any more. Without it the daemon's own would be \
+             used, from {}; --home names the folder of another daemon.",
+            paths.token_file.display()
+        );
+    }
+    format!(
+        "The daemon at {base} does not know the token in {from}, which may be another daemon's. --home names the folder of \
+         the one that is meant, AMAN_HTTP_TOKEN holds a token itself."
+    )
 }
 
 fn bearer(token: &str) -> Result<HeaderValue, Failure> {

@@ -21,8 +21,10 @@ use crate::plain;
 pub enum ConfigCommand {
     /// Show every setting, or one, and where its value comes from
     Get(GetArgs),
-    /// Change a setting in the file, and in the running daemon where that works
+    /// Change settings in the file, and in the running daemon where that works
     Set(SetArgs),
+    /// Have the running daemon read its file again, and say what changed and what is wrong
+    Reload(ReloadArgs),
     /// Open the file in an editor; it is replaced only by one that is good
     Edit(EditArgs),
     /// Check the file, or another one
@@ -45,23 +47,25 @@ pub struct GetArgs {
     key: Option<String>,
 }
 
-/// Changes a setting.
+/// Changes settings.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   aman config set log.level debug
   aman config set http.allowed_hosts '[\"aman.local\"]'
+  aman config set sources.papers.kind=files sources.papers.path=~/papers   both, or neither
   aman config set sources.papers '{kind = \"files\", path = \"~/papers\"}'
-  aman config set --unset log.level
-  aman config set --override --yes log.level debug   above the file, kept by the daemon, gone with --unset")]
+  aman config set --unset log.level sources.papers
+  aman config set --override --yes log.level debug   above the file, kept by the daemon, gone with --unset
+
+All that one command sets becomes one change of the file, which is made only when the whole can be used: what needs several
+settings, such as a source, is set with all of them at once. Values are TOML; what is no TOML is a text.")]
 pub struct SetArgs {
-    /// The setting, such as log.level
-    key: String,
-    /// Its value as TOML; what is no TOML is a text
-    #[arg(required_unless_present = "unset")]
-    value: Option<String>,
-    /// Remove it, so that the layer below holds again
-    #[arg(long, conflicts_with = "value")]
+    /// KEY VALUE, or any number of KEY=VALUE; with --unset any number of KEY
+    #[arg(required = true, value_name = "SETTING")]
+    settings: Vec<String>,
+    /// Remove them, so that the layer below holds again
+    #[arg(long)]
     unset: bool,
     /// Change the running daemon's overrides, above every other layer, instead of the file
     #[arg(long = "override")]
@@ -69,6 +73,21 @@ pub struct SetArgs {
     /// Do not ask, where the daemon wants a confirmation
     #[arg(long)]
     yes: bool,
+}
+
+/// Reads the file again.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman config reload
+  aman config reload --dry-run
+
+`aman config set` and `edit` do this by themselves; after a change with another program it is needed. Exit code 1 when
+something could not be put in force, 3 when the file cannot be used: the daemon then goes on with what it had.")]
+pub struct ReloadArgs {
+    /// Say what would change; touch nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Edits the file.
@@ -101,6 +120,7 @@ pub async fn run(context: &mut Context, command: ConfigCommand) -> Result<(), Fa
         ConfigCommand::Get(args) => get(context, args.key.as_deref()).await,
         ConfigCommand::Set(args) if args.overriding => set_override(context, &args).await,
         ConfigCommand::Set(args) => set(context, &args).await,
+        ConfigCommand::Reload(args) => reload(context, args.dry_run).await,
         ConfigCommand::Edit(_) => edit(context).await,
         ConfigCommand::Check(args) => check(context, args.file).await,
         ConfigCommand::Path(_) => {
@@ -193,7 +213,10 @@ fn parse_value(key: &str, text: &str) -> toml_edit::Value {
 
 /// Puts `value` at the dotted `key` of a file, or removes it; everything else stays as it is written.
 fn changed(file: &str, key: &str, value: Option<toml_edit::Value>) -> Result<String, String> {
-    let mut document = file.parse::<DocumentMut>().map_err(|error| format!("it is not TOML: {}", error.message()))?;
+    let mut document = file.parse::<DocumentMut>().map_err(|error| {
+        let line = error.span().map_or(0, |span| file[..span.start.min(file.len())].matches('\n').count() + 1);
+        format!("it is not TOML, line {line}: {}. `aman config edit` mends it.", error.message())
+    })?;
     let mut parts: Vec<&str> = key.split('.').collect();
     if parts.len() < 2 || parts.iter().any(|part| part.is_empty()) {
         return Err(format!("'{key}' is no setting: it needs a section, as in http.bind."));
@@ -244,32 +267,99 @@ fn write(file: &Path, text: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(format!("{} cannot be written: {error}.", file.display())))
 }
 
+/// A setting with what it is to be; none = it goes.
+type Change = (String, Option<toml_edit::Value>);
+
+impl SetArgs {
+    /// What was asked for.
+    fn changes(&self) -> Result<Vec<Change>, Failure> {
+        if self.unset {
+            return Ok(self.settings.iter().map(|key| (key.clone(), None)).collect());
+        }
+        if let [key, value] = self.settings.as_slice()
+            && !key.contains('=')
+        {
+            return Ok(vec![(key.clone(), Some(parse_value(key, value)))]);
+        }
+        let pair = |text: &String| match text.split_once('=') {
+            Some((key, value)) => Ok((key.trim().to_owned(), Some(parse_value(key.trim(), value)))),
+            None => Err(Failure::Usage(format!(
+                "'{text}' has no value. Write `aman config set KEY VALUE`, or KEY=VALUE as often as you like."
+            ))),
+        };
+        self.settings.iter().map(pair).collect()
+    }
+}
+
 async fn set(context: &mut Context, args: &SetArgs) -> Result<(), Failure> {
+    let changes = args.changes()?;
     let file = file(context).await?;
-    let value = args.value.as_deref().map(|text| parse_value(&args.key, text));
-    let new = changed(&read(&file)?, &args.key, value)
-        .map_err(|reason| Failure::Failed(format!("{} was not changed: {reason}", file.display())))?;
-    let good = config::check(&flags(context), &new).map_err(failed)?;
-    if args.value.is_some()
-        && let Some(warning) = good.warnings.iter().find(|warning| is_about(warning, &args.key))
-    {
-        return Err(Failure::Usage(format!("{} was not changed: {warning}", file.display())));
+    let unchanged = |reason: String| format!("{} was not changed: {reason}", file.display());
+    let mut new = read(&file)?;
+    for (key, value) in &changes {
+        new = changed(&new, key, value.clone()).map_err(|reason| Failure::Failed(unchanged(reason)))?;
+    }
+    let good = config::check(&flags(context), &new)
+        .map_err(|error| Failure::Failed(unchanged(incomplete(error, &changes))))?;
+    let unknown = |warning: &&String| changes.iter().any(|(key, value)| value.is_some() && is_about(warning, key));
+    if let Some(warning) = good.warnings.iter().find(unknown) {
+        return Err(Failure::Usage(unchanged(warning.clone())));
     }
     warn(context, &good);
     write(&file, &new)?;
-    let hidden = good.effective.iter().find(|setting| setting.key == args.key && setting.origin > Origin::File);
-    if let Some(setting) = hidden {
-        let by = if setting.origin == Origin::Env { "a variable" } else { "the command line" };
-        context.out.complain(&format!("{} is set by {by} as well, which wins.", args.key));
+    for (key, _) in &changes {
+        let hidden = good.effective.iter().find(|setting| setting.key == *key && setting.origin > Origin::File);
+        if let Some(setting) = hidden {
+            let by = if setting.origin == Origin::Env { "a variable" } else { "the command line" };
+            context.out.complain(&format!("{key} is set by {by} as well, which wins."));
+        }
     }
-    told(context, &file).await
+    let is_there = told(context, &file).await?;
+    if !is_there {
+        warn_of_secrets(context, &new, &changes);
+    }
+    Ok(())
+}
+
+/// What is wrong; and where a setting is missing beside one that is set, how both are set at once.
+fn incomplete(error: Error, changes: &[Change]) -> String {
+    let mut said = error.chain().join(": ");
+    let Error::Invalid { fields, .. } = &error else { return said };
+    let table = |key: &str| key.rsplit_once('.').map(|(table, _)| table.to_owned());
+    let beside = |field: &str| changes.iter().any(|(key, _)| key != field && table(key) == table(field));
+    if let Some(missing) = fields.iter().map(|one| one.field.as_str()).find(|field| beside(field))
+        && let [(key, Some(value))] = changes
+    {
+        said.push_str(&format!(
+            "\n  Set what belongs together at once: aman config set {key}={} {missing}=…",
+            value.to_string().trim()
+        ));
+    }
+    said
+}
+
+/// Says which of the secrets that the changes name are not there. Only whoever starts the daemon can tell for sure: it may
+/// have variables and a keyring that this shell has not.
+fn warn_of_secrets(context: &mut Context, text: &str, changes: &[Change]) {
+    let named = |value: &toml_edit::Value| json_of(value).is_ok_and(|value| config::holds_reference(&value));
+    if !changes.iter().any(|(_, value)| value.as_ref().is_some_and(named)) {
+        return;
+    }
+    let flags = Flags { references: References::Followed, ..flags(context) };
+    let Err(Error::Invalid { fields, .. }) = config::check(&flags, text) else { return };
+    for one in fields.iter().filter(|one| changes.iter().any(|(key, _)| within(&one.field, key))) {
+        let line = format!("{}: {} The daemon needs it to start.", one.field, one.reason);
+        context.out.complain(&line);
+    }
+}
+
+/// Whether the key `inner` is `outer` or below it.
+fn within(inner: &str, outer: &str) -> bool {
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Whether a warning says that there is no setting `key`, or no section of it.
 fn is_about(warning: &str, key: &str) -> bool {
-    let within = |inner: &str, outer: &str| {
-        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
     warning.split_once(" is not a setting").is_some_and(|(shown, _)| within(shown, key) || within(key, shown))
 }
 
@@ -279,54 +369,94 @@ fn warn(context: &mut Context, config: &Config) {
     }
 }
 
-/// Says that the file was changed, and what the running daemon made of it.
-async fn told(context: &mut Context, file: &Path) -> Result<(), Failure> {
+/// Says that the file was changed, and what the running daemon made of it; false when there is none.
+async fn told(context: &mut Context, file: &Path) -> Result<bool, Failure> {
     let reloaded = match context.call(Call::post("/config/reload")).await {
         Ok(reply) => reply.json()?,
         Err(Failure::NoDaemon { .. }) => Value::Null,
         Err(other) => {
-            context.out.complain(&format!("{} is changed; the running daemon does not take it.", file.display()));
+            let what = "the running daemon cannot use it and goes on with what it had. Mend it, or take it back:";
+            context.out.complain(&format!("{} is changed; {what} `aman config edit`.", file.display()));
             return Err(other);
         }
     };
-    let is_whole = reloaded["failed"].as_array().is_none_or(Vec::is_empty);
     if context.out.json() {
         context.out.line(&json!({ "config_file": file, "reloaded": reloaded }).to_string())?;
-        return if is_whole { Ok(()) } else { Err(Failure::Said(FAILED)) };
+    } else {
+        context.out.line(&format!("{} is changed.", file.display()))?;
+        if reloaded.is_null() {
+            context.out.line("No daemon runs; its next start will use it.")?;
+        }
+        outcome(context, &reloaded, "In force now")?;
     }
-    context.out.line(&format!("{} is changed.", file.display()))?;
-    let names = |list: &Value| {
-        let names: Vec<String> = list.as_array().into_iter().flatten().map(text).collect();
+    whole(&reloaded)?;
+    Ok(!reloaded.is_null())
+}
+
+/// A failure when the daemon could not put everything in force.
+fn whole(reloaded: &Value) -> Result<(), Failure> {
+    let is_whole = reloaded["failed"].as_array().is_none_or(Vec::is_empty);
+    if is_whole { Ok(()) } else { Err(Failure::Said(FAILED)) }
+}
+
+/// What a reload came to; `applied` says what became of what holds at once.
+fn outcome(context: &mut Context, reloaded: &Value, applied: &str) -> Result<(), Failure> {
+    let names = |key: &str| {
+        let names: Vec<String> = reloaded[key].as_array().into_iter().flatten().map(text).collect();
         names.join(", ")
     };
-    let (applied, waiting) = (names(&reloaded["applied"]), names(&reloaded["requires_restart"]));
-    let overridden = names(&reloaded["overridden"]);
-    if !applied.is_empty() {
-        context.out.line(&format!("In force now: {applied}."))?;
-    }
-    if !waiting.is_empty() {
-        context.out.line(&format!("In force after a restart: {waiting}."))?;
+    for (said, names) in [
+        (applied, names("applied")),
+        ("In force after a restart", names("requires_restart")),
+        ("Overridden by /config/set", names("overridden")),
+    ] {
+        if !names.is_empty() {
+            context.out.line(&format!("{said}: {names}."))?;
+        }
     }
     for failed in reloaded["failed"].as_array().into_iter().flatten() {
         let (key, why) = (text(&failed["field"]), text(&failed["reason"]));
         context.out.complain(&format!("{key} could not be put in force, and runs on as it was: {why}"));
     }
-    if !overridden.is_empty() {
-        context.out.line(&format!("Overridden by /config/set: {overridden}."))?;
+    Ok(())
+}
+
+async fn reload(context: &mut Context, dry_run: bool) -> Result<(), Failure> {
+    let reply = context.call(Call::post("/config/reload").query("dry_run", dry_run)).await?;
+    let reloaded = reply.json()?;
+    if context.out.json() {
+        context.out.raw(&reply.body)?;
+        return whole(&reloaded);
     }
-    if is_whole { Ok(()) } else { Err(Failure::Said(FAILED)) }
+    for warning in reloaded["warnings"].as_array().into_iter().flatten() {
+        context.out.complain(&text(warning));
+    }
+    let nothing = ["applied", "failed"].iter().all(|key| reloaded[*key].as_array().is_none_or(Vec::is_empty));
+    if nothing {
+        context.out.line("Nothing that takes effect now has changed in the file.")?;
+    }
+    outcome(context, &reloaded, if dry_run { "Would be in force" } else { "In force now" })?;
+    whole(&reloaded)
 }
 
 async fn set_override(context: &mut Context, args: &SetArgs) -> Result<(), Failure> {
-    let value = args.value.as_deref().map(|text| parse_value(&args.key, text));
-    let value = value.map(|value| json_of(&value)).transpose()?.unwrap_or(Value::Null);
-    context.confirm(args.yes, &format!("Change {} in the running daemon?", args.key))?;
-    let body = json!({ "changes": { args.key.clone(): value } }).to_string();
+    let changes = args.changes()?;
+    let keys: Vec<&str> = changes.iter().map(|(key, _)| key.as_str()).collect();
+    context.confirm(args.yes, &format!("Change {} in the running daemon?", keys.join(", ")))?;
+    let mut wanted = serde_json::Map::new();
+    for (key, value) in &changes {
+        wanted.insert(key.clone(), value.as_ref().map(json_of).transpose()?.unwrap_or(Value::Null));
+    }
+    let body = json!({ "changes": wanted }).to_string();
     let call = Call::post("/config/set").body("application/json", body).header("x-aman-confirm", "yes");
     let Some(answer) = context.answer(call).await? else { return Ok(()) };
-    let waits = answer["requires_restart"].as_array().is_some_and(|keys| !keys.is_empty());
-    let when = if waits { "after a restart" } else { "now" };
-    context.out.line(&format!("{} is {} {when}.", args.key, value_text(&answer["items"][0]["value"])))
+    let waiting: Vec<String> = answer["requires_restart"].as_array().into_iter().flatten().map(text).collect();
+    for item in answer["items"].as_array().into_iter().flatten() {
+        let key = text(&item["key"]);
+        let when = if waiting.contains(&key) { "after a restart" } else { "now" };
+        context.out.line(&format!("{key} is {} {when}.", value_text(&item["value"])))?;
+    }
+    Ok(())
 }
 
 fn json_of(value: &toml_edit::Value) -> Result<Value, Failure> {
@@ -371,7 +501,7 @@ async fn edit(context: &mut Context) -> Result<(), Failure> {
     }
     write(&file, &new)?;
     let _gone = fs::remove_file(&copy);
-    told(context, &file).await
+    told(context, &file).await.map(drop)
 }
 
 fn kept(copy: &Path, what: &str) -> Failure {

@@ -195,7 +195,7 @@ fn path(id: &str, what: &str) -> String {
 async fn list(context: &mut Context) -> Result<(), Failure> {
     let Some(list) = context.list(Call::get("/cron"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("There is no cron job. `aman cron add --help` shows how to add one.");
+        return context.out.line("No job yet. `aman cron add --help` shows how to add one; [cron.<id>] in the configuration and skills make jobs, too.");
     }
     let row = |job: &Value| {
         let target = match (job["skill"].as_str(), job["workflow"].as_str()) {
@@ -393,7 +393,9 @@ async fn runs(context: &mut Context, args: &RunsArgs) -> Result<(), Failure> {
     let call = Call::get(path(&args.id, "/runs")).query_some("status", args.status.as_deref());
     let Some(list) = context.list(call, args.paging.limit, args.paging.all).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("No run is on record.");
+        return context
+            .out
+            .line("It has not run yet. `aman cron next` shows when it will, `aman cron run` runs it now.");
     }
     let row = |run: &Value| {
         let why = if run["error"].is_null() { text_or_dash(&run["reason"]) } else { text(&run["error"]) };

@@ -130,7 +130,12 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
         .query_some("fingerprint", args.fingerprint.as_ref());
     let Some(list) = context.list(call, args.paging.limit, args.paging.all).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("No such dead letter.");
+        let filtered = [&args.reason, &args.source, &args.kind, &args.consumer, &args.fingerprint];
+        return context.out.line(if filtered.iter().any(|one| one.is_some()) {
+            "Nothing of that kind failed for good. `aman dlq list` shows all dead letters."
+        } else {
+            "Nothing failed for good. What does will wait here until you try it again or discard it."
+        });
     }
     let row = |item: &Value| {
         vec![
@@ -155,7 +160,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
 async fn groups(context: &mut Context) -> Result<(), Failure> {
     let Some(list) = context.list(Call::get("/dlq/groups"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("No dead letters.");
+        return context.out.line("Nothing failed for good. What does will wait here, the same failures together.");
     }
     let row = |item: &Value| {
         let error =

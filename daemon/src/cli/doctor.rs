@@ -4,6 +4,7 @@ mod catalogue;
 mod daemon;
 mod files;
 mod machine;
+mod parts;
 mod security;
 mod settings;
 

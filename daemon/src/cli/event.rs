@@ -95,9 +95,9 @@ pub struct PushArgs {
 
 /// Shows one event.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  aman event show 0193…\n  aman event show order-17 --source shop")]
+#[command(after_help = "Examples:\n  aman event show 17\n  aman event show order-17 --source shop")]
 pub struct ShowArgs {
-    /// Its id
+    /// Its id or sequence number, or the beginning of its id
     id: String,
     /// Its source, where several have such an id
     #[arg(long)]
@@ -305,7 +305,7 @@ async fn types(context: &mut Context) -> Result<(), Failure> {
     let row = |item: &Value| vec![text(&item["type"]), text(&item["count"]), time(&item["last_seen"])];
     let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
     if rows.is_empty() {
-        return context.out.line("No event was stored yet. `aman event push --type hello` stores one.");
+        return context.out.line("No event yet. `aman event push --type hello` stores one.");
     }
     context.out.table(&["TYPE", "COUNT", "LAST SEEN"], &rows)
 }
@@ -327,7 +327,9 @@ async fn recent(context: &mut Context, args: &RecentArgs) -> Result<(), Failure>
     };
     let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
     if rows.is_empty() {
-        return context.out.line("No such event is kept.");
+        return context
+            .out
+            .line("None yet. `aman event push --type hello` stores one; `aman event types` shows what is kept.");
     }
     context.out.table(&["SEQUENCE", "TIME", "TYPE", "SOURCE", "ID", "SUBJECT, DATA"], &rows)?;
     if list.more {

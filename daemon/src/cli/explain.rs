@@ -15,13 +15,13 @@ const VALUES_CHARS: usize = 300;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  aman why 0193…                               what reacted, with what result
-  aman why 0193… --all                         also everything that did not react, and why not
-  aman why 0193… --consumer skill/inbox-triage why this one did or did not
+  aman why 17                                 what reacted to the event with sequence 17, with what result
+  aman why 01a2011f-5c --all                  also everything that did not react, and why not
+  aman why 17 --consumer skill/inbox-triage   why this one did or did not
 
 What was decided when the event was stored is shown as it was then; the rest is evaluated now and says so.")]
 pub struct WhyArgs {
-    /// The event's id
+    /// Its id or its sequence number, the id of a delivery or dead letter, or the beginning of an id that fits no other
     id: String,
     /// Its source, where several have such an id
     #[arg(long)]
@@ -44,10 +44,7 @@ pub async fn why(context: &mut Context, args: &WhyArgs) -> Result<(), Failure> {
         call = call.query("all", true);
     }
     let Some(answer) = context.answer(call).await? else { return Ok(()) };
-    // The attempts stand in the dump; a story without them is still worth telling.
-    let dump = context.call(Call::get(format!("/events/dump/{id}")).query_some("source", args.source.as_ref())).await;
-    let dump = dump.and_then(|reply| reply.json()).unwrap_or(Value::Null);
-    for line in story(&answer, items(&dump["deliveries"])) {
+    for line in story(&answer, items(&answer["deliveries"])) {
         context.out.line(&line)?;
     }
     Ok(())
@@ -72,7 +69,7 @@ fn story(answer: &Value, deliveries: &[Value]) -> Vec<String> {
     lines.push(String::new());
     let considered = items(&answer["considered"]);
     if considered.is_empty() {
-        lines.push("No consumer listens to this type. `aman why ID --all` shows what each one waits for.".to_owned());
+        lines.push("Nobody listens to this type. `aman why ID --all` shows what each one waits for.".to_owned());
     } else {
         lines.push("Considered:".to_owned());
         lines.extend(considered.iter().flat_map(|one| consumer_lines(one, deliveries)));
@@ -197,7 +194,9 @@ fn delivery_line(delivery: &Value) -> String {
     if !next.is_empty() {
         line.push_str(&format!(", next try {next}"));
     }
-    let error = error_text(&delivery["error"]);
+    // The last failure whole, where it is told: its cause is what helps.
+    let whole = items(&delivery["failures"]).last().map(|failure| error_text(&failure["error_chain"]));
+    let error = whole.filter(|error| !error.is_empty()).unwrap_or_else(|| error_text(&delivery["error"]));
     if !error.is_empty() {
         line.push_str(&format!("\n        {error}"));
     }
@@ -223,7 +222,9 @@ fn effect_line(effect: &Value) -> String {
 /// The considered consumers alone.
 pub fn considered(context: &mut Context, considered: &[Value]) -> Result<(), Failure> {
     if considered.is_empty() {
-        return context.out.line("  no consumer listens to this type");
+        return context.out.line(
+            "  Nobody listens to this type. `aman skill list` and `aman workflow list` show who listens to what.",
+        );
     }
     considered
         .iter()
@@ -234,7 +235,9 @@ pub fn considered(context: &mut Context, considered: &[Value]) -> Result<(), Fai
 /// Deliveries as a table.
 pub fn deliveries(context: &mut Context, deliveries: &[Value]) -> Result<(), Failure> {
     if deliveries.is_empty() {
-        return context.out.line("No delivery: no consumer matched it.");
+        return context.out.line(
+            "It was delivered to nobody, as nobody waits for it. `aman why ID --all` says what each one waits for.",
+        );
     }
     let row = |delivery: &Value| {
         vec![
@@ -281,6 +284,8 @@ mod tests {
         let deliveries = [
             json!({ "id": 3, "consumer": "skill/triage", "status": "retrying", "attempt": 2, "next_at": "2026-11-22T01:14:00.000Z", "error": ["exit 1", "no\u{1b}space"] }),
             json!({ "id": 4, "consumer": "skill/gone", "status": "done", "attempt": 1, "next_at": null, "error": null }),
+            json!({ "id": 5, "consumer": "skill/late", "status": "dead", "attempt": 1, "error": "it failed",
+                "failures": [{ "error_chain": ["it failed", "no paper"] }] }),
         ];
         assert_eq!(
             story(&answer, &deliveries).join("\n"),
@@ -302,6 +307,8 @@ Considered:
 
 Other deliveries:
   skill/gone: delivery 4: done after 1 attempt
+  skill/late: delivery 5: dead after 1 attempt
+        it failed: no paper
 
 Effects:
   event e2  by skill/triage
@@ -314,6 +321,6 @@ Because of:
     #[test]
     fn a_story_of_nothing() {
         let lines = story(&json!({ "event": { "id": "e" }, "status": "unmatched" }), &[]);
-        assert!(lines.iter().any(|line| line.contains("No consumer listens")));
+        assert!(lines.iter().any(|line| line.contains("Nobody listens")));
     }
 }

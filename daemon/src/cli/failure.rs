@@ -31,6 +31,13 @@ pub enum Failure {
     },
     /// The daemon refused; its answer is kept as it came.
     Refused(Reply),
+    /// The daemon does not let these credentials in; its answer is kept as it came.
+    Locked {
+        /// The daemon's answer.
+        reply: Reply,
+        /// Which token was shown, where it is from, and what would help.
+        key: String,
+    },
     /// Something on this side, or on the way, went wrong.
     Failed(String),
     /// The answer is printed and it is "no": only the exit code is left to give.
@@ -53,7 +60,7 @@ impl Failure {
         match self {
             Failure::Usage(_) => USAGE,
             Failure::Refused(reply) if reply.status == 409 => CONFLICT,
-            Failure::NoDaemon { .. } | Failure::Refused(_) | Failure::Failed(_) => FAILED,
+            Failure::NoDaemon { .. } | Failure::Refused(_) | Failure::Locked { .. } | Failure::Failed(_) => FAILED,
             Failure::Said(code) => *code,
             Failure::PipeClosed => OK,
         }
@@ -67,6 +74,7 @@ impl Failure {
                 format!("No daemon answers {address} ({reason}). Start it with `aman serve`.")
             }
             Failure::Refused(reply) => refusal(reply),
+            Failure::Locked { reply, key } => format!("{key}{}", code(reply)),
             Failure::Said(_) | Failure::PipeClosed => String::new(),
         }
     }
@@ -78,7 +86,9 @@ impl Failure {
             if out.json() {
                 // The daemon's own answer where there is one; our own has the fields of a problem that apply.
                 let printed = match self {
-                    Failure::Refused(reply) if reply.json().is_ok() => out.raw(&reply.body),
+                    Failure::Refused(reply) | Failure::Locked { reply, .. } if reply.json().is_ok() => {
+                        out.raw(&reply.body)
+                    }
                     _ => out.line(&json!({ "detail": message }).to_string()),
                 };
                 // A second failure to print has nowhere to be told.
@@ -107,34 +117,34 @@ fn refusal(reply: &Reply) -> String {
             message.push_str(&format!("\n  {line}"));
         }
     }
-    let code = text(&problem["code"]);
-    if let Some(advice) = advice(reply.status, &code) {
+    if let Some(advice) = advice(reply.status, &text(&problem["code"])) {
         message.push_str(&format!("\n  {advice}"));
     }
-    let trace = text(&problem["trace_id"]);
-    match (code.is_empty(), trace.is_empty()) {
-        (true, _) => message.push_str(&format!("\n  (HTTP {})", reply.status)),
-        (false, true) => message.push_str(&format!("\n  (code {code}, HTTP {})", reply.status)),
-        (false, false) => message.push_str(&format!("\n  (code {code}, HTTP {}, trace {trace})", reply.status)),
-    }
+    message.push_str(&code(reply));
     message
+}
+
+/// The line with what programs match on, and where the log says more.
+fn code(reply: &Reply) -> String {
+    let problem = reply.json().unwrap_or_default();
+    let (code, trace) = (text(&problem["code"]), text(&problem["trace_id"]));
+    match (code.is_empty(), trace.is_empty()) {
+        (true, _) => format!("\n  (HTTP {})", reply.status),
+        (false, true) => format!("\n  (code {code}, HTTP {})", reply.status),
+        (false, false) => format!("\n  (code {code}, HTTP {}, trace {trace})", reply.status),
+    }
 }
 
 /// What helps, where the daemon cannot know that a person at a terminal asks.
 fn advice(status: u16, code: &str) -> Option<&'static str> {
     match (status, code) {
-        (401, _) => Some(
-            "The token is missing or wrong: it is read from AMAN_HTTP_TOKEN, else from the token file of the data \
-             folder (see --home). `aman doctor` checks it.",
-        ),
-        (403, "reserved_name" | "debug_disabled" | "exec_not_allowed") => None,
-        (403, "publisher_changed" | "unsigned_plugin" | "plugin_denied") => None,
-        (403, _) => Some("The token may not do this; use the daemon's own token or one with a wider scope."),
+        (403, "insufficient_scope") => {
+            Some("The daemon's own token may do everything; it is used when no other is given.")
+        }
         (409, "confirmation_required") => Some("Repeat it with --yes."),
-        (409, "ambiguous_id") => Some("Say which one with --source."),
         (421, _) => Some("Use 127.0.0.1 or localhost in --url, or list the name in http.allowed_hosts."),
         (429, _) => Some("Wait a moment, then try again."),
-        (503, "starting" | "draining" | "overloaded") => Some("Try again in a moment; `aman status` shows the phase."),
+        (503, "overloaded") => Some("Try again in a moment; `aman status` shows how it stands."),
         (500, _) => Some("This is a defect of the daemon; its log has the whole story under the trace id."),
         _ => None,
     }

@@ -184,7 +184,12 @@ pub async fn run(context: &mut Context, args: &LogsArgs) -> Result<(), Failure> 
     };
     let mut files = newer(&dir, None);
     if files.is_empty() && !args.follow {
-        let message = format!("No log is in {}. `aman serve` writes it, unless log.files = false.", dir.display());
+        let message = match std::fs::read_dir(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                format!("{} cannot be read: {error}. Do this as the user who runs aman.", dir.display())
+            }
+            _ => format!("No log is in {}. `aman serve` writes it, unless log.files = false.", dir.display()),
+        };
         return Err(Failure::Failed(message));
     }
     let mut last = VecDeque::new();

@@ -13,6 +13,7 @@ mod explain;
 mod failure;
 #[cfg(test)]
 mod fake;
+mod help;
 mod jq;
 mod logs;
 mod notification;
@@ -24,6 +25,7 @@ mod sink;
 mod skill;
 mod source;
 mod sse;
+mod standing;
 mod status;
 mod tail;
 mod tls;
@@ -34,7 +36,7 @@ mod workflow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde_json::Value;
 
 use self::client::{Call, Client, Reply};
@@ -60,7 +62,7 @@ Examples:
   aman status                                 is it there, and well?
   aman event push --type hello --data '{\"n\": 1}'
   aman tail                                   see events as they happen
-  aman why 0193…                              why something happened, or did not
+  aman why 17                                 why something happened, or did not
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 3 the state forbids it now; of `serve` also 75: a keyring is locked.
 With --json, what a command shows is printed for programs: the daemon's answer, or a document about several."
@@ -72,6 +74,15 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the arguments of this process; help and mistakes are printed, and end it.
+    pub fn read() -> Cli {
+        let mut command = help::flowing(Cli::command());
+        let matches = command.get_matches_mut();
+        Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
 }
 
 /// Flags that every command takes.
@@ -339,8 +350,6 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
     use crate::cli::fake::Fake;
     use crate::cli::out::tests::Printed;

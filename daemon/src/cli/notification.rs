@@ -126,7 +126,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
     }
     let Some(list) = context.list(call, args.paging.limit, args.paging.all).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("Nothing to tell.");
+        return context.out.line("Nothing new for you. With --dismissed it shows what you put away.");
     }
     let row = |one: &Value| {
         let texts = ["id", "severity", "status", "category"].map(|name| text(&one[name]));

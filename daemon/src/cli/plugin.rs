@@ -236,7 +236,9 @@ fn tell_planned(context: &mut Context, planned: &Value) -> Result<(), Failure> {
 async fn list(context: &mut Context) -> Result<(), Failure> {
     let Some(list) = context.list(Call::get("/plugins"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("No plugin is installed. `aman plugin install FILE` installs one.");
+        return context
+            .out
+            .line("No plugin yet. `aman plugin install FILE` installs one, `aman plugin new` begins one of your own.");
     }
     let row = |plugin: &Value| {
         vec![

@@ -146,7 +146,9 @@ pub async fn run(context: &mut Context, command: SinkCommand) -> Result<(), Fail
 async fn list(context: &mut Context) -> Result<(), Failure> {
     let Some(list) = context.list(Call::get("/sinks"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("There is no sink. [sinks.<id>] in the configuration file adds one.");
+        return context.out.line(
+            "No sink yet: events stay here. `aman config set sinks.NAME.kind=…` adds one; the README shows each kind.",
+        );
     }
     let row = |sink: &Value| {
         vec![
@@ -203,7 +205,7 @@ async fn failures(context: &mut Context, args: &FailuresArgs) -> Result<(), Fail
     let call = Call::get(format!("/sink/{}/failures", segment(&args.id)));
     let Some(list) = context.list(call, args.paging.limit, args.paging.all).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("Nothing failed for good.");
+        return context.out.line("Nothing failed for good: all that was sent arrived, or is still tried.");
     }
     let row = |failed: &Value| {
         let texts = [&failed["id"], &failed["event"]["type"], &failed["event"]["id"], &failed["attempts"]];

@@ -94,9 +94,7 @@ pub async fn run(context: &mut Context, command: SkillCommand) -> Result<(), Fai
 async fn list(context: &mut Context) -> Result<(), Failure> {
     let Some(list) = context.list(Call::get("/skills"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context
-            .out
-            .line("There is no skill. `aman skill reload` reads the folders again and says what is wrong.");
+        return context.out.line("No skill yet. `aman skill reload` reads the folders again and says what is wrong.");
     }
     let row = |skill: &Value| {
         vec![

@@ -69,7 +69,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
     if list.items.is_empty() {
         return context
             .out
-            .line("There is no source. [sources.<id>] in the configuration file adds one, and some plugins do.");
+            .line("No source yet: events are pushed only. `aman config set sources.NAME.kind=…` adds one; the README shows each kind.");
     }
     let row = |source: &Value| {
         vec![

@@ -113,7 +113,7 @@ fn passes(failure: &Failure) -> bool {
     match failure {
         Failure::NoDaemon { .. } | Failure::Failed(_) => true,
         Failure::Refused(reply) => matches!(reply.status, 429 | 500 | 502 | 503 | 504),
-        Failure::Usage(_) | Failure::Said(_) | Failure::PipeClosed => false,
+        Failure::Locked { .. } | Failure::Usage(_) | Failure::Said(_) | Failure::PipeClosed => false,
     }
 }
 
@@ -133,7 +133,7 @@ async fn connect(client: &Client, tail: &Tail<'_>) -> Result<Incoming, Failure> 
     }
     let body = timeout(Duration::from_secs(5), response.into_body().collect()).await;
     let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    Err(Failure::Refused(Reply { status, body }))
+    Err(client.refused(Reply { status, body }))
 }
 
 async fn follow(context: &mut Context, tail: &mut Tail<'_>, mut stream: Incoming) -> Result<End, Failure> {
@@ -249,6 +249,6 @@ mod tests {
         let fake = Fake::answering(&[&refusal, &refusal]).await;
         let mut context = Context::fake(&fake.base, Printed::default(), true);
         let failure = run(&mut context, &args(1)).await.expect_err("a wrong token ends it");
-        assert!(matches!(failure, Failure::Refused(Reply { status: 401, .. })));
+        assert!(matches!(failure, Failure::Locked { .. }));
     }
 }

@@ -102,7 +102,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
     let call = Call::get("/auth/token");
     let Some(list) = context.list(call, args.paging.limit, args.paging.all).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("No token was minted. `aman token create` does.");
+        return context.out.line("No token was made besides the daemon's own. `aman token create` makes one.");
     }
     let row = |token: &Value| {
         vec![

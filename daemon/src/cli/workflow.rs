@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::client::{Call, segment};
 use super::failure::{FAILED, Failure};
-use super::out::{clean_lines, shorten, text, text_or_dash, time};
+use super::out::{clean_lines, count, shorten, text, text_or_dash, time};
 use super::{Context, PAGE_MAX, Paging};
 use crate::plain;
 use crate::workflow;
@@ -255,7 +255,7 @@ fn read_json(flag: &str, text: &str) -> Result<Value, Failure> {
 async fn list(context: &mut Context) -> Result<(), Failure> {
     let Some(list) = context.list(Call::get("/workflows"), PAGE_MAX, false).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("There is no workflow. `aman workflow put FILE` stores one.");
+        return context.out.line("No workflow yet. `aman workflow put FILE` stores one.");
     }
     let row = |one: &Value| {
         vec![
@@ -339,10 +339,10 @@ fn validate(context: &mut Context, args: &FileArgs) -> Result<(), Failure> {
             }
             Ok(definition) => {
                 let line = format!(
-                    "{shown}: good. {} {}, {} tasks.",
+                    "{shown}: good. {} {}, {}.",
                     definition.name,
                     definition.version,
-                    definition.tasks.len()
+                    count(definition.tasks.len() as u64, "task")
                 );
                 context.out.line(&clean_lines(&line))?;
             }
@@ -427,7 +427,9 @@ async fn instances(context: &mut Context, args: &InstancesArgs) -> Result<(), Fa
         .query_some("status", args.status.as_deref());
     let Some(list) = context.list(call, args.paging.limit, args.paging.all).await? else { return Ok(()) };
     if list.items.is_empty() {
-        return context.out.line("There is no such instance. `aman workflow start NAME` starts one.");
+        return context
+            .out
+            .line("None runs or ran. `aman workflow start NAME` starts one, `aman workflow list` shows the names.");
     }
     let row = |one: &Value| {
         let error = text(&one["error"]["title"]);

@@ -101,10 +101,9 @@ impl Paths {
         use std::os::unix::fs::DirBuilderExt;
         for folder in [&self.data, &self.state, &self.runtime] {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
-                Error::internal("making the data folder")(std::io::Error::new(
-                    error.kind(),
-                    format!("{}: {error}", folder.display()),
-                ))
+                let what = format!("{} cannot be made: {error}.", folder.display());
+                let advice = "Let this user write there, or choose another folder with --home or AMAN_HOME.";
+                Error::conflict("data_unusable", format!("{what} {advice}"))
             })?;
         }
         Ok(())

@@ -204,12 +204,16 @@ impl Cron {
         let held = state.jobs.get_mut(id).ok_or_else(|| Error::not_found("cron job", id))?;
         if self.inner.target(&held.job) == Err("workflow_missing") {
             let workflow = held.job.workflow.clone().unwrap_or_default();
-            let reason = format!("The workflow '{workflow}' of this job is not there.");
+            let reason = format!("The workflow '{workflow}' of this job is not there. Put it, or update the job.");
             return Err(Error::conflict("invalid_state", reason));
         }
         if let Err(reason) = self.inner.target(&held.job) {
             let skill = held.job.skill.clone().unwrap_or_default();
-            let why = if reason == "skill_off" { "may not run: enable it first" } else { "is not there" };
+            let why = if reason == "skill_off" {
+                "may not run: enable it first"
+            } else {
+                "is not there: add it, or update the job"
+            };
             return Err(Error::conflict("invalid_state", format!("The skill '{skill}' of this job {why}.")));
         }
         let busy = !held.running.is_empty() || !held.queued.is_empty();
@@ -217,14 +221,22 @@ impl Cron {
             Overlap::Skip if busy => {
                 return Err(Error::conflict(
                     "in_progress",
-                    format!("A run of '{id}' is going on; it allows no other."),
+                    format!(
+                        "A run of '{id}' is going on; it allows no other. Wait for its end, or change its overlap."
+                    ),
                 ));
             }
             Overlap::QueueOne if !held.queued.is_empty() => {
-                return Err(Error::conflict("in_progress", format!("A run of '{id}' waits already; it allows one.")));
+                return Err(Error::conflict(
+                    "in_progress",
+                    format!("A run of '{id}' waits already; it allows one. Wait for its end."),
+                ));
             }
             Overlap::Allow if !plan::has_room(Overlap::Allow, held.running.len()) => {
-                let reason = format!("{} runs of '{id}' are going on; there may be no more.", plan::RUNS_MAX);
+                let reason = format!(
+                    "{} runs of '{id}' are going on, which is the most. Wait for the end of some.",
+                    plan::RUNS_MAX
+                );
                 return Err(Error::conflict("in_progress", reason));
             }
             Overlap::QueueOne => busy,

@@ -33,7 +33,10 @@ impl Plugins {
         let _alone = self.inner.changing.lock().await;
         let known = self.there(name)?;
         let Some(pending) = known.record.pending.clone() else {
-            return Err(Error::conflict("invalid_state", format!("Nothing of '{name}' waits for consent.")));
+            return Err(Error::conflict(
+                "invalid_state",
+                format!("Nothing of '{name}' waits for consent. GET /plugin/{{name}} shows how it stands."),
+            ));
         };
         if let Some(digest) = digest.filter(|digest| *digest != pending) {
             let reason = format!("What waits for consent is {pending} now, not {digest}. Look at it again.");
@@ -47,7 +50,10 @@ impl Plugins {
         let _alone = self.inner.changing.lock().await;
         let known = self.there(name)?;
         let Some(previous) = known.record.previous.clone() else {
-            return Err(Error::conflict("invalid_state", format!("There is no version of '{name}' to go back to.")));
+            return Err(Error::conflict(
+                "invalid_state",
+                format!("There is no version of '{name}' to go back to. Install the package of the one you want."),
+            ));
         };
         self.switch(&known, previous, audit).await
     }

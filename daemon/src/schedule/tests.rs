@@ -127,20 +127,31 @@ fn days_follow_vixie_cron() {
 
 #[test]
 fn bad_plans_and_zones_are_told_apart() {
-    for (expression, zone, is_zone) in [
-        ("", "UTC", false),
-        ("daily", "UTC", false),
-        ("* * * *", "UTC", false),
-        ("* * * * * * *", "UTC", false),
-        ("60 * * * *", "UTC", false),
-        ("0 0 30 2 *", "UTC", false),
-        ("@reboot", "UTC", false),
-        ("* * * * *", "Europe/Berlun", true),
-        ("* * * * *", "", true),
-        ("* * * * *", "+02", true),
+    for (expression, zone, is_zone, said) in [
+        ("", "UTC", false, "0 fields"),
+        ("daily", "UTC", false, "1 field:"),
+        ("* * * *", "UTC", false, "4 fields: write five"),
+        ("* * * * * * *", "UTC", false, "7 fields"),
+        ("60 * * * *", "UTC", false, "its minute '60' is wrong. That field holds 0-59"),
+        ("0 0,25 * * *", "UTC", false, "its hour '25' is wrong"),
+        ("0 0 * 13 *", "UTC", false, "its month '13' is wrong"),
+        ("0 0 32 * *", "UTC", false, "its day of the month '32' is wrong"),
+        ("0 0 * * mon-fry", "UTC", false, "its weekday 'mon-fry' is wrong"),
+        ("61 0 0 * * *", "UTC", false, "its second '61' is wrong"),
+        ("*/x * * * *", "UTC", false, "its minute '*/x' is wrong"),
+        ("0 1,,2 * * *", "UTC", false, "in its hour '1,,2' a comma"),
+        ("0 0 30 2 *", "UTC", false, "no year has the day of the month '30' in the month '2'"),
+        ("@reboot", "UTC", false, "@daily"),
+        ("* * * * *", "Europe/Berlun", true, "Is 'Europe/Berlin' meant?"),
+        ("* * * * *", "berlin", true, "Is 'Europe/Berlin' meant?"),
+        ("* * * * *", "", true, "IANA"),
+        ("* * * * *", "+02", true, "IANA"),
     ] {
         match Schedule::parse(expression, zone) {
-            Err((zone, reason)) => assert_eq!(zone, is_zone, "{expression}: {reason}"),
+            Err((zone, reason)) => {
+                assert_eq!(zone, is_zone, "{expression}: {reason}");
+                assert!(reason.contains(said), "{expression}: {reason}");
+            }
             Ok(schedule) => panic!("'{expression}' in '{zone}' was taken as {schedule:?}"),
         }
     }

@@ -148,6 +148,8 @@ struct Inner {
     clock: Clock,
     sandbox: Sandbox,
     loaded: RwLock<BTreeMap<String, Arc<Skill>>>,
+    /// What could not be loaded the last time.
+    failed: RwLock<Vec<Failed>>,
     /// Set while a reload waits to begin that a run asked for: one is enough for all who ask.
     asked: AtomicBool,
     /// Held while something changes, so that changes follow each other.
@@ -187,6 +189,7 @@ impl Skills {
                 clock: bus.clock().clone(),
                 sandbox,
                 loaded: RwLock::default(),
+                failed: RwLock::default(),
                 asked: AtomicBool::new(false),
                 changing: tokio::sync::Mutex::default(),
                 settings,
@@ -223,6 +226,7 @@ impl Skills {
         inner.tell_bus(&before, &now, &report).await?;
         inner.tell_untrusted(&now, &decided).await;
         log(&report);
+        inner.failed.write().unwrap_or_else(PoisonError::into_inner).clone_from(&report.failed);
         *inner.loaded.write().unwrap_or_else(PoisonError::into_inner) = now;
         Ok(report)
     }

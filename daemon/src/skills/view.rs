@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::folder::File;
-use super::load::{self, Place};
+use super::load::{self, Failed, Place};
 use super::manifest::{Run, Schedule};
 use super::{Skill, Skills, folder, stats};
 use crate::bus::{Concurrency, Standing};
@@ -111,6 +111,11 @@ impl Skills {
     pub fn list(&self) -> Vec<Shown> {
         let loaded = self.inner.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
         loaded.values().map(|skill| show(skill, self.inner.sandbox.probed())).collect()
+    }
+
+    /// What could not be loaded the last time.
+    pub fn failed(&self) -> Vec<Failed> {
+        self.inner.failed.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// One skill.

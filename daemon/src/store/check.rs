@@ -141,8 +141,13 @@ pub fn file(path: &Path) -> Result<Report, Error> {
 
 /// Opens a file to read. `NotFound` when it is not there.
 pub(super) fn open(path: &Path) -> Result<Connection, Error> {
-    if !path.is_file() {
-        return Err(Error::not_found("database", path.display().to_string()));
+    match path.metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            let reason = format!("{} cannot be read: {error}. Do this as the user who runs aman.", path.display());
+            return Err(Error::conflict("data_unusable", reason));
+        }
+        Ok(found) if found.is_file() => {}
+        _ => return Err(Error::not_found("database", path.display().to_string())),
     }
     // Not read-only: a file in WAL mode that nobody has open needs its index made anew.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -108,20 +108,35 @@ pub fn resolve(tx: &Tx<'_>, id: DeliveryId) -> Result<(), Error> {
         .map_err(unwritten)
 }
 
-/// Notes that a delivery that had been a dead letter was given up before it ended, or that its event had expired.
+/// Notes that a delivery that had been a dead letter was given up before it ended, or that its event had expired; the
+/// attempts of this round count.
 pub fn give_up(tx: &Tx<'_>, id: DeliveryId) -> Result<(), Error> {
     tx.conn
-        .prepare_cached("UPDATE dead_letter SET state = 3 WHERE delivery = ?1 AND state = 1")
+        .prepare_cached(
+            "UPDATE dead_letter SET state = 3, attempts = attempts + coalesce((SELECT attempt FROM delivery WHERE id = ?1), 0) \
+             WHERE delivery = ?1 AND state = 1",
+        )
         .and_then(|mut s| s.execute([id.0]))
         .map(|_| ())
         .map_err(unwritten)
+}
+
+/// Attempts of a delivery that is tried again, in the rounds before this one.
+pub fn attempts_before(conn: &Connection, id: DeliveryId) -> Result<u32, Error> {
+    conn.prepare_cached("SELECT attempts FROM dead_letter WHERE delivery = ?1 AND state = 1")
+        .and_then(|mut s| s.query_row([id.0], |row| row.get(0)).optional())
+        .map(|found| found.unwrap_or(0))
+        .map_err(unread)
 }
 
 /// Opens the delivery again and marks its letter as retrying. Fails when there is no such letter or it is no longer dead.
 pub fn retry(tx: &mut Tx<'_>, id: DeliveryId, note: Option<&str>) -> Result<Letter, Error> {
     let letter = find_dead(tx.conn, tx.ids(), id)?;
     if !deliveries::reopen(tx, id)? {
-        return Err(Error::conflict("invalid_state", "This delivery is not dead any more. Look at it with /dlq."));
+        return Err(Error::conflict(
+            "invalid_state",
+            "This delivery is not dead any more. GET /events/{id}/why shows how it stands (`aman why`).",
+        ));
     }
     set_state(tx, id, 1, note)?;
     tx.look_anew(letter.consumer_id);
@@ -166,9 +181,18 @@ pub fn find_dead(conn: &Connection, ids: Ids, id: DeliveryId) -> Result<Letter, 
     let (letter, state) = find(conn, ids, id)?.ok_or_else(|| Error::not_found("dead letter", shown))?;
     match state {
         0 => Ok(letter),
-        1 => Err(Error::conflict("in_progress", "This dead letter is being tried again already.")),
-        2 => Err(Error::conflict("invalid_state", "This delivery was tried again and has ended well.")),
-        _ => Err(Error::conflict("invalid_state", "This dead letter was discarded, or its event had expired.")),
+        1 => Err(Error::conflict(
+            "in_progress",
+            "This dead letter is being tried again already. GET /events/{id}/why shows how that goes (`aman why`).",
+        )),
+        2 => Err(Error::conflict(
+            "invalid_state",
+            "This delivery was tried again and has ended well: nothing is left to do.",
+        )),
+        _ => Err(Error::conflict(
+            "invalid_state",
+            "This dead letter was discarded, or its event had expired. Push its event again if it is to run after all.",
+        )),
     }
 }
 

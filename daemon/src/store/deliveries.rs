@@ -352,7 +352,7 @@ pub fn reopen(tx: &mut Tx<'_>, id: DeliveryId) -> Result<bool, Error> {
     Ok(changed == 1)
 }
 
-/// Keeps why an attempt failed.
+/// Keeps why an attempt failed, which was number `attempt` of its round; it is numbered on from the rounds before.
 pub fn record_failure(
     tx: &Tx<'_>,
     id: DeliveryId,
@@ -363,7 +363,10 @@ pub fn record_failure(
     let chain = serde_json::to_string(chain).map_err(Error::internal("encoding a failure"))?;
     let chain = redact::json(&chain);
     tx.conn
-        .prepare_cached("INSERT INTO failure (delivery, attempt, at_ms, chain) VALUES (?1, ?2, ?3, ?4)")
+        .prepare_cached(
+            "INSERT INTO failure (delivery, attempt, at_ms, chain) VALUES (?1, ?2 + coalesce((SELECT attempts FROM \
+             dead_letter WHERE delivery = ?1 AND state = 1), 0), ?3, ?4)",
+        )
         .and_then(|mut s| s.execute(params![id.0, attempt, now_ms, chain]))
         .map(|_| ())
         .map_err(unwritten)
@@ -397,7 +400,7 @@ pub struct Record {
     pub consumer: String,
     /// Where it stands.
     pub status: Status,
-    /// Attempts begun.
+    /// Attempts begun, over all rounds, as its dead letter counts them.
     pub attempt: u32,
     /// When it is tried again.
     pub next_ms: Option<Millis>,
@@ -426,8 +429,11 @@ pub fn of_event(conn: &Connection, event: EventSeq) -> Result<Vec<Record>, Error
     let Some((Some(first), Some(count))) = range else { return Ok(Vec::new()) };
     let mut records: Vec<Record> = conn
         .prepare_cached(
-            "SELECT d.id, d.event, c.name, d.status, d.attempt, d.next_ms, d.ended_ms, d.result \
-             FROM delivery d JOIN consumer c ON c.id = d.consumer WHERE d.id >= ?1 AND d.id < ?1 + ?2 ORDER BY d.id",
+            // A letter counts the attempts of every round that is over; the delivery those of the round that goes on.
+            "SELECT d.id, d.event, c.name, d.status, \
+             CASE WHEN l.state IN (0, 3) THEN l.attempts ELSE d.attempt + coalesce(l.attempts, 0) END, \
+             d.next_ms, d.ended_ms, d.result FROM delivery d JOIN consumer c ON c.id = d.consumer \
+             LEFT JOIN dead_letter l ON l.delivery = d.id WHERE d.id >= ?1 AND d.id < ?1 + ?2 ORDER BY d.id",
         )
         .map_err(unread)?
         .query_map(params![first, count], |row| {

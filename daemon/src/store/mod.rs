@@ -16,6 +16,7 @@ mod disk;
 pub mod events;
 pub mod fault;
 pub mod files;
+pub mod meant;
 mod migrate;
 pub mod notifications;
 pub mod outbox;

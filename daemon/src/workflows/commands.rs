@@ -280,7 +280,7 @@ impl Workflows {
     /// Ends an instance and what it runs, with the instances that it waits for.
     pub async fn cancel(&self, id: &str, audit: Audit) -> Result<Value, Error> {
         let row = self.inner.by_id(id).await?;
-        let ended = || Error::conflict("invalid_state", "It has ended already.");
+        let ended = || Error::conflict("invalid_state", "It has ended already. Start a new instance if one is wanted.");
         if row.status.is_ended() {
             return Err(ended());
         }
@@ -340,7 +340,7 @@ impl Workflows {
             .store()
             .write(move |tx| {
                 if !rows::reopen(tx, number, state.as_deref(), now_ms)? {
-                    return Err(Error::conflict("invalid_state", "It is not faulted any more."));
+                    return Err(Error::conflict("invalid_state", "It is not faulted any more. Look at it again."));
                 }
                 let stored = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id))?;
                 let shown = view::instance(&stored);
@@ -356,7 +356,10 @@ impl Workflows {
     pub async fn signal(&self, id: &str, event: Value, audit: Audit) -> Result<Value, Error> {
         let row = self.inner.by_id(id).await?;
         if row.status.is_ended() {
-            return Err(Error::conflict("invalid_state", "It has ended, and waits for nothing."));
+            return Err(Error::conflict(
+                "invalid_state",
+                "It has ended, and waits for nothing. Start a new instance if one is wanted.",
+            ));
         }
         let deaf = || {
             let reason = format!(

@@ -93,6 +93,8 @@ struct Inner {
 #[derive(Default)]
 struct Held {
     current: BTreeMap<String, Current>,
+    /// What could not be read at the start: where it lies, and why.
+    left_out: Vec<(String, String)>,
     ready: HashMap<String, Arc<Definition>>,
 }
 
@@ -151,6 +153,11 @@ impl Workflows {
     pub fn run(&self, supervisor: &Supervisor) {
         let (inner, stop) = (Arc::clone(&self.inner), supervisor.stop_token());
         supervisor.spawn("workflows", move || Arc::clone(&inner).schedule(stop.clone()));
+    }
+
+    /// What could not be read: where it lies or what it is called, and why.
+    pub fn left_out(&self) -> Vec<(String, String)> {
+        self.inner.held(|held| held.left_out.clone())
     }
 
     /// Begins nothing new, and lets what runs end for up to `grace`; what is cut off is taken up by the next start.
@@ -223,8 +230,7 @@ impl Inner {
             match read {
                 Ok(definition) => self.take(&mut known, origin, &definition, text).await?,
                 Err(problems) => {
-                    let error = workflow::refused(&problems).to_string();
-                    tracing::warn!(place, error, "A workflow could not be read and is left out.");
+                    self.leave_out(place, workflow::refused(&problems).to_string());
                 }
             }
         }
@@ -234,12 +240,16 @@ impl Inner {
                 Ok(definition) => {
                     self.held(|held| held.current.insert(row.name.clone(), Current { row: row.clone(), definition }));
                 }
-                Err(error) => {
-                    tracing::warn!(workflow = row.name, %error, "A stored workflow cannot be read and is left out.")
-                }
+                Err(error) => self.leave_out(row.name, error.to_string()),
             }
         }
         self.register(None).await
+    }
+
+    /// Notes that a workflow cannot be read.
+    fn leave_out(&self, place: String, error: String) {
+        tracing::warn!(place, error, "A workflow cannot be read and is left out.");
+        self.held(|held| held.left_out.push((place, error)));
     }
 
     /// The definitions in the data folder.
@@ -251,7 +261,7 @@ impl Inner {
         let read = |file: PathBuf| match plain::read(&file, FILE_BYTES_MAX) {
             Ok(text) => Some((Origin::File, file.display().to_string(), text)),
             Err(error) => {
-                tracing::warn!(file = %file.display(), error = %error, "A workflow cannot be read and is left out.");
+                self.leave_out(file.display().to_string(), format!("cannot be read: {error}."));
                 None
             }
         };

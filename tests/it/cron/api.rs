@@ -184,7 +184,7 @@ fn the_command_line() {
         assert_eq!(exit, code, "aman cron {args:?}: {out}{complaint}");
         assert!(out.contains(part) || complaint.contains(part), "aman cron {args:?}: {out}{complaint}");
     };
-    run(&["list"], 0, "There is no cron job");
+    run(&["list"], 0, "No job yet");
     run(&["add", "tick", "0 8 * * *", "--timezone", "Mars/Base"], 1, "timezone");
     run(&["add", "tick", "0 8 * * *", "--dry-run"], 0, "Nothing was touched");
     run(&["add", "tick", "0 8 * * *", "--misfire", "within=10m", "--type", "a.b"], 0, "Added tick");

@@ -74,7 +74,12 @@ checks! {
     SameVersion "same_version" General Low "Daemon and command line are of one version."
     Access "access" General High "The daemon accepts the token and is not in safe mode."
     EventTime "event_time" General Medium "The newest event is not ahead of the clock."
-    Plugins "plugins" General Medium "Every plugin that is switched on runs, and listens where it should."
+    Sources "sources" General Medium "Every source that is switched on works, tells something within its `expect_every`, and its host can be resolved."
+    Sinks "sinks" General Medium "Every sink that is switched on works, gave nothing up, and its host can be resolved."
+    Skills "skills" General Medium "Every skill's folder could be loaded."
+    Workflows "workflows" General Medium "Every workflow's definition could be read."
+    Plugins "plugins" General Medium "Every plugin that is switched on runs, is not at rest, waits for no consent, and listens where it should."
+    Jobs "jobs" General Medium "No job was switched off because its runs failed."
     DeadLetters "dead_letters" General Medium "No dead letter waits for a decision."
     Backups "backups" General High "The copies of the database that `[backup]` asks for are made."
     TokenMode "token_mode" Security High "Token and signing key belong to the owner and are closed to others."
@@ -150,6 +155,7 @@ mod tests {
             include_str!("daemon.rs"),
             include_str!("files.rs"),
             include_str!("machine.rs"),
+            include_str!("parts.rs"),
             include_str!("security.rs"),
             include_str!("settings.rs"),
         ];

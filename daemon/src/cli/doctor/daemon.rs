@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use super::catalogue::Id;
-use super::{Check, NO_DAEMON};
+use super::{Check, NO_DAEMON, parts};
+use crate::cli::Context;
 use crate::cli::client::{Call, Client};
 use crate::cli::failure::Failure;
 use crate::cli::out::{count, text};
-use crate::cli::{Context, PAGE_MAX};
 use crate::clock::{Clock, Millis, parse_rfc3339};
 use crate::config::Paths;
 
@@ -15,13 +15,12 @@ use crate::config::Paths;
 const AHEAD_MS_MAX: Millis = 5 * 60_000;
 
 /// What only a daemon that answers, and accepts the token, can tell.
-const TOLD: [Id; 7] =
-    [Id::Ready, Id::SameVersion, Id::Access, Id::EventTime, Id::Plugins, Id::DeadLetters, Id::Backups];
+const TOLD: [Id; 6] = [Id::Ready, Id::SameVersion, Id::Access, Id::EventTime, Id::DeadLetters, Id::Backups];
 
 /// All of them, those that nobody could tell as skipped.
 pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
     let mut checks = found(context, paths).await;
-    for id in TOLD {
+    for id in TOLD.into_iter().chain(parts::IDS) {
         if checks.iter().all(|check| check.id != id) {
             checks.push(Check::skip(id, NO_DAEMON));
         }
@@ -43,22 +42,19 @@ async fn found(context: &Context, paths: &Paths) -> Vec<Check> {
         return vec![Check::fail(Id::Daemon, message, "Another program has this port; give the right --url.")];
     }
     let mut checks = vec![Check::ok(Id::Daemon, format!("answers at {}", client.base())), ready(&health)];
-    let copies = match client.call(Call::get("/runtime/status")).await.and_then(|reply| reply.json()) {
-        Ok(status) => {
-            checks.push(same_version(&status));
-            checks.push(access(&status));
-            backups(&status["subsystems"]["backup"]["copies"])
-        }
+    let status = match client.call(Call::get("/runtime/status")).await.and_then(|reply| reply.json()) {
+        Ok(status) => status,
         Err(failure) => {
-            let advice = "`aman serve` makes the token file; is AMAN_HTTP_TOKEN set to another daemon's token?";
+            let advice = "Give the token of this daemon, or unset AMAN_HTTP_TOKEN; `aman serve` makes the token file.";
             checks.push(Check::fail(Id::Access, failure.message(), advice));
             return checks;
         }
     };
+    checks.extend([same_version(&status), access(&status)]);
     checks.extend(newest_event(&client).await);
-    checks.extend(plugins(&client).await);
+    checks.extend(parts::checks(&client, &status, context.global.url.is_none()).await);
     checks.extend(dead_letters(&client).await);
-    checks.push(copies);
+    checks.push(backups(&status["subsystems"]["backup"]["copies"]));
     checks
 }
 
@@ -106,7 +102,7 @@ fn same_version(status: &Value) -> Check {
 
 fn access(status: &Value) -> Check {
     if status["safe_mode"] == true {
-        let advice = "Correct the configuration file, then restart.";
+        let advice = "`aman config reload` says what is wrong; correct it, then reload again.";
         return Check::fail(Id::Access, "It runs in safe mode: the configuration file is broken", advice);
     }
     match text(&status["auth"]).as_str() {
@@ -149,24 +145,6 @@ async fn newest_event(client: &Client) -> Option<Check> {
     })
 }
 
-async fn plugins(client: &Client) -> Option<Check> {
-    let list = client.call(Call::get("/plugins").query("limit", PAGE_MAX)).await.ok()?.json().ok()?;
-    let all = list["items"].as_array()?;
-    let amiss = all.iter().filter_map(|plugin| {
-        let why = match text(&plugin["state"]).as_str() {
-            "failed" | "quarantined" => text(&plugin["reason"]),
-            _ => plugin["listener"]["error"].as_str()?.to_owned(),
-        };
-        Some(format!("{}: {why}", text(&plugin["name"])))
-    });
-    let amiss: Vec<String> = amiss.collect();
-    Some(if amiss.is_empty() {
-        Check::ok(Id::Plugins, format!("{}, none amiss", count(all.len() as u64, "plugin")))
-    } else {
-        Check::warn(Id::Plugins, amiss.join(" "), "`aman plugin show NAME` says more.")
-    })
-}
-
 async fn dead_letters(client: &Client) -> Option<Check> {
     let reply = client.call(Call::get("/dlq/depth")).await.ok()?;
     let depth = reply.json().ok()?["depth"].as_u64()?;
@@ -174,7 +152,8 @@ async fn dead_letters(client: &Client) -> Option<Check> {
         Check::ok(Id::DeadLetters, "none")
     } else {
         let advice = "`aman dlq groups` shows them, `aman dlq retry` tries again.";
-        Check::warn(Id::DeadLetters, format!("{} wait for a decision", count(depth, "dead letter")), advice)
+        let waits = if depth == 1 { "waits" } else { "wait" };
+        Check::warn(Id::DeadLetters, format!("{} {waits} for a decision", count(depth, "dead letter")), advice)
     })
 }
 
@@ -194,7 +173,12 @@ mod tests {
             &Fake::json(200, r#"{"status":"ok","phase":"ready","checks":{"store":{"ok":true,"detail":""}}}"#),
             &Fake::json(200, &status),
             &Fake::json(200, r#"{"items":[{"time":"2020-01-01T00:00:00.000Z"}]}"#),
+            &Fake::json(200, r#"{"items":[{"id":"a","health":"silent","detail":"No event since noon."}]}"#),
+            &Fake::json(200, r#"{"items":[]}"#),
+            &Fake::json(200, r#"{"items":[{"name":"a","standing":"active"}]}"#),
+            &Fake::json(200, r#"{"items":[]}"#),
             &Fake::json(200, r#"{"items":[{"name":"a","state":"active","listener":{"error":"no"}}]}"#),
+            &Fake::json(200, r#"{"items":[{"id":"a","enabled":false,"disabled_reason":null}]}"#),
             &Fake::json(200, r#"{"depth":2,"by_consumer":{}}"#),
         ])
         .await;
@@ -210,7 +194,12 @@ mod tests {
                 (Id::SameVersion, ok),
                 (Id::Access, ok),
                 (Id::EventTime, ok),
+                (Id::Sources, Verdict::Warn),
+                (Id::Sinks, ok),
+                (Id::Skills, ok),
+                (Id::Workflows, ok),
                 (Id::Plugins, Verdict::Warn),
+                (Id::Jobs, ok),
                 (Id::DeadLetters, Verdict::Warn),
                 (Id::Backups, ok)
             ]

@@ -11,6 +11,7 @@ use nix::unistd::geteuid;
 
 use super::catalogue::Id;
 use super::{Check, Fix, Verdict};
+use crate::cli::out::count;
 use crate::config::Paths;
 use crate::telemetry;
 
@@ -211,7 +212,7 @@ fn token_age(file: &Path) -> Check {
     let age = changed.elapsed().unwrap_or_default();
     let days = age.as_secs() / 86_400;
     if age < YEAR {
-        return Check::ok(Id::TokenAge, format!("{days} days old"));
+        return Check::ok(Id::TokenAge, format!("{} old", count(days, "day")));
     }
     let advice = format!("Delete {} and restart for a new one; tell the programs that use it.", file.display());
     Check::warn(Id::TokenAge, format!("The static token is {days} days old and never ends"), advice)
@@ -260,5 +261,5 @@ fn database_head(file: &Path) -> Check {
         let message = format!("{} has {bytes} bytes, less than it says or no whole pages", file.display());
         return Check::fail(id, message, advice);
     }
-    Check::ok(id, format!("{} pages of {page} bytes; `aman db check` reads them all", bytes / page))
+    Check::ok(id, format!("{} of {page} bytes; `aman db check` reads them all", count(bytes / page, "page")))
 }

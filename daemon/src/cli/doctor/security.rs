@@ -14,7 +14,7 @@ use super::machine;
 use super::settings::{self, is_wide};
 use super::{Check, NO_DAEMON, Verdict};
 use crate::cli::client::{Call, Client};
-use crate::cli::out::text;
+use crate::cli::out::{count, text};
 use crate::cli::{Context, PAGE_MAX};
 use crate::clock::{Clock, Millis, parse_rfc3339};
 use crate::config::{self, FILE_BYTES_MAX, Flags, Paths, SETTINGS};
@@ -137,7 +137,7 @@ async fn told(client: Option<&Client>, paths: &Paths) -> Vec<Check> {
     checks.push(match chain {
         None => Check::skip(Id::AuditChain, NO_DAEMON),
         Some(chain) if chain["ok"] == true => {
-            Check::ok(Id::AuditChain, format!("{} records, whole", text(&chain["checked"])))
+            Check::ok(Id::AuditChain, format!("{}, whole", count(chain["checked"].as_u64().unwrap_or(0), "record")))
         }
         Some(chain) => {
             let message = format!("Record {} of the audit log is not what was written", text(&chain["first_bad"]));

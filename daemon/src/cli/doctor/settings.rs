@@ -177,7 +177,8 @@ fn plain_broker(table: &Table) -> bool {
     word(table, "kind") == "mqtt" && !broker.starts_with("mqtts://") && !is_local(broker_host(broker))
 }
 
-fn broker_host(text: &str) -> &str {
+/// The host of a broker that is spoken to without TLS.
+pub fn broker_host(text: &str) -> &str {
     let place = text.strip_prefix("mqtt://").unwrap_or(text).trim_end_matches('/');
     place.rsplit_once(':').map_or(place, |(host, _)| host)
 }
