@@ -41,6 +41,11 @@ impl Clock {
     }
 }
 
+/// The machine's wall clock in nanoseconds since 1970 UTC, for spans: durations below a millisecond matter there.
+pub fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
 /// The end of the year 9999, the last that RFC 3339 can write.
 const RFC3339_MAX: Millis = 253_402_300_799_999;
 

@@ -17,9 +17,10 @@ mod settings;
 pub mod sinks;
 pub mod sources;
 mod table;
+mod telemetry;
 
 pub use backup::Backups;
-pub use change::{Change, change, holds_reference, nearest};
+pub use change::{Change, change, holds_at_once, holds_reference, nearest};
 pub use paths::{ClientEnv, Paths, client_env};
 pub use recipe::{
     FILE_BYTES_MAX, Overrides, Recipe, check, configured_token, load, load_or_last_good, parse, write_private,
@@ -29,6 +30,7 @@ pub use secrets::{References, is_reference, is_secret_name};
 pub use sections::{Applied, shown};
 pub use settings::{Effective, Origin, SETTINGS, Setting};
 pub use table::Faults;
+pub use telemetry::Telemetry;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -198,6 +200,8 @@ pub struct Config {
     pub workflow_secrets: std::collections::BTreeMap<String, Secret>,
     /// `[http_client] allow_private`: outgoing calls may reach loopback and private addresses.
     pub allow_private: bool,
+    /// `[telemetry]`: where spans go; none = nowhere.
+    pub telemetry: Option<Telemetry>,
     /// `[cron.*]`: jobs by id.
     pub cron: Vec<(String, crate::schedule::Job)>,
     /// Every setting with its value and where it came from.
@@ -257,6 +261,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let plugins = plugins(file, &http, &mut layers);
     let workflow_secrets = workflow_secrets(file, &mut layers);
     let allow_private = layers.flag("http_client.allow_private");
+    let telemetry = telemetry::read(&mut layers);
     let cron = cron::jobs(file, &mut layers);
     let for_now = layers.for_now;
     let (effective, warnings, wrong) = layers.finish(file);
@@ -278,6 +283,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         plugins,
         workflow_secrets,
         allow_private,
+        telemetry,
         cron,
         effective,
         warnings,

@@ -6,6 +6,7 @@
 mod address;
 pub mod mqtt;
 mod tls;
+mod trace;
 mod url;
 
 use std::fmt;
@@ -151,17 +152,22 @@ impl Egress {
     /// As [`Egress::ask`]; `rule` decides for the address and for wherever a redirect leads, or says why not.
     pub async fn ask_by(
         &self,
-        ask: Ask,
+        mut ask: Ask,
         rule: impl Fn(&Url) -> Result<Leg, String> + Sync,
     ) -> Result<Heard, EgressError> {
         let (time_max, sent) = (ask.time_max, Arc::new(OnceLock::new()));
-        match tokio::time::timeout(time_max, self.follow(ask, &rule, &sent)).await {
+        let span = trace::begin(&mut ask);
+        let heard = match tokio::time::timeout(time_max, self.follow(ask, &rule, &sent)).await {
             Ok(heard) => heard,
             Err(_) => {
                 let why = format!("no answer within {} s", time_max.as_secs_f64());
                 Err(if sent.get().is_some() { EgressError::Unknown(why) } else { EgressError::NotSent(why) })
             }
+        };
+        if let Some(span) = span {
+            trace::end(span, &heard);
         }
+        heard
     }
 
     async fn follow(

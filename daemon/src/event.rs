@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::clock::{self, Millis};
 use crate::error::{Error, FieldError};
-use crate::id::{EventSeq, TraceId};
+use crate::id::{EventSeq, SpanId, TraceId};
 
 /// Longest event type, in bytes.
 pub const TYPE_BYTES_MAX: usize = 255;
@@ -300,6 +300,9 @@ pub struct NewEvent {
     /// The trace it belongs to, from `traceparent`.
     #[serde(skip)]
     pub trace: Option<TraceId>,
+    /// The span of that trace that it comes from; not stored.
+    #[serde(skip)]
+    pub parent: Option<SpanId>,
     /// Further attributes, kept unchanged: strings, 32-bit integers and booleans.
     pub extensions: Map<String, Value>,
 }

@@ -34,8 +34,7 @@ impl FromStr for TraceId {
     type Err = ();
 
     fn from_str(text: &str) -> Result<TraceId, ()> {
-        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if text.len() != 32 || !text.bytes().all(lower_hex) {
+        if !is_lower_hex(text, 32) {
             return Err(());
         }
         let value = u128::from_str_radix(text, 16).map_err(|_| ())?;
@@ -44,26 +43,74 @@ impl FromStr for TraceId {
 }
 
 impl TraceId {
-    /// The trace id of a `traceparent` header or attribute (W3C Trace Context, version 00 and later).
-    pub fn of_traceparent(text: &str) -> Option<TraceId> {
+    /// A new random trace id.
+    pub fn random() -> TraceId {
+        TraceId(random_bytes())
+    }
+}
+
+/// A W3C parent id, which names a span of a trace: 8 bytes, not all zero, written as 16 lower-case hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SpanId(pub [u8; 8]);
+
+impl fmt::Display for SpanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for SpanId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<SpanId, ()> {
+        if !is_lower_hex(text, 16) {
+            return Err(());
+        }
+        let value = u64::from_str_radix(text, 16).map_err(|_| ())?;
+        if value == 0 { Err(()) } else { Ok(SpanId(value.to_be_bytes())) }
+    }
+}
+
+impl SpanId {
+    /// A new random one, for a span that nobody has to find again.
+    pub fn random() -> SpanId {
+        SpanId(fastrand::u64(1..).to_be_bytes())
+    }
+}
+
+/// What a `traceparent` says: the trace, and the span in it that asks (W3C Trace Context).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traceparent {
+    /// The trace.
+    pub trace: TraceId,
+    /// Whose child whatever follows is.
+    pub span: SpanId,
+}
+
+impl Traceparent {
+    /// Reads a `traceparent` header or attribute, version 00 and later.
+    pub fn parse(text: &str) -> Option<Traceparent> {
         let mut parts = text.split('-');
         let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let hex = |part: &str, len: usize| {
-            part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
-        if !hex(version, 2) || version == "ff" || !hex(parent, 16) || parent == "0000000000000000" || !hex(flags, 2) {
+        if !is_lower_hex(version, 2) || version == "ff" || !is_lower_hex(flags, 2) {
             return None;
         }
         if version == "00" && parts.next().is_some() {
             return None;
         }
-        trace.parse().ok()
+        Some(Traceparent { trace: trace.parse().ok()?, span: parent.parse().ok()? })
     }
+}
 
-    /// A new random trace id.
-    pub fn random() -> TraceId {
-        TraceId(random_bytes())
+impl fmt::Display for Traceparent {
+    /// As a header, marked as sampled.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{}-{}-01", self.trace, self.span)
     }
+}
+
+fn is_lower_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// Bytes from the machine's secure random source.
@@ -91,6 +138,21 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// A fresh UUIDv7 for things that have no row number of their own.
 pub fn fresh() -> String {
     Uuid::now_v7().to_string()
+}
+
+/// What a span with a computed id is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanOf {
+    /// The storing of an event.
+    Publish(EventSeq),
+    /// An attempt to deliver, counted from 1.
+    Attempt(DeliveryId, u32),
+    /// An instance of a workflow, by its row.
+    Workflow(i64),
+    /// A task of an instance: the instance's row, the row of the journal, the attempt.
+    Task(i64, i64, u32),
+    /// An attempt to send an intent, counted from 1.
+    Sending(i64, u32),
 }
 
 /// Makes the ids of events and deliveries out of their row numbers, and reads them back.
@@ -122,6 +184,26 @@ impl Ids {
     /// The delivery inside an id text that this database made.
     pub fn delivery_of(self, text: &str) -> Option<DeliveryId> {
         Self::unpack(Uuid::parse_str(text).ok()?, !self.node).map(|(_, n)| DeliveryId(n))
+    }
+
+    /// The id of a span. It is computed, so that whoever comes later, even after a restart, knows whose child it is without
+    /// anything being stored.
+    pub fn span(self, trace: TraceId, of: SpanOf) -> SpanId {
+        let (what, numbers) = match of {
+            SpanOf::Publish(EventSeq(event)) => (1_u8, [event, 0, 0]),
+            SpanOf::Attempt(DeliveryId(delivery), attempt) => (2, [delivery, i64::from(attempt), 0]),
+            SpanOf::Workflow(instance) => (3, [instance, 0, 0]),
+            SpanOf::Task(instance, step, attempt) => (4, [instance, step, i64::from(attempt)]),
+            SpanOf::Sending(intent, attempt) => (5, [intent, i64::from(attempt), 0]),
+        };
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        hash.update(&trace.0);
+        hash.update(&self.node.to_be_bytes());
+        hash.update(&[what]);
+        numbers.iter().for_each(|number| hash.update(&number.to_be_bytes()));
+        let mut id = [0; 8];
+        id.copy_from_slice(&hash.finish().as_ref()[..8]);
+        SpanId(if id == [0; 8] { [1; 8] } else { id })
     }
 
     fn pack(at_ms: Millis, number: i64, node: u32) -> Uuid {
@@ -164,6 +246,28 @@ mod tests {
     }
 
     #[test]
+    fn spans_have_ids_of_their_own_that_can_be_computed_again() {
+        let (ids, trace) = (Ids { node: 7 }, TraceId([3; 16]));
+        let all = [
+            SpanOf::Publish(EventSeq(1)),
+            SpanOf::Publish(EventSeq(2)),
+            SpanOf::Attempt(DeliveryId(1), 1),
+            SpanOf::Attempt(DeliveryId(1), 2),
+            SpanOf::Workflow(1),
+            SpanOf::Task(1, 1, 1),
+            SpanOf::Task(1, 1, 2),
+            SpanOf::Sending(1, 1),
+        ];
+        let made: std::collections::HashSet<SpanId> = all.iter().map(|of| ids.span(trace, *of)).collect();
+        assert_eq!(made.len(), all.len());
+        assert_eq!(ids.span(trace, all[0]), Ids { node: 7 }.span(TraceId([3; 16]), all[0]));
+        assert_ne!(ids.span(trace, all[0]), Ids { node: 8 }.span(trace, all[0]));
+        assert_ne!(ids.span(trace, all[0]), ids.span(TraceId([4; 16]), all[0]));
+        let asked = Traceparent { trace, span: ids.span(trace, all[0]) };
+        assert_eq!(Traceparent::parse(&asked.to_string()), Some(asked));
+    }
+
+    #[test]
     fn trace_ids_are_checked() {
         let cases = [
             ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", true),
@@ -176,7 +280,7 @@ mod tests {
             ("nonsense", false),
         ];
         for (text, good) in cases {
-            assert_eq!(TraceId::of_traceparent(text).is_some(), good, "{text}");
+            assert_eq!(Traceparent::parse(text).is_some(), good, "{text}");
         }
     }
 }

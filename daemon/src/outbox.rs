@@ -9,6 +9,7 @@ mod message;
 mod mqtt;
 mod ntfy;
 mod sinks;
+mod spans;
 mod view;
 mod webhook;
 

@@ -39,6 +39,9 @@ const FILES_SPARE: u64 = 512;
 /// How long tasks and connections may take to end once the work is drained.
 const END_GRACE: Duration = Duration::from_secs(5);
 
+/// How long the last spans may take to reach their collector.
+const TRACES_GRACE: Duration = Duration::from_secs(3);
+
 /// A running daemon.
 pub struct Daemon {
     address: SocketAddr,
@@ -84,6 +87,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let listener = bind(&config).await?;
     let address = listener.local_addr().map_err(Error::internal("reading the listening address"))?;
     let bus = Bus::new(store.clone(), clock.clone(), bus::Settings::of(&config.bus));
+    bus.traces().configure(config.telemetry.as_ref(), store.ids().node);
     bus.set_types(types(&config));
     lifecycle.enter(Phase::Secrets);
     let auth = auth(&config)?;
@@ -187,6 +191,7 @@ impl Daemon {
         if !supervisor.end(END_GRACE).await {
             tracing::warn!("A background task did not end in time.");
         }
+        bus.traces().stop(TRACES_GRACE).await;
         tell_audit_head(bus.store()).await;
         if let Err(error) = bus.store().checkpoint().await {
             tracing::warn!(error = error.chain().join(": "), "The write-ahead log was not moved into the database.");

@@ -1,6 +1,7 @@
-//! Logs: to standard error and to files, as text or JSON lines, without secrets.
+//! Logs: to standard error and to files, as text or JSON lines, without secrets. [`traces`] are for collectors.
 
 mod files;
+pub mod traces;
 
 use std::io::Write;
 use std::sync::OnceLock;

@@ -13,13 +13,14 @@ use crate::harness::{Daemon, Folder, PATIENCE, TOKEN, free_address};
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// A client that runs, and the lines that it writes.
-struct Client {
+pub struct Client {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Client {
-    fn start(program: &str, args: &[&str]) -> Client {
+    /// Starts a program of `target/tools/clients` with a script of `tests/clients` and its arguments.
+    pub fn start(program: &str, args: &[&str]) -> Client {
         let mut child = Command::new(client(program))
             .arg(file(args[0]))
             .args(&args[1..])
@@ -39,8 +40,14 @@ impl Client {
         Client { child, lines }
     }
 
-    fn line(&self) -> String {
+    /// The next line.
+    pub fn line(&self) -> String {
         self.lines.recv_timeout(PATIENCE).expect("the client writes a line")
+    }
+
+    /// The next line, if there is one by now.
+    pub fn line_now(&self) -> Option<String> {
+        self.lines.try_recv().ok()
     }
 
     /// The next line that begins with `word`; others are passed over.

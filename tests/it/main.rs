@@ -49,5 +49,6 @@ mod sinks;
 mod skills;
 mod sources;
 mod stream;
+mod telemetry;
 mod tidy;
 mod workflows;

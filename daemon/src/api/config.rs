@@ -94,7 +94,7 @@ impl Configured {
     /// Keys whose value in `config` is not the one that runs, because they hold after a start only.
     fn waiting(&self, config: &Config) -> Vec<String> {
         let mut keys: Vec<String> = differences(&self.started, config)
-            .filter(|(_, now)| config::change(&now.key) != Change::Live)
+            .filter(|(_, now)| !config::holds_at_once(&now.key))
             .map(|(_, now)| now.key.clone())
             .collect();
         keys.extend(config.other_sections_than(&self.started));
@@ -114,6 +114,7 @@ fn apply(app: &App, config: Config, version: i64) -> Result<(), Error> {
     app.upkeep.retune(config.bus.retention);
     app.upkeep.backups().retune(&config.backup);
     app.rates.retune(limits(&config));
+    app.bus.traces().configure(config.telemetry.as_ref(), app.store.ids().node);
     let secure = app.tuned.load().places.secure;
     app.tuned.store(Arc::new(Tuned::of(&config, secure)));
     app.configured.current.store(Arc::new((config, version)));
@@ -136,7 +137,7 @@ pub(super) async fn show(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
             let change = config::change(&setting.key);
             let mut shown = json!(setting);
             shown["change"] = change.name().into();
-            if change != Change::Live && running.value != setting.value {
+            if !config::holds_at_once(&setting.key) && running.value != setting.value {
                 shown["running"] = running.value.clone();
             }
             shown
@@ -313,7 +314,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         }
     };
     let applied: Vec<String> = differences(old, &new)
-        .filter(|(_, now)| config::change(&now.key) == Change::Live)
+        .filter(|(_, now)| config::holds_at_once(&now.key))
         .map(|(_, now)| now.key.clone())
         .collect();
     let plugins = config::plugins::plan(&old.plugins, &new.plugins);

@@ -31,7 +31,7 @@ const TRACE_EVENTS_MAX: usize = 1000;
 pub(super) async fn push(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
     let bytes = call.bytes().await?;
-    let Pushed { events, batch } = parse::push(&call.headers, &bytes, call.parent_trace, app.clock.now_ms())?;
+    let Pushed { events, batch } = parse::push(&call.headers, &bytes, call.parent, app.clock.now_ms())?;
     let principal = call.principal.as_ref().ok_or_else(|| Problem::unauthorized(Problem::HOW_TO_SHOW))?;
     let origin = Origin { principal: principal.name.to_string(), trust: principal.trust, internal: false };
     let alone_in_batch = batch && events.len() == 1;

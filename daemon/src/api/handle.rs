@@ -18,7 +18,7 @@ use super::fronts::Front;
 use super::problem::Problem;
 use super::routes::{Confirm, Found, Handling, Mounted, Params};
 use super::{App, Call, audit, body, gate, guests};
-use crate::id::TraceId;
+use crate::id::{TraceId, Traceparent};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
@@ -39,8 +39,8 @@ struct Progress {
 /// Answers one request that came to `front`; never fails and never panics.
 pub async fn handle(app: Arc<App>, front: Arc<Front>, request: Request<Incoming>) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
-    let parent = parts.headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(TraceId::of_traceparent);
-    let trace = parent.unwrap_or_else(|| TraceId(fastrand::u128(1..).to_be_bytes()));
+    let parent = parts.headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(Traceparent::parse);
+    let trace = parent.map_or_else(|| TraceId(fastrand::u128(1..).to_be_bytes()), |parent| parent.trace);
     let (path, method) = (parts.uri.clone(), parts.method.clone());
     let mut progress = Progress::default();
     let answered = answer((&app, &front), parts, incoming, (trace, parent), &mut progress).await;
@@ -89,7 +89,7 @@ async fn answer(
     (app, front): (&Arc<App>, &Front),
     parts: Parts,
     incoming: Incoming,
-    (trace, parent_trace): (TraceId, Option<TraceId>),
+    (trace, parent): (TraceId, Option<Traceparent>),
     progress: &mut Progress,
 ) -> Result<Reply, Problem> {
     check_coding(&parts.headers)?;
@@ -121,7 +121,7 @@ async fn answer(
         params,
         route: mounted,
         principal,
-        parent_trace,
+        parent,
         trace,
         draft,
         again: Again::default(),

@@ -120,7 +120,7 @@ pub(super) async fn prometheus(app: Arc<App>, _: Call) -> Result<Reply, Problem>
         text.line("outbox_open", &[("status", status)], count);
     }
     plugins(&app, &mut text);
-    process(&mut text);
+    process(&app, &mut text);
     Ok(Reply {
         status: StatusCode::OK,
         content_type: "text/plain; version=0.0.4; charset=utf-8",
@@ -217,12 +217,17 @@ fn bus(app: &App, text: &mut Text) {
     text.one("ready", "gauge", "1 when the daemon serves.", u8::from(app.lifecycle.is_ready()));
 }
 
-fn process(text: &mut Text) {
+fn process(app: &App, text: &mut Text) {
     let process = Process::read();
     text.one("process_resident_memory_bytes", "gauge", "Resident memory.", process.rss_bytes);
     text.one("process_cpu_seconds_total", "counter", "CPU time, user and system.", process.cpu_s);
     text.one("process_open_fds", "gauge", "Open file descriptors.", process.open_fds);
     text.one("process_threads", "gauge", "Threads.", process.threads);
+    let spans = app.bus.traces().counts();
+    text.head("telemetry_spans_total", "counter", "Spans by what became of them; dropped ones nobody has.");
+    for (outcome, count) in [("exported", &spans.exported), ("dropped", &spans.dropped)] {
+        text.line("telemetry_spans_total", &[("outcome", outcome)], count.load(Relaxed));
+    }
     text.one("log_lines_lost_total", "counter", "Lines that no log file holds.", telemetry::lines_lost());
 }
 

@@ -58,7 +58,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::cron::Cron;
 use crate::error::Error;
-use crate::id::TraceId;
+use crate::id::{TraceId, Traceparent};
 use crate::outbox::Sinks;
 use crate::plugins::Plugins;
 use crate::skills::Skills;
@@ -195,8 +195,8 @@ pub struct Call {
     params: routes::Params,
     route: Arc<Mounted>,
     principal: Option<Principal>,
-    /// The trace that the client gave.
-    parent_trace: Option<TraceId>,
+    /// The trace that the client gave, and the span in it that asks.
+    parent: Option<Traceparent>,
     /// The trace of the request: that one, or a new one.
     trace: TraceId,
     head_only: bool,

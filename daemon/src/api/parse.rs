@@ -18,7 +18,7 @@ use super::problem::Problem;
 use crate::clock::{self, Millis};
 use crate::error::{Error, FieldError};
 use crate::event::{self, Data, Delivery, NewEvent, Priority, RESERVED_ATTRIBUTES};
-use crate::id::TraceId;
+use crate::id::Traceparent;
 
 /// Events of one batch at the most.
 pub const BATCH_MAX: usize = 1000;
@@ -53,8 +53,8 @@ pub struct Pushed {
     pub batch: bool,
 }
 
-/// Reads a push. `trace` is the one that the request's `traceparent` header names.
-pub fn push(headers: &HeaderMap, body: &[u8], trace: Option<TraceId>, now_ms: Millis) -> Result<Pushed, Problem> {
+/// Reads a push. `from` is what the request's `traceparent` header says.
+pub fn push(headers: &HeaderMap, body: &[u8], from: Option<Traceparent>, now_ms: Millis) -> Result<Pushed, Problem> {
     let essence = body::media_type(headers)?;
     let mut pushed = match essence.as_deref() {
         Some("application/cloudevents-batch+json") => batch(body, now_ms)?,
@@ -64,8 +64,8 @@ pub fn push(headers: &HeaderMap, body: &[u8], trace: Option<TraceId>, now_ms: Mi
         None | Some("application/json" | "text/json") => one(structured(text(body)?, Form::Plain, now_ms)?),
         Some(other) => return Err(body::unsupported(other)),
     };
-    for event in &mut pushed.events {
-        event.trace = event.trace.or(trace);
+    for event in pushed.events.iter_mut().filter(|event| event.trace.is_none()) {
+        (event.trace, event.parent) = (from.map(|from| from.trace), from.map(|from| from.span));
     }
     Ok(pushed)
 }
@@ -361,9 +361,9 @@ impl<'a> Reader<'a> {
 
     fn take_traceparent(&mut self, name: &str, given: &Given<'_>) {
         let text = given.text().unwrap_or_default();
-        match TraceId::of_traceparent(&text) {
-            Some(trace) => {
-                self.event.trace = Some(trace);
+        match Traceparent::parse(&text) {
+            Some(from) => {
+                (self.event.trace, self.event.parent) = (Some(from.trace), Some(from.span));
                 self.event.extensions.insert(name.to_owned(), Value::String(text));
             }
             None => self.wrong(name, "must be a W3C traceparent: 00-<32 hex digits>-<16 hex digits>-<2 hex digits>."),

@@ -1,6 +1,7 @@
 use hyper::header::HeaderValue;
 
 use super::*;
+use crate::id::{SpanId, TraceId};
 
 fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
     pairs.iter().map(|(name, value)| (name.parse().expect("name"), HeaderValue::from_static(value))).collect()
@@ -146,11 +147,12 @@ fn binary_mode_reads_headers() {
 
 #[test]
 fn a_trace_comes_from_the_event_or_the_request() {
-    let trace = TraceId([7; 16]);
+    let from = Traceparent { trace: TraceId([7; 16]), span: SpanId([1; 8]) };
     let body = br#"{"source":"m","type":"a"}"#;
-    let pushed = push(&HeaderMap::new(), body, Some(trace), 0).expect("good");
-    assert_eq!(pushed.events[0].trace, Some(trace));
+    let pushed = push(&HeaderMap::new(), body, Some(from), 0).expect("good");
+    assert_eq!((pushed.events[0].trace, pushed.events[0].parent), (Some(from.trace), Some(from.span)));
     let own = br#"{"source":"m","type":"a","traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
-    let pushed = push(&HeaderMap::new(), own, Some(trace), 0).expect("good");
+    let pushed = push(&HeaderMap::new(), own, Some(from), 0).expect("good");
     assert_eq!(pushed.events[0].trace, "0af7651916cd43dd8448eb211c80319c".parse().ok());
+    assert_eq!(pushed.events[0].parent, "b7ad6b7169203331".parse().ok());
 }

@@ -119,7 +119,16 @@ pub(super) async fn create(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         again.keep(tx, StatusCode::CREATED, Some(&format!("/workflow-instance/{id}")), answer)
     });
     let workflow = call.param("name").to_owned();
-    let start = Start { workflow, input, dedup_key, principal, trust, trace: call.trace, dry_run };
+    let start = Start {
+        workflow,
+        input,
+        dedup_key,
+        principal,
+        trust,
+        trace: call.trace,
+        parent: call.parent.map(|from| from.span),
+        dry_run,
+    };
     let (shown, _) = app.workflows.create(start, audit).await?;
     if dry_run {
         return body::ok(&shown);

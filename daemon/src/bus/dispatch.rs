@@ -8,13 +8,14 @@ use super::lane::Lane;
 use super::publish::{Bus, Inner};
 use super::retry::RetryPolicy;
 use super::router::Entry;
-use super::settle::{self, Settled};
-use super::{Attempt, Failure, Outcome};
+use super::settle::{self, Settled, Unsettled};
+use super::{Attempt, Failure, Outcome, spans};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Delivery as Mode;
 use crate::store::dead_letters::Reason;
 use crate::store::deliveries::{self, Ready};
+use crate::telemetry::traces;
 
 /// How long a cancelled attempt may take to clean up before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -127,16 +128,50 @@ impl Bus {
     }
 }
 
+/// What is to become of a delivery after an attempt.
+pub(super) enum End {
+    /// It worked, and its effects are stored.
+    Done(Settled),
+    /// Its event is too old.
+    Expires,
+    /// It is given up.
+    Dies(Reason, Failure),
+    /// It waits so long for another attempt.
+    Waits(Duration, Failure),
+    /// The attempt did not begin, and is made so much later.
+    Postponed(Duration),
+    /// Nobody knows, or nothing happened.
+    Untold(Settled),
+}
+
 /// Runs one attempt from claim to settlement.
 pub(super) async fn attempt(bus: &Bus, entry: &Arc<Entry>, ready: Ready) -> Settled {
+    let span = spans::attempt(bus, entry, &ready);
+    let end = attempted(bus, entry, &ready).await;
+    let span = span.and_then(|span| spans::ended(span, &end));
+    let settled = match end {
+        End::Done(settled) | End::Untold(settled) => settled,
+        End::Expires => settle::expire(bus, entry, &ready).await,
+        End::Dies(reason, failure) => settle::die(bus, entry, &ready, reason, failure).await,
+        End::Waits(wait, failure) => settle::wait(bus, &ready, wait, failure).await,
+        End::Postponed(wait) => settle::postpone(bus, &ready, wait).await,
+    };
+    if let Some(span) = span {
+        bus.traces().record(span);
+    }
+    settled
+}
+
+/// Makes an attempt; what worked is settled with its effects.
+async fn attempted(bus: &Bus, entry: &Arc<Entry>, ready: &Ready) -> End {
     let inner: &Inner = &bus.inner;
     let now_ms = inner.clock.now_ms();
     if ready.event.is_expired(now_ms) {
-        return settle::expire(bus, entry, &ready).await;
+        return End::Expires;
     }
     if ready.attempt >= entry.spec.retry.max_attempts {
         let failure = Failure::new("Every attempt was cut off by the end of the daemon.");
-        return settle::die(bus, entry, &ready, Reason::AttemptsExhausted, failure).await;
+        return End::Dies(Reason::AttemptsExhausted, failure);
     }
     let once = ready.event.sent.delivery == Mode::AtMostOnce;
     if entry.spec.acts_outside || once {
@@ -144,36 +179,37 @@ pub(super) async fn attempt(bus: &Bus, entry: &Arc<Entry>, ready: Ready) -> Sett
         let lease_ms = now_ms + i64::try_from(entry.spec.timeout.as_millis()).unwrap_or(i64::MAX / 4);
         match inner.store.write_hot(move |tx| deliveries::claim(tx, id, lease_ms, outside)).await {
             Ok(true) => {}
-            Ok(false) => return Settled::Ended,
+            Ok(false) => return End::Untold(Settled::Ended),
             Err(error) => {
                 tracing::debug!(%error, "A claim could not be stored; the lane tries again.");
-                return Settled::Untouched;
+                return End::Untold(Settled::Untouched);
             }
         }
     }
     inner.stats.attempts.fetch_add(1, Ordering::Relaxed);
     let number = ready.attempt + 1;
-    match run(inner, entry, &ready, number).await {
-        Ran::Outcome(Outcome::Done(effects)) => match settle::done(bus, entry, &ready, effects).await {
-            Ok(settled) => settled,
-            Err(failure) => failed(bus, entry, &ready, failure, None).await,
+    match run(inner, entry, ready, number).await {
+        Ran::Outcome(Outcome::Done(effects)) => match settle::done(bus, entry, ready, effects).await {
+            Ok(settled) => End::Done(settled),
+            Err(Unsettled::Dies(reason, failure)) => End::Dies(reason, failure),
+            Err(Unsettled::Failed(failure)) => failed(entry, ready, failure, None),
         },
-        Ran::Outcome(Outcome::Reject(failure)) => settle::die(bus, entry, &ready, Reason::Rejected, failure).await,
-        Ran::Outcome(Outcome::Retry(failure, after)) => failed(bus, entry, &ready, failure, after).await,
-        Ran::Outcome(Outcome::Postponed(wait)) => settle::postpone(bus, &ready, wait).await,
+        Ran::Outcome(Outcome::Reject(failure)) => End::Dies(Reason::Rejected, failure),
+        Ran::Outcome(Outcome::Retry(failure, after)) => failed(entry, ready, failure, after),
+        Ran::Outcome(Outcome::Postponed(wait)) => End::Postponed(wait),
         // Not settled: the next start recovers it as cut off.
-        Ran::Aborted => Settled::Ended,
+        Ran::Aborted => End::Untold(Settled::Ended),
     }
 }
 
 /// A failed attempt: it waits for another one, or was the last.
-async fn failed(bus: &Bus, entry: &Entry, ready: &Ready, failure: Failure, after: Option<Duration>) -> Settled {
+fn failed(entry: &Entry, ready: &Ready, failure: Failure, after: Option<Duration>) -> End {
     let once = ready.event.sent.delivery == Mode::AtMostOnce;
     let drawn = entry.spec.retry.wait_drawn(ready.attempt + 1, fastrand::f64());
     match drawn.map(|wait| after.map_or(wait, |after| after.min(ASKED_WAIT_MAX))) {
-        Some(wait) if !once => settle::wait(bus, ready, wait, failure).await,
-        _ if failure.timed_out => settle::die(bus, entry, ready, Reason::Timeout, failure).await,
-        _ => settle::die(bus, entry, ready, Reason::AttemptsExhausted, failure).await,
+        Some(wait) if !once => End::Waits(wait, failure),
+        _ if failure.timed_out => End::Dies(Reason::Timeout, failure),
+        _ => End::Dies(Reason::AttemptsExhausted, failure),
     }
 }
 
@@ -193,7 +229,10 @@ async fn run(inner: &Inner, entry: &Arc<Entry>, ready: &Ready, number: u32) -> R
         cancel: cancel.clone(),
     };
     let consumer = Arc::clone(&entry.consumer);
-    let mut task = tokio::spawn(async move { consumer.deliver(attempt).await });
+    let mut task = match spans::handling(inner, ready, number) {
+        None => tokio::spawn(async move { consumer.deliver(attempt).await }),
+        traced => tokio::spawn(traces::within(traced, async move { consumer.deliver(attempt).await })),
+    };
     let limit = entry.spec.timeout;
     let timed_out = tokio::select! {
         biased;

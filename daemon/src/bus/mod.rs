@@ -14,6 +14,7 @@ mod publish;
 pub mod retry;
 pub mod router;
 mod settle;
+mod spans;
 mod storage;
 
 use std::future::Future;

@@ -1,8 +1,6 @@
 //! What consumers tell the person: prepared before the transaction that settles them, stored in it. A notification that is
 //! new is an event too, `aman.notification.created`, so that streams see it and sinks carry it further.
 
-use std::sync::Arc;
-
 use serde_json::json;
 
 use super::effects::{NewNotification, Severity, StateWrite};
@@ -14,7 +12,7 @@ use crate::event::{NewEvent, Trust};
 use crate::id::{fresh, hex, random_bytes, sha256_hex};
 use crate::redact;
 use crate::store::deliveries::Ready;
-use crate::store::events::{Cause, Prepared};
+use crate::store::events::Prepared;
 use crate::store::notifications::{self as rows, Limits, New, Told};
 use crate::store::{Tx, events};
 
@@ -64,7 +62,7 @@ impl Notices {
             let each = all.into_iter().map(|row| (row, None));
             return Notices::of(each.collect(), limits);
         }
-        let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
+        let cause = super::spans::cause(bus, ready);
         let told = bus.prepare_effects(entry, &cause, all.iter().map(created).collect()).await;
         Notices::of(all.into_iter().zip(told.into_iter().map(Some)).collect(), limits)
     }

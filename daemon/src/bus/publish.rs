@@ -15,6 +15,7 @@ use super::links::Links;
 use super::live::Live;
 use super::overload::Overload;
 use super::router::{self, Entry, Router};
+use super::spans;
 use crate::clock::{Clock, Millis};
 use crate::config::BusConfig;
 use crate::error::Error;
@@ -25,6 +26,7 @@ use crate::registry::Registry;
 use crate::store::events::{Appended, Cause, KeptAnswer, Match, Prepared};
 use crate::store::notifications::Limits;
 use crate::store::{Committed, Store, events};
+use crate::telemetry::traces::Traces;
 
 /// Bytes of events that may be on their way to the writer before more are refused.
 const INCOMING_BYTES_MAX: usize = 64 << 20;
@@ -244,6 +246,8 @@ pub(super) struct Inner {
     pub overload: Overload,
     /// Ends the claiming of new work.
     pub stop: CancellationToken,
+    /// Collects spans.
+    pub traces: Traces,
     /// Cancels attempts that still run when the drain time is over.
     pub abort: CancellationToken,
     pub lane_tasks: tokio_util::task::TaskTracker,
@@ -275,6 +279,7 @@ impl Bus {
             incoming: AtomicUsize::new(0),
             chains: Chains::default(),
             overload: Overload::default(),
+            traces: Traces::default(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
             lane_tasks: tokio_util::task::TaskTracker::new(),
@@ -462,12 +467,17 @@ impl Bus {
         let router = self.inner.router.load_full();
         let now_ms = self.inner.clock.now_ms();
         let until_ms = now_ms + self.inner.settings.load().dedup_window_ms;
+        let drafts = spans::Drafts::begin(&self.inner, cause.as_ref());
         let conditions = events.iter().any(|event| {
             let candidates = router.candidates(&event.kind);
             router.needs_conditions(&candidates)
         });
         let prepare = move || {
-            let one = |sent| prepare(&router, sent, &origin, cause.clone(), (now_ms, until_ms));
+            let one = |sent: NewEvent| {
+                let draft = drafts.as_ref().and_then(|drafts| drafts.of(&sent));
+                let prepared = prepare(&router, sent, &origin, cause.clone(), (now_ms, until_ms));
+                spans::matched(prepared, draft, &router)
+            };
             events.into_iter().map(one).collect::<Vec<_>>()
         };
         if conditions { blocking(prepare).await } else { prepare() }
@@ -545,6 +555,7 @@ impl Inner {
 
     /// Tells the streams and the lanes what a commit added. Wake-ups carry no data: whoever wakes looks for itself.
     fn committed(&self, committed: Committed) {
+        spans::published(self, committed.drafts);
         self.stats.published.fetch_add(u64::try_from(committed.events.len()).unwrap_or(0), Ordering::Relaxed);
         self.live.push(committed.events);
         self.stats.pending.fetch_add(committed.deliveries, Ordering::Relaxed);
@@ -632,6 +643,7 @@ fn prepare(
         received_ms: now_ms,
         cause,
         dedup_until_ms,
+        draft: None,
         sent,
     }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Failure;
 use super::effects::{Effects, NewIntent};
 use super::notices::{self, Notices};
 use super::publish::Bus;
 use super::router::Entry;
+use super::{Failure, spans};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::{Delivery as Mode, NewEvent};
@@ -18,7 +18,7 @@ use crate::id::{DeliveryId, sha256_hex};
 use crate::redact;
 use crate::store::dead_letters::{Death, Reason};
 use crate::store::deliveries::{Ready, Status};
-use crate::store::events::{Cause, Prepared};
+use crate::store::events::Prepared;
 use crate::store::{Tx, dead_letters, deliveries, events, outbox};
 
 /// The type of the event that tells of a dead letter.
@@ -73,10 +73,16 @@ impl Outgoing {
     }
 }
 
+/// Why an attempt that worked is not done all the same. Nothing was written.
+pub(super) enum Unsettled {
+    /// Its effects may not be.
+    Dies(Reason, Failure),
+    /// The database refused its change of state.
+    Failed(Failure),
+}
+
 /// Applies the effects of a successful attempt with its settlement.
-///
-/// The error is for an attempt whose change of state the database refused: it has failed.
-pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Result<Settled, Failure> {
+pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effects) -> Result<Settled, Unsettled> {
     let depth_max = bus.inner.settings.load().max_causation_depth;
     // What only tells the person ends a chain, unless it answers to what was told: that can go on for ever.
     let answers = ready.event.sent.kind == notices::CREATED && !effects.notify.is_empty();
@@ -87,18 +93,18 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
             "Its effects would be number {} of a chain; at most {depth_max}.",
             ready.event.depth + 1
         ));
-        return Ok(die(bus, entry, ready, Reason::CausationLoop, failure).await);
+        return Err(Unsettled::Dies(Reason::CausationLoop, failure));
     }
     let made = effects.publish.len() + if answers { effects.notify.len() } else { 0 };
     if !bus.inner.chains.admit(ready.event.trace, made) {
         let failure = Failure::new("Its trace has more effects than the daemon lets one cause have.");
-        return Ok(die(bus, entry, ready, Reason::CausationLoop, failure).await);
+        return Err(Unsettled::Dies(Reason::CausationLoop, failure));
     }
     if let Some((n, error)) = first_invalid(bus, &effects.publish) {
         let failure = Failure::new(format!("publish/{n}: {error}")).within("The consumer published an invalid event.");
-        return Ok(die(bus, entry, ready, Reason::Rejected, failure).await);
+        return Err(Unsettled::Dies(Reason::Rejected, failure));
     }
-    let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
+    let cause = spans::cause(bus, ready);
     let ending = Ending {
         id: ready.id,
         status: Status::Done,
@@ -111,7 +117,7 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
     };
     let ended = match effects.state {
         None => end(bus, ready, ending).await,
-        Some(state) => end_with_state(bus, ready, ending, state).await?,
+        Some(state) => end_with_state(bus, ready, ending, state).await.map_err(Unsettled::Failed)?,
     };
     bus.inner.stats.done.fetch_add(u64::from(ended), Ordering::Relaxed);
     Ok(Settled::Ended)
@@ -173,7 +179,7 @@ async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Ve
             "attempts": before + attempts,
             "fingerprint": fingerprint,
         });
-        let cause = Cause { event: Arc::clone(&ready.event), delivery: Some(ready.id) };
+        let cause = spans::cause(bus, ready);
         let mut told = bus.prepare_effects(entry, &cause, vec![NewEvent::new("aman/bus", DEAD, &data)]).await;
         for event in &mut told {
             // It is the bus that says so, whatever its consumer may say.
@@ -341,6 +347,7 @@ pub(super) async fn recover(bus: &Bus, entry: &Entry) -> Result<(), Error> {
         let (attempt, now_ms) = (ready.attempt, bus.clock().now_ms());
         let chain = vec!["The attempt was cut off by the end of the daemon.".to_owned()];
         tracing::warn!(event = ready.event.id(), attempt, "A delivery was cut off by the last end of the daemon.");
+        spans::cut_off(bus, entry, &ready, &chain[0]);
         let reason = match ready.event.sent.delivery {
             Mode::AtMostOnce => Some(Reason::Interrupted),
             Mode::ExactlyOnce if outside => Some(Reason::UnknownOutcome),

@@ -50,9 +50,15 @@ const LIVE: &[&str] = &[
     "log.level",
     "notifications.per_hour",
     "notifications.window",
+    "telemetry.sample_ratio",
+    "telemetry.service_name",
+    "telemetry.timeout",
 ];
+/// Settings that only the file changes, and that hold as soon as it is read again.
+const LIVE_BY_FILE: &[&str] = &["telemetry.endpoint", "telemetry.headers"];
 /// Settings that decide who may do what: whoever has a token must not be able to open the door further.
-const ACCESS: &[&str] = &["http.allow_remote", "http.auth", "http_client.allow_private"];
+/// The collector is given secret headers.
+const ACCESS: &[&str] = &["http.allow_remote", "http.auth", "http_client.allow_private", "telemetry.endpoint"];
 /// Words in a key that name an executable, a path or a secret.
 const GUARDED: &[&str] = &[
     "argv",
@@ -97,6 +103,11 @@ pub fn change(key: &str) -> Change {
     }
 }
 
+/// True when a changed value of `key` holds without a start, wherever it may be changed.
+pub fn holds_at_once(key: &str) -> bool {
+    change(key) == Change::Live || LIVE_BY_FILE.contains(&key)
+}
+
 /// True for a value that refers to a secret or a file.
 pub fn holds_reference(value: &Value) -> bool {
     match value {
@@ -133,10 +144,13 @@ mod tests {
             ("log.dir", Change::FileOnly),
             ("log.files", Change::FileOnly),
             ("log.keep", Change::Restart),
+            ("telemetry.endpoint", Change::FileOnly),
+            ("telemetry.headers", Change::FileOnly),
+            ("telemetry.timeout", Change::Live),
         ] {
             assert_eq!(change(key), wanted, "{key}");
         }
-        for key in LIVE.iter().chain(ACCESS) {
+        for key in LIVE.iter().chain(ACCESS).chain(LIVE_BY_FILE) {
             assert!(SETTINGS.iter().any(|setting| setting.key == *key), "{key} is no setting");
         }
         assert_eq!(nearest("http.publicstream"), Some("http.public_stream"));

@@ -136,13 +136,14 @@ pub fn client_env() -> ClientEnv {
     }
 }
 
-/// The `AMAN_*` variables that are settings.
+/// The `AMAN_*` variables that are settings, and those of OpenTelemetry.
 pub(super) fn environment() -> BTreeMap<String, String> {
     const NOT_SETTINGS: [&str; 2] = ["AMAN_HOME", "AMAN_BIN"];
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, value)| {
-            name.starts_with("AMAN_") && !NOT_SETTINGS.contains(&name.as_str()) && !value.is_empty()
+            let is_ours = name.starts_with("AMAN_") && !NOT_SETTINGS.contains(&name.as_str());
+            (is_ours || super::telemetry::STANDARD.contains(&name.as_str())) && !value.is_empty()
         })
         .collect()
 }

@@ -59,7 +59,9 @@ impl Recipe {
 
     fn layers(&self, file: &Table, overrides: &Overrides) -> Layers {
         let mut layers = Layers::new(file, self.flags.references);
-        layers.add_environment(self.environment.clone());
+        let mut environment = self.environment.clone();
+        super::telemetry::take_standard(&mut environment, &mut layers);
+        layers.add_environment(environment);
         for (key, value) in [("http.bind", &self.flags.bind), ("log.level", &self.flags.log)] {
             if let Some(value) = value {
                 layers.set(key, Value::String(value.clone()), Origin::Flag);

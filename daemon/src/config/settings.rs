@@ -94,6 +94,20 @@ pub const SETTINGS: &[Setting] = &[
     setting("log.keep", "5", "How many log files that were put aside are kept."),
     setting("log.max_age", "\"30d\"", "Log files without a younger line are removed."),
     setting("http_client.allow_private", "false", "Lets outgoing calls reach loopback and private addresses."),
+    setting(
+        "telemetry.endpoint",
+        "\"\"",
+        "Where traces go, as OTLP over HTTP: the address of a collector, as http://127.0.0.1:4318; empty = nowhere.",
+    ),
+    Setting {
+        key: "telemetry.headers",
+        default: "",
+        secret: true,
+        help: "Headers for the collector: a table of names and values, which may be env:NAME, file:PATH or keyring:….",
+    },
+    setting("telemetry.service_name", "\"aman\"", "The name under which the collector shows this daemon."),
+    setting("telemetry.sample_ratio", "1.0", "The share of traces that is exported, from 0.0 to 1.0."),
+    setting("telemetry.timeout", "\"10s\"", "How long one request to the collector may take, at most 120s."),
     setting("skills.paths", "[]", "Folders with skills, besides the data folder's."),
     setting("debug.force_enable_debug_endpoints", "false", "Lets /inject-event and other test helpers answer."),
 ];
@@ -164,6 +178,7 @@ impl Layers {
             let value = match setting.default.parse::<Value>() {
                 Ok(Value::Boolean(_)) => text.parse().map_or(Value::String(text), Value::Boolean),
                 Ok(Value::Integer(_)) => text.parse().map_or(Value::String(text), Value::Integer),
+                Ok(Value::Float(_)) => text.parse().map_or(Value::String(text), Value::Float),
                 Ok(Value::Array(_)) => {
                     self.warnings.push(format!("{name}: a list is set in the file, not by a variable."));
                     continue;
@@ -176,6 +191,21 @@ impl Layers {
 
     pub fn set(&mut self, key: &'static str, value: Value, origin: Origin) {
         self.values.insert(key, (value, origin));
+    }
+
+    /// True when no layer but the default says anything about `key`.
+    pub fn is_untouched(&self, key: &str) -> bool {
+        self.values.get(key).is_none_or(|(_, origin)| *origin == Origin::Default)
+    }
+
+    /// Notes something odd that is not wrong.
+    pub fn warn(&mut self, text: &str) {
+        self.warnings.push(text.to_owned());
+    }
+
+    /// The value of `key` as it came.
+    pub fn raw(&self, key: &'static str) -> Option<&Value> {
+        self.value(key)
     }
 
     pub fn wrong(&mut self, key: &str, reason: &str) {
@@ -238,6 +268,19 @@ impl Layers {
                 *range.start()
             }
         }
+    }
+
+    /// A share of a whole, from 0 to 1.
+    pub fn share(&mut self, key: &'static str) -> f64 {
+        let share = match self.value(key) {
+            Some(Value::Float(share)) => Some(*share),
+            Some(Value::Integer(whole @ 0..=1)) => Some(if *whole == 1 { 1.0 } else { 0.0 }),
+            _ => None,
+        };
+        share.filter(|share| (0.0..=1.0).contains(share)).unwrap_or_else(|| {
+            self.wrong(key, "must be a number from 0.0 to 1.0.");
+            1.0
+        })
     }
 
     pub fn duration(&mut self, key: &'static str) -> Duration {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Sent, Sink, WAIT_MAX};
+use super::{Sent, Sink, WAIT_MAX, spans};
 use crate::bus::{Bus, RetryPolicy};
 use crate::clock::Millis;
 use crate::error::Error;
@@ -14,6 +14,7 @@ use crate::redact;
 use crate::store::Tx;
 use crate::store::outbox::{self as rows, Intent, Status};
 use crate::tasks::Supervisor;
+use crate::telemetry::traces;
 
 /// How long one attempt to send may take.
 const SEND_MAX: Duration = Duration::from_secs(120);
@@ -128,10 +129,12 @@ impl Lane {
         if !bus.store().write(move |tx| rows::begin(tx, id)).await? {
             return Ok(());
         }
+        let span = spans::begin(bus, sink.name(), &intent).await;
         let sending = tokio::time::timeout(SEND_MAX, self.send(sink, &intent.key, &intent.payload));
-        let sent = sending
+        let sent = traces::within(spans::context(bus, span.as_ref()), sending)
             .await
             .unwrap_or_else(|_| Sent::Unknown(format!("There was no answer for {} s.", SEND_MAX.as_secs())));
+        spans::end(bus, span, &sent);
         let (now_ms, number) = (bus.clock().now_ms(), intent.attempt + 1);
         let policy = sink.retry();
         let sent = match sent {

@@ -17,6 +17,7 @@ use crate::egress::{Ask, Egress, Heard, Method, Url, status_text};
 use crate::event::NewEvent;
 use crate::id::sha256_hex;
 use crate::store::sinks as rows;
+use crate::telemetry::traces;
 
 /// The other side does not want to be called any more.
 const GONE: u16 = 410;
@@ -69,7 +70,8 @@ impl Sink for WebhookSink {
             if self.gone.load(Ordering::Acquire) {
                 return Sent::Refused("The other side answered 410 Gone before; it is not called any more.".to_owned());
             }
-            match self.egress.ask(self.ask(key, payload)).await {
+            // It gets the event, which names its trace.
+            match traces::telling(self.egress.ask(self.ask(key, payload))).await {
                 Ok(heard) => self.judge(&heard).await,
                 Err(unheard) => unheard.into(),
             }

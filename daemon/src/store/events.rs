@@ -13,7 +13,8 @@ use super::Tx;
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::{Data, Delivery, Event, NewEvent, Priority, Trust, TypePattern};
-use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids, TraceId};
+use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids, SpanId, TraceId};
+use crate::telemetry::traces::Draft;
 
 /// Rows that one page of a long read holds at the most.
 pub const PAGE_ROWS: usize = 500;
@@ -51,6 +52,8 @@ pub struct Prepared {
     pub dedup: Vec<[u8; 16]>,
     /// Until when its keys are kept.
     pub dedup_until_ms: Millis,
+    /// For its spans; none when nobody collects any.
+    pub draft: Option<Box<Draft>>,
 }
 
 /// The event and delivery behind an effect.
@@ -60,6 +63,8 @@ pub struct Cause {
     pub event: Arc<Event>,
     /// The delivery whose effect it is.
     pub delivery: Option<DeliveryId>,
+    /// The span that it comes from, when spans are collected.
+    pub span: Option<SpanId>,
 }
 
 /// One delivery to make.
@@ -105,7 +110,9 @@ fn unread(error: rusqlite::Error) -> Error {
 pub fn append(tx: &mut Tx<'_>, prepared: Prepared) -> Result<Appended, Error> {
     for key in &prepared.dedup {
         if let Some(event) = find_duplicate(tx, key, prepared.received_ms)? {
-            return Ok(Appended::Duplicate(Arc::new(event)));
+            let event = Arc::new(event);
+            tx.committed.drafts.extend(prepared.draft.map(|draft| (Arc::clone(&event), draft, true)));
+            return Ok(Appended::Duplicate(event));
         }
     }
     let sequence = tx.next_sequence();
@@ -142,6 +149,7 @@ pub fn append(tx: &mut Tx<'_>, prepared: Prepared) -> Result<Appended, Error> {
     count_type(tx, &event);
     let event = Arc::new(event);
     tx.committed.events.push(Arc::clone(&event));
+    tx.committed.drafts.extend(prepared.draft.map(|draft| (Arc::clone(&event), draft, false)));
     Ok(Appended::Stored(event))
 }
 

@@ -51,6 +51,7 @@ use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::{Event, Priority};
 use crate::id::{ConsumerId, DeliveryId, EventSeq, Ids};
+use crate::telemetry::traces::Draft;
 use disk::{Files, Identity};
 use fault::{Ending, Fault, Trouble};
 use wal::Lost;
@@ -82,6 +83,8 @@ pub struct Committed {
     pub deliveries: i64,
     /// True when an intent was added to the outbox.
     pub intents: bool,
+    /// For the spans of events that were stored, or were there already (true).
+    pub drafts: Vec<(Arc<Event>, Box<Draft>, bool)>,
 }
 
 /// A connection that reads, as [`Store::read`] hands it out.

@@ -1,12 +1,12 @@
 //! What is to leave the machine: intents, and how far each got.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
 
-use super::{Tx, notifications};
+use super::{Tx, events, notifications};
 use crate::clock::Millis;
 use crate::error::Error;
-use crate::id::{DeliveryId, EventSeq};
+use crate::id::{DeliveryId, EventSeq, Ids, TraceId};
 use crate::redact;
 
 /// How far an intent got.
@@ -216,6 +216,20 @@ pub fn counts(conn: &Connection) -> Result<Vec<(&'static str, i64)>, Error> {
         .query_map([], |row| Ok((Status::of_code(row.get(0)?).name(), row.get(1)?)))
         .and_then(Iterator::collect)
         .map_err(unread)
+}
+
+/// Where an intent comes from: its delivery, the attempt that asked for it, and its event's trace. None when that is gone.
+pub fn origin(conn: &Connection, ids: Ids, id: i64) -> Result<Option<(DeliveryId, u32, TraceId)>, Error> {
+    let found: Option<(i64, u32, i64)> = conn
+        .prepare_cached(
+            "SELECT delivery.id, delivery.attempt, outbox.event FROM outbox JOIN delivery ON delivery.id = outbox.delivery \
+             WHERE outbox.id = ?1",
+        )
+        .and_then(|mut s| s.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional())
+        .map_err(unread)?;
+    let Some((delivery, attempt, event)) = found else { return Ok(None) };
+    let event = events::by_sequence(conn, ids, EventSeq(event))?;
+    Ok(event.map(|event| (DeliveryId(delivery), attempt, event.trace)))
 }
 
 /// How an intent stands, by its key.

@@ -402,7 +402,7 @@ fn reserve(conn: &Connection, used: Counters) -> Result<Counters, Undone> {
 fn run_isolated(job: &mut Job, tx: &mut Tx<'_>) -> Result<(), Undone> {
     let (counters, events) = (tx.counters, tx.committed.events.len());
     let types = std::mem::take(&mut tx.types);
-    let deliveries = tx.committed.deliveries;
+    let (deliveries, drafts) = (tx.committed.deliveries, tx.committed.drafts.len());
     execute(tx.conn, "SAVEPOINT change")?;
     if !job.change.run(tx) {
         if let Some(error) = job.change.database_error()
@@ -415,6 +415,7 @@ fn run_isolated(job: &mut Job, tx: &mut Tx<'_>) -> Result<(), Undone> {
         tx.counters = counters;
         tx.committed.events.truncate(events);
         tx.committed.deliveries = deliveries;
+        tx.committed.drafts.truncate(drafts);
         tx.types.clear();
     }
     for (kind, count) in types {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{CALL, Inner, http, openapi, process};
+use super::{CALL, Inner, http, openapi, process, spans};
 use crate::bus::{Origin, Publish};
 use crate::event::{NewEvent, Trust};
 use crate::store::deliveries::{self, Status};
 use crate::store::events;
 use crate::store::workflows::InstanceRow;
+use crate::telemetry::traces;
 use crate::workflow::{Definition, Fault, Kind, Run, TaskId};
 
 /// Something to do.
@@ -64,6 +65,7 @@ pub(super) async fn tell(inner: &Arc<Inner>, row: &InstanceRow, kind: &str, more
     let mut event = NewEvent::new(format!("workflow/{}", row.workflow), kind, &data);
     event.subject = Some(row.id.clone());
     event.trace = row.trace.parse().ok();
+    event.parent = spans::id(inner, row);
     // It ends once, but may tell of it twice.
     event.id = Some(format!("{}-{kind}-{}", row.id, row.updated_ms));
     let origin = Origin { principal: format!("workflow/{}", row.workflow), trust: row.trust, internal: true };
@@ -91,6 +93,7 @@ async fn skill(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
     let mut event = NewEvent::new(source.clone(), CALL, &args["input"]);
     (event.id, event.subject) = (Some(job.key.clone()), Some(name.to_owned()));
     event.trace = job.row.trace.parse().ok();
+    event.parent = traces::current().and_then(|here| here.span());
     let origin = Origin { principal: source, trust: job.row.trust, internal: true };
     // The same id again is the same event: a call that was cut off is found, and not repeated.
     let mut ended = inner.bus.ended();

@@ -4,10 +4,10 @@ use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::{Current, Inner, Workflows, compile, definition_row, fresh, row_of, view};
+use super::{Current, Inner, Workflows, compile, definition_row, fresh, row_of, spans, view};
 use crate::error::Error;
 use crate::event::Trust;
-use crate::id::TraceId;
+use crate::id::{SpanId, TraceId};
 use crate::store::Tx;
 use crate::store::workflows::{self as rows, InstanceRow, Kind, Origin, WorkflowRow};
 use crate::workflow::{self, Definition, Env, Machine, Marks, State, StepStatus};
@@ -42,6 +42,8 @@ pub struct Start {
     pub trust: Trust,
     /// The trace of the request.
     pub trace: TraceId,
+    /// The span of that trace that asks.
+    pub parent: Option<SpanId>,
     /// Say what would happen; start nothing.
     pub dry_run: bool,
 }
@@ -184,6 +186,7 @@ impl Workflows {
             trace: start.trace.to_string(),
             trust: start.trust,
             principal: start.principal,
+            cause: spans::asked(inner, start.parent),
             dedup: start.dedup_key.map(|key| format!("key-{key}")),
             ..fresh(&current, &start.input, inner.now_ms())
         };
@@ -285,6 +288,7 @@ impl Workflows {
             return Err(ended());
         }
         let (number, workflow, now_ms) = (row.number, row.workflow.clone(), self.inner.now_ms());
+        let cancelled = row.clone();
         let slot = self.inner.slot(number);
         slot.cancel.cancel();
         let done = {
@@ -307,6 +311,7 @@ impl Workflows {
         };
         self.inner.leave(number, slot);
         let shown = done?;
+        spans::ended(&self.inner, &cancelled, "cancelled", None);
         self.inner.cancel_children(number).await?;
         self.inner.hint.notify_one();
         Ok(shown)
@@ -422,7 +427,10 @@ impl Inner {
                 slot.cancel.cancel();
                 {
                     let _turn = slot.turn.lock().await;
-                    self.bus.store().write(move |tx| rows::cancel(tx, number, &row.workflow, now_ms)).await?;
+                    let workflow = row.workflow.clone();
+                    if self.bus.store().write(move |tx| rows::cancel(tx, number, &workflow, now_ms)).await? {
+                        spans::ended(self, &row, "cancelled", None);
+                    }
                 }
                 self.leave(number, slot);
                 open.push(number);

@@ -7,12 +7,13 @@ use std::sync::{Arc, Weak};
 use serde_json::{Map, Value, json};
 
 use super::record::trust_of;
-use super::{Current, Inner, fresh};
+use super::{Current, Inner, fresh, spans};
 use crate::bus::{Attempt, Consumer, Delivered, Effects, Failure, Outcome, Plan};
 use crate::error::Error;
 use crate::event::Event;
 use crate::store::Tx;
 use crate::store::workflows::{self as rows, InstanceRow, Kind, ListenerRow};
+use crate::telemetry::traces;
 use crate::workflow::{Definition, Fault, Kind as TaskKind, Listening, Read, Schedule, Strategy, scope};
 
 /// Sets of events that a schedule may have heard in part, and their bytes.
@@ -153,12 +154,13 @@ fn offer(strategy: &Strategy, event: &Value, sets: &mut Vec<Listening>) -> Resul
 
 /// The instance that an event starts.
 fn started(current: &Current, inner: &Inner, event: &Arc<Event>, input: &Value) -> InstanceRow {
-    let cause = json!({
+    let mut cause = json!({
         "id": event.id(),
         "sequence": event.sequence.0,
         "depth": event.depth,
         "correlation": event.correlation,
     });
+    spans::note(&mut cause, traces::current().and_then(|here| here.span()));
     InstanceRow {
         trace: event.trace.to_string(),
         trust: event.trust,

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::actions::{self, Job};
 use super::record::{end_of, listeners, step_row, take};
-use super::{Current, Inner, Slot, fresh, row_of};
+use super::{Current, Inner, Slot, fresh, row_of, spans};
 use crate::bus::{Action, NewNotification, Notices, Origin, Publish, Severity, StateWrite};
 use crate::clock::Millis;
 use crate::error::Error;
@@ -20,7 +20,10 @@ use crate::id::{EventSeq, TraceId};
 use crate::store::Tx;
 use crate::store::events::Cause;
 use crate::store::workflows::{self as rows, Advance, InstanceRow, Kind, ListenerRow, Status, StepRow};
-use crate::workflow::{Ended, Env, Fault, Machine, Schedule, Signal, State, Step, Stop, Waiting, Wishes, emitted};
+use crate::telemetry::traces;
+use crate::workflow::{
+    Ended, Env, Fault, Fiber, Machine, Schedule, Signal, State, Step, Stop, Waiting, Wishes, emitted,
+};
 
 /// Tasks that are journaled together.
 const GROUP: usize = 1000;
@@ -193,6 +196,7 @@ impl Inner {
             Ok(is_new)
         };
         if self.bus.store().write(change).await? {
+            spans::ended(self, row, "faulted", Some(&fault));
             actions::tell(self, row, "aman.workflow.faulted", json!({ "error": fault.to_value() })).await;
         }
         self.hint.notify_one();
@@ -483,6 +487,8 @@ impl Driver {
             Err(Error::NotFound { kind: "open instance", .. }) => Ok(false),
             Err(error) => Err(error),
             Ok(()) => {
+                let definition = Arc::clone(&self.machine().definition);
+                spans::tasks(&self.inner, &self.row, &definition, &wishes.steps);
                 self.row.hold = answer.await.unwrap_or(false);
                 if listened.is_some() {
                     self.listeners = listened;
@@ -588,7 +594,7 @@ impl Driver {
             trust: self.row.trust,
             principal: self.row.principal.clone(),
         };
-        Some(Cause { event: Arc::new(event), delivery: None })
+        Some(Cause { event: Arc::new(event), delivery: None, span: spans::id(&self.inner, &self.row) })
     }
 
     /// Begins what the state asks for, and ends what it does not ask for any more.
@@ -611,15 +617,18 @@ impl Driver {
             let cancel = CancellationToken::new();
             let was_cut_off = self.cut_off.remove(&key);
             let job = self.job(fiber, &key, was_cut_off, cancel.clone());
+            let doing =
+                self.machine().state.fibers.get(&fiber).and_then(Fiber::doing).map(|one| (one.step, one.attempt));
+            let context = spans::of_task(&self.inner, &self.row, doing);
             self.begun.insert(key.clone(), cancel);
             let inner = Arc::clone(&self.inner);
-            self.jobs.spawn(async move {
+            self.jobs.spawn(traces::within(context, async move {
                 let result = match job {
                     Ok(job) => actions::run(&inner, job).await,
                     Err(fault) => Err(fault),
                 };
                 (key, result)
-            });
+            }));
         }
     }
 
@@ -650,10 +659,14 @@ impl Driver {
         let (row, inner) = (self.row.clone(), Arc::clone(&self.inner));
         match self.machine().state.ended.clone() {
             Some(Ended::Faulted(fault)) => {
+                spans::ended(&inner, &row, "faulted", Some(&fault));
                 tracing::warn!(workflow = row.workflow, instance = row.id, error = fault.detail, "A workflow faulted.");
                 actions::tell(&inner, &row, "aman.workflow.faulted", json!({ "error": fault.to_value() })).await;
             }
-            _ => tracing::info!(workflow = row.workflow, instance = row.id, "A workflow completed."),
+            _ => {
+                spans::ended(&inner, &row, "completed", None);
+                tracing::info!(workflow = row.workflow, instance = row.id, "A workflow completed.");
+            }
         }
         inner.hint.notify_one();
         Ok(())

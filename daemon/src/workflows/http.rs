@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::Inner;
 use super::actions::Job;
 use crate::egress::{Ask, EgressError, Heard, Method, Url, status_text};
+use crate::telemetry::traces;
 use crate::workflow::{Call, Fault, Kind, Output};
 
 /// Bytes of an answer.
@@ -113,7 +114,8 @@ pub(super) async fn send(inner: &Arc<Inner>, wanted: Wanted, key: &str) -> Resul
         time_max: TIME_MAX,
         redirects_max: if redirect { REDIRECTS_MAX } else { 0 },
     };
-    let heard = inner.egress.ask(ask).await.map_err(fault)?;
+    // Whom a definition calls is its author's choice.
+    let heard = traces::telling(inner.egress.ask(ask)).await.map_err(fault)?;
     let good = if redirect { 200..400 } else { 200..300 };
     if !good.contains(&heard.status) {
         let detail = String::from_utf8_lossy(&heard.body[..heard.body.len().min(500)]).into_owned();

@@ -9,6 +9,7 @@ mod http;
 mod openapi;
 mod process;
 mod record;
+mod spans;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

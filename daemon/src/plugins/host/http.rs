@@ -14,6 +14,7 @@ use crate::egress::{Ask, EgressError, Heard, Leg, Method, Url};
 use crate::error::Error;
 use crate::package::{Host, HttpGrant, Manifest};
 use crate::redact;
+use crate::telemetry::traces::{self, Context};
 
 const BODY_BYTES_MAX: usize = 4 << 20;
 const TIME_MAX: Duration = Duration::from_secs(3_600);
@@ -42,8 +43,12 @@ fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Refusal {
 }
 
 impl Api {
-    /// Sends a request, and follows a redirect of a `GET` as far as it leads to granted hosts.
-    pub(super) async fn send(&self, request: OutgoingRequest) -> Result<OutgoingResponse, Refusal> {
+    /// Sends a request as a part of `context`, and follows a redirect of a `GET` as far as it leads to granted hosts.
+    pub(super) async fn send(
+        &self,
+        request: OutgoingRequest,
+        context: Option<Context>,
+    ) -> Result<OutgoingResponse, Refusal> {
         let (ask, time_max) = ask(request)?;
         let rule = Rule {
             services: self.services.clone(),
@@ -58,7 +63,7 @@ impl Api {
             let heard = egress.ask_by(ask, |url| rule.leg(url)).await;
             heard.map(|heard| if rule.has_secrets() { without_secrets(heard) } else { heard })
         };
-        let heard = AbortOnDropHandle::new(self.services.inner.runtime.spawn(asking)).await;
+        let heard = AbortOnDropHandle::new(self.services.inner.runtime.spawn(traces::within(context, asking))).await;
         let heard = heard.map_err(|error| refusal(Error::internal("sending a request of a plugin")(error)))?;
         let heard = heard.map_err(|error| unanswered(error, begun.elapsed() >= time_max))?;
         let Heard { status, headers, body } = heard;

@@ -335,8 +335,9 @@ impl HostApi for Api {
         Box::pin(self.query_now(statement))
     }
 
-    fn http_send<'a>(&'a self, _caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse> {
-        Box::pin(self.send(request))
+    fn http_send<'a>(&'a self, caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse> {
+        let trace = caller.trace_id.parse().ok();
+        Box::pin(self.send(request, trace.and_then(|trace| self.bus().traces().context(trace, None))))
     }
 
     fn settings(&self) -> Vec<(String, String)> {

@@ -24,6 +24,7 @@ use crate::id::DeliveryId;
 use crate::store::Tx;
 use crate::store::plugin_data::{self, Change};
 use crate::store::private::{self, Private, Until};
+use crate::telemetry::traces::{self, Context};
 
 /// What a plugin is called for.
 #[derive(Debug, Clone)]
@@ -87,6 +88,8 @@ pub struct Staging {
     api: Arc<Api>,
     work: Work,
     sql: Mutex<Sql>,
+    /// The attempt that this is part of, if its trace is collected: calls come from another runtime.
+    context: Option<Context>,
 }
 
 enum Sql {
@@ -118,7 +121,8 @@ impl Api {
             }
             sql = Sql::Turn(session);
         }
-        Ok(Begun::Fresh(Arc::new(Staging { api: Arc::clone(self), work, sql: Mutex::new(sql) })))
+        let (api, context) = (Arc::clone(self), traces::current());
+        Ok(Begun::Fresh(Arc::new(Staging { api, work, sql: Mutex::new(sql), context })))
     }
 
     /// What is to commit with the end of the work; `gate` is held until it has.
@@ -266,7 +270,10 @@ impl HostApi for Staging {
     }
 
     fn http_send<'a>(&'a self, caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse> {
-        self.api.http_send(caller, request)
+        match &self.context {
+            Some(context) => Box::pin(self.api.send(request, Some(context.clone()))),
+            None => self.api.http_send(caller, request),
+        }
     }
 
     fn settings(&self) -> Vec<(String, String)> {
