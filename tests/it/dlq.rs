@@ -173,7 +173,7 @@ fn retries_run_the_same_delivery() {
     assert_eq!(retry(&daemon, &letter).status, 200);
     daemon.settle();
     assert_eq!(letters(&daemon, ""), Vec::<Value>::new());
-    let delivery = daemon.dump(&event)["deliveries"][0].clone();
+    let delivery = daemon.delivery(&event);
     assert_eq!((&delivery["id"], &delivery["status"]), (id, &json!("done")), "{delivery}");
     assert_eq!(delivery["failures"].as_array().map(Vec::len), Some(2), "what failed stays known");
     counted(3);
@@ -198,7 +198,7 @@ fn discarded_letters_stay_known() {
     daemon.again();
     assert_eq!(letters(&daemon, ""), Vec::<Value>::new());
     assert_eq!(daemon.get("/dlq/depth").json["depth"], 0);
-    assert_eq!(daemon.dump(&event)["deliveries"][0]["status"], "discarded");
+    assert_eq!(daemon.outcome(&event), "discarded");
     assert_eq!(daemon.post(&path, &json!({})).code(), "invalid_state");
     assert_eq!(retry(&daemon, &letter).code(), "invalid_state");
     let records = daemon.all("/audit-log?limit=10&action=dlq.discard&outcome=done");
@@ -220,10 +220,10 @@ fn a_retry_waits_for_its_consumer() {
         let again = retry(&daemon, &letter);
         assert_eq!((again.status, again.code()), (409, "in_progress"));
     }
-    assert_eq!(daemon.dump(&event)["deliveries"][0]["status"], "pending");
+    assert_eq!(daemon.outcome(&event), "pending");
     daemon.post("/skill/dies/enable", &json!({}));
     daemon.settle();
-    assert_eq!(daemon.dump(&event)["deliveries"][0]["status"], "done");
+    assert_eq!(daemon.outcome(&event), "done");
 }
 
 /// Goal: one request tries every letter of a cause again and no other; dry it only tells which.
@@ -249,7 +249,7 @@ fn groups_are_tried_again_together() {
     daemon.settle();
     let left = letters(&daemon, "");
     assert_eq!((left.len(), text(&left[0]["event"], "id")), (1, failed.as_str()));
-    assert!(rejected.iter().all(|id| daemon.dump(id)["deliveries"][0]["status"] == "done"));
+    assert!(rejected.iter().all(|id| daemon.outcome(id) == "done"));
     for (body, status, code) in [
         (json!({"fingerprint": print}), 404, "not_found"),
         (json!({}), 400, "invalid_input"),

@@ -202,6 +202,21 @@ impl Daemon {
         self.get(&format!("/events/dump/{id}")).json
     }
 
+    /// The first delivery of an event; null when it has none.
+    pub fn delivery(&self, id: &str) -> Value {
+        self.dump(id)["deliveries"][0].clone()
+    }
+
+    /// How the first delivery of an event stands.
+    pub fn outcome(&self, id: &str) -> String {
+        self.delivery(id)["status"].as_str().unwrap_or("none").to_owned()
+    }
+
+    /// Waits until the first delivery of an event stands so.
+    pub fn until(&self, id: &str, outcome: &str) {
+        self.wait(&format!("{id} to be {outcome}"), || (self.outcome(id) == outcome).then_some(()));
+    }
+
     /// Waits until `look` gives something; panics with `what` and the log when it does not.
     pub fn wait<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
         wait(what, look, || self.log())
@@ -336,6 +351,14 @@ pub fn write_skill(home: &Path, name: &str, metadata: &[&str], script: &str) {
         format!("---\nname: {name}\ndescription: A test.\nmetadata:\n  aman.run: sh scripts/run.sh\n{metadata}---\n");
     std::fs::write(path.join("SKILL.md"), text).expect("SKILL.md");
     std::fs::write(path.join("scripts/run.sh"), script).expect("script");
+}
+
+/// What a manifest of a plugin begins with.
+pub fn manifest(name: &str, version: &str) -> String {
+    format!(
+        "name = \"{name}\"\nversion = \"{version}\"\ndescription = \"A test\"\ninterface = \"0.1\"\n\
+         component = \"plugin.wasm\"\n"
+    )
 }
 
 /// The binary with the environment of an isolated daemon in `home`.

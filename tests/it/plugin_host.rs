@@ -25,7 +25,7 @@ use aman_plugin_host::{
 };
 use serde_json::json;
 
-use crate::harness::{Folder, PATIENCE, Seed, say};
+use crate::harness::{self, Folder, PATIENCE, Seed, say};
 use crate::peer::Peer;
 
 const CANARY: &str = "canary-of-a-plugins-secret";
@@ -37,10 +37,7 @@ async fn start(folder: &Path) -> Daemon {
 }
 
 fn manifest(permissions: &str) -> Arc<Manifest> {
-    let text = format!(
-        "name = \"probe\"\nversion = \"1.0.0\"\ndescription = \"A probe\"\ninterface = \"0.1\"\n\
-         component = \"plugin.wasm\"\n[permissions]\n{permissions}\n"
-    );
+    let text = format!("{}[permissions]\n{permissions}\n", harness::manifest("probe", "1.0.0"));
     Arc::new(Manifest::parse(&text).expect("a good manifest"))
 }
 

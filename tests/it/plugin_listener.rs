@@ -7,14 +7,11 @@ use std::net::{TcpListener, TcpStream};
 use serde_json::{Value, json};
 
 use crate::access::{exchange_tls, with_tls};
-use crate::harness::{Answer, Daemon, PATIENCE, TOKEN, exchange, free_address, request};
+use crate::harness::{Answer, Daemon, PATIENCE, TOKEN, exchange, free_address, manifest, request};
 use crate::plugins::{ONE, TWO, body, installed, package};
 
 /// A plugin whose routes are at both listeners, at its own only, open to anyone, and misbehaving.
 const ROUTES: &str = r#"
-description = "A probe"
-interface = "0.1"
-component = "plugin.wasm"
 [[routes]]
 method = "GET"
 path = "/t"
@@ -55,7 +52,7 @@ envelope = """
 "#;
 
 fn packed(name: &str, version: &str, component: &[u8], more: &str) -> Vec<u8> {
-    package(&format!("name = \"{name}\"\nversion = \"{version}\"\n{ROUTES}{more}"), component)
+    package(&format!("{}{ROUTES}{more}", manifest(name, version)), component)
 }
 
 fn bound(name: &str, bind: &str) -> String {
@@ -238,7 +235,7 @@ fn errors_are_spelled_as_the_plugin_wants() {
         ("{", "errors.envelope"),
     ] {
         let more = format!("[errors]\nenvelope = '{envelope}'\n");
-        let bad = crate::plugins::try_package(&format!("name = \"other\"\nversion = \"1.0.0\"\n{ROUTES}{more}"));
+        let bad = crate::plugins::try_package(&format!("{}{ROUTES}{more}", manifest("other", "1.0.0")));
         assert!(bad.as_ref().is_some_and(|why| why.contains(said)), "{envelope}: {bad:?}");
     }
 }
@@ -267,9 +264,8 @@ fn the_same_paths_on_two_listeners() {
     let daemon = Daemon::configured(&format!("{}{}", bound("a", "127.0.0.1:0"), bound("b", "127.0.0.1:0")));
     let only = |name: &str, component: &[u8]| {
         let routes = "[[routes]]\nmethod = \"GET\"\npath = \"/agents\"\nlistener = true\n";
-        let head = "description = \"d\"\ninterface = \"0.1\"\ncomponent = \"plugin.wasm\"\n";
         let may = "permissions = { publish = [\"test.**\"] }\n";
-        package(&format!("name = \"{name}\"\nversion = \"1.0.0\"\n{head}{may}{routes}"), component)
+        package(&format!("{}{may}{routes}", manifest(name, "1.0.0")), component)
     };
     for (name, component, says) in [("a", ONE, "one"), ("b", TWO, "two")] {
         let shown = installed(&daemon, &only(name, component), "approve=true");

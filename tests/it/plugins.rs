@@ -12,7 +12,7 @@ use aman::package::pack::Content;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Daemon, Folder, TOKEN};
+use crate::harness::{Answer, Daemon, Folder, TOKEN, manifest};
 use crate::package as packages;
 
 /// The manifest of a plugin with routes, the tool `probe_it` and a page, without its version.
@@ -183,11 +183,8 @@ fn upgrades_wait_for_consent_and_can_be_taken_back() {
     assert_eq!(daemon.post_confirmed("/plugin/probe/rollback", &json!({})).json["version"], "1.0.0");
     assert_eq!(body(&daemon.get("/api/v1/t")), "one");
     let other = packed("1.0.0", "one", PUBLISH);
-    let clash = package(
-        "name = \"other\"\nversion = \"1.0.0\"\ndescription = \"d\"\ninterface = \"0.1\"\ncomponent = \"plugin.wasm\"\n\
-         permissions = { publish = [\"test.**\"] }\n[[routes]]\nmethod = \"GET\"\npath = \"/t\"\n",
-        ONE,
-    );
+    let more = "permissions = { publish = [\"test.**\"] }\n[[routes]]\nmethod = \"GET\"\npath = \"/t\"\n";
+    let clash = package(&format!("{}{more}", manifest("other", "1.0.0")), ONE);
     let refused = install(&daemon, &clash, "approve=true");
     assert_eq!((refused.status, refused.code()), (409, "already_exists"));
     assert!(refused.json["detail"].as_str().is_some_and(|text| text.contains("'probe'")), "{refused:?}");

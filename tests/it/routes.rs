@@ -292,7 +292,7 @@ fn too_much_is_refused_and_nothing_is_shed() {
     assert_eq!(daemon.recent("t.wait").len(), accepted.len(), "what was refused is not stored");
     std::fs::write(folder.path().join("heal/on"), "").expect("the mark is set");
     daemon.settle();
-    assert!(accepted.iter().all(|id| daemon.dump(id)["deliveries"][0]["status"] == "done"));
+    assert!(accepted.iter().all(|id| daemon.outcome(id) == "done"));
     assert_eq!(daemon.post("/events/push", &json!({"source": "s", "type": "t.wait"})).status, 202);
 }
 
@@ -316,7 +316,7 @@ fn shutdown_drains() {
     std::fs::write(folder.path().join("heal/on"), "").expect("the mark is set");
     assert_eq!(daemon.ended_within(Duration::from_secs(10)), Some(0));
     daemon.again();
-    let delivery = daemon.dump(&id)["deliveries"][0].clone();
+    let delivery = daemon.delivery(&id);
     assert_eq!((&delivery["status"], &delivery["attempt"]), (&json!("done"), &json!(1)), "{delivery}");
     assert_eq!(std::fs::read_to_string(&runs).expect("runs"), "run\n");
 }

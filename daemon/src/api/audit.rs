@@ -15,6 +15,7 @@ use super::problem::Problem;
 use super::query::{self, Query};
 use super::routes::Route;
 use super::{App, Call};
+use crate::bus::Origin;
 use crate::clock::{self, Clock, Millis};
 use crate::error::Error;
 use crate::event::NewEvent;
@@ -257,7 +258,7 @@ async fn tell(app: &App, counts: &Counts) {
     };
     for ((code, status), count) in counts.iter().filter(|((code, _), count)| looks_bad(code, **count)) {
         let data = json!({ "code": code, "status": status, "count": count, "seconds": REFUSALS_EVERY.as_secs() });
-        app.bus.announce(NewEvent::new("aman/http", "aman.security.refused", &data), "aman/http").await;
+        app.bus.announce(NewEvent::new("aman/http", "aman.security.refused", &data), Origin::own("aman/http")).await;
     }
 }
 

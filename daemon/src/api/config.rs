@@ -394,5 +394,5 @@ pub fn with_stored(config: Config, store: &Store) -> Result<Config, Error> {
 /// Publishes `aman.config.broken`, however much is waiting.
 pub async fn tell_broken(bus: &bus::Bus, config: &Config, error: &str) {
     let data = json!({ "file": config.paths.config_file, "error": error });
-    bus.announce(NewEvent::new("aman/config", "aman.config.broken", &data), "aman/config").await;
+    bus.announce(NewEvent::new("aman/config", "aman.config.broken", &data), bus::Origin::own("aman/config")).await;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::Bus;
+use super::{Bus, Origin};
 use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
 use crate::event::NewEvent;
@@ -87,6 +87,6 @@ impl Cadence {
             dedup_key: Some(format!("silent/{}/{base}", self.id)),
             ..NewEvent::new("aman/sources", "aman.source.silent", &data)
         };
-        self.bus.announce(event, "aman").await;
+        self.bus.announce(event, Origin::own("aman")).await;
     }
 }

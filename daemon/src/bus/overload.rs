@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::publish::Bus;
+use super::publish::{Bus, Origin};
 use crate::event::NewEvent;
 
 /// The source of these events, and who is said to have published them.
@@ -48,7 +48,7 @@ impl Bus {
                 "max_pending": bus.inner.settings.load().max_pending,
             });
             tracing::warn!(%data, "Events are refused: more is waiting than the daemon lets wait.");
-            bus.announce(NewEvent::new(NAME, "aman.bus.overloaded", &data), NAME).await;
+            bus.announce(NewEvent::new(NAME, "aman.bus.overloaded", &data), Origin::own(NAME)).await;
         });
     }
 }

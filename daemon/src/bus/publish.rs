@@ -89,6 +89,13 @@ pub struct Origin {
     pub internal: bool,
 }
 
+impl Origin {
+    /// A part of the daemon itself, of that name.
+    pub fn own(name: &str) -> Origin {
+        Origin { principal: name.to_owned(), trust: Trust::Owner, internal: true }
+    }
+}
+
 /// The request behind a publication, so that the same one again gives the same answer.
 #[derive(Debug, Clone)]
 pub struct Idempotency {
@@ -410,15 +417,14 @@ impl Bus {
         self.prepare(events, origin, Some(cause.clone())).await
     }
 
-    /// Stores an event of the daemon's own in the name of `principal`, however much is waiting: the limits are for what
-    /// comes from outside. `state` commits with it. `Busy` only while nothing at all can be stored.
+    /// Stores an event of the daemon's own, however much is waiting: the limits are for what comes from outside. `state`
+    /// commits with it. `Busy` only while nothing at all can be stored.
     pub async fn append_unrefused(
         &self,
         event: NewEvent,
-        principal: &str,
+        origin: Origin,
         state: Option<StateWrite>,
     ) -> Result<(), Error> {
-        let origin = Origin { principal: principal.to_owned(), trust: Trust::Owner, internal: true };
         let prepared = self.prepare(vec![event], origin, None).await;
         let change = move |tx: &mut crate::store::Tx<'_>| {
             if let Some(state) = state {
@@ -431,8 +437,8 @@ impl Bus {
 
     /// As [`Bus::append_unrefused`] for what must not fail: what the disk does not take now it takes later, unless the
     /// daemon ends before. Waits for nothing of that.
-    pub async fn announce(&self, event: NewEvent, principal: &'static str) {
-        if self.is_announced(&event, principal).await {
+    pub async fn announce(&self, event: NewEvent, origin: Origin) {
+        if self.is_announced(&event, &origin).await {
             return;
         }
         let bus = self.clone();
@@ -442,7 +448,7 @@ impl Bus {
                     () = bus.inner.stop.cancelled() => return,
                     () = bus.pause_until_writable() => {}
                 }
-                if bus.is_announced(&event, principal).await {
+                if bus.is_announced(&event, &origin).await {
                     return;
                 }
             }
@@ -450,8 +456,8 @@ impl Bus {
     }
 
     /// False when it is to be tried again.
-    async fn is_announced(&self, event: &NewEvent, principal: &str) -> bool {
-        match self.append_unrefused(event.clone(), principal, None).await {
+    async fn is_announced(&self, event: &NewEvent, origin: &Origin) -> bool {
+        match self.append_unrefused(event.clone(), origin.clone(), None).await {
             Ok(()) => true,
             Err(Error::Busy { .. }) => false,
             Err(error) => {

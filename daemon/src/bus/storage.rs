@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::StateWrite;
 use super::publish::Bus;
+use super::{Origin, StateWrite};
 use crate::clock::rfc3339;
 use crate::event::NewEvent;
 use crate::store::fault::Fault;
@@ -61,5 +61,5 @@ async fn tell(bus: &Bus, (what, target): (&str, &str), data: Value) -> bool {
     };
     let event = NewEvent::new(NAME, format!("aman.storage.{what}"), &data);
     let state: StateWrite = Box::new(move |tx: &mut Tx<'_>| audit::append(tx, &record).map(drop));
-    bus.append_unrefused(event, NAME, Some(state)).await.is_ok()
+    bus.append_unrefused(event, Origin::own(NAME), Some(state)).await.is_ok()
 }

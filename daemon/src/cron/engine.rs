@@ -12,7 +12,7 @@ use super::{Held, Inner, State, key_of, put_off_ms, slot, source_of};
 use crate::bus::{self, Origin, Publish, StateWrite};
 use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
-use crate::event::{NewEvent, Trust};
+use crate::event::NewEvent;
 use crate::schedule::Job;
 use crate::store::Tx;
 use crate::store::cron::{self as rows, Fate, Slot, Status};
@@ -188,7 +188,7 @@ impl Inner {
             });
             let mut event = NewEvent::new("aman/cron", "aman.cron.disabled", &data);
             event.subject = Some(id.clone());
-            self.publish("aman/cron", vec![event], change).await?;
+            self.bus.append_unrefused(event, Origin::own("aman/cron"), Some(change)).await?;
             tracing::warn!(job = id, failures, "A cron job was switched off: its runs fail.");
         } else {
             self.bus.store().write(change).await?;
@@ -292,7 +292,7 @@ impl Inner {
         events: Vec<NewEvent>,
         change: StateWrite,
     ) -> Result<(), Error> {
-        let origin = Origin { principal: principal.to_owned(), trust: Trust::Owner, internal: true };
+        let origin = Origin::own(principal);
         self.bus.publish(Publish { events, origin, idempotency: None, state: Some(change) }).await.map(drop)
     }
 

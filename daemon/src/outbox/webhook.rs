@@ -11,7 +11,7 @@ use ring::hmac;
 use serde_json::{Value, json};
 
 use super::{Sending, Sent, Sink, patient};
-use crate::bus::{Bus, RetryPolicy};
+use crate::bus::{Bus, Origin, RetryPolicy};
 use crate::config::Secret;
 use crate::egress::{Ask, Egress, Heard, Method, Url, status_text};
 use crate::event::NewEvent;
@@ -133,7 +133,7 @@ impl WebhookSink {
         });
         let event = NewEvent::new("aman/sinks", "aman.sink.disabled", &data);
         let state: crate::bus::StateWrite = Box::new(move |tx| rows::set_gone(tx, &id, &address, now_ms));
-        if let Err(error) = self.bus.append_unrefused(event, "aman", Some(state)).await {
+        if let Err(error) = self.bus.append_unrefused(event, Origin::own("aman"), Some(state)).await {
             let why = error.chain().join(": ");
             tracing::error!(sink = self.id, why, "The end of a sink could not be stored; it is tried once more later.");
         }

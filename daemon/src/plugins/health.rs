@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::running::CallFault;
-use crate::bus::Bus;
+use crate::bus::{Bus, Origin};
 use crate::clock::{Millis, rfc3339};
 use crate::event::NewEvent;
 use crate::store::audit::{self, Outcome, Record};
@@ -252,7 +252,7 @@ impl Health {
             stored.iter().try_for_each(|rest| records::set_rest(tx, &record.target, rest))
         };
         tokio::spawn(async move {
-            if let Err(error) = bus.append_unrefused(event, NAME, Some(Box::new(write))).await {
+            if let Err(error) = bus.append_unrefused(event, Origin::own(NAME), Some(Box::new(write))).await {
                 tracing::warn!(error = error.chain().join(": "), "A fault of a plugin could not be told as an event.");
             }
         });

@@ -26,7 +26,7 @@ pub use manifest::{Manifest, Run, Schedule, check_name};
 pub use view::{Shown, Text, Trigger, VersionShown};
 
 use crate::bundled;
-use crate::bus::{Bus, Consumer, ConsumerSpec, Standing};
+use crate::bus::{Bus, Consumer, ConsumerSpec, Origin, Standing};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
@@ -391,7 +391,7 @@ impl Inner {
                     &json!({ "name": name, "digest": digest, "path": skill.found.path }),
                 )
             };
-            self.bus.announce(event, "aman/skills").await;
+            self.bus.announce(event, Origin::own("aman/skills")).await;
         }
     }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Origin};
 use crate::clock::{Millis, parse_rfc3339, rfc3339};
 use crate::config;
 use crate::error::Error;
@@ -198,7 +198,7 @@ impl Backups {
     }
 
     async fn tell(&self, kind: &str, data: &Value) {
-        self.inner.bus.announce(NewEvent::new("aman/backup", kind, data), "aman").await;
+        self.inner.bus.announce(NewEvent::new("aman/backup", kind, data), Origin::own("aman")).await;
     }
 }
 

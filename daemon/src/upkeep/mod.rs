@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Origin};
 use crate::clock::Millis;
 use crate::config::{self, Retention};
 use crate::error::Error;
@@ -274,7 +274,7 @@ impl Upkeep {
 
     /// Publishes what a run did, also while pushes are refused: that is when the run was needed most.
     async fn tell(&self, kind: &str, report: &Report) {
-        self.inner.bus.announce(NewEvent::new("aman/retention", kind, &json!(report)), "aman").await;
+        self.inner.bus.announce(NewEvent::new("aman/retention", kind, &json!(report)), Origin::own("aman")).await;
     }
 
     /// How long nothing will be due: until the oldest row is, and no longer than what comes now takes to become due.

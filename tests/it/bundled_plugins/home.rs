@@ -25,7 +25,7 @@ impl FakeHomeAssistant {
     fn set(&self, kitchen: &str, outside: &str) {
         let sensor = json!({
             "entity_id": "sensor.outside", "state": outside, "attributes": { "unit_of_measurement": "\u{b0}C" },
-            "last_changed": format!("2026-11-22T07:00:00+00:00/{outside}"),
+            "last_changed": changed(outside),
         });
         let states = json!([light(kitchen), sensor, { "entity_id": "sun.sun", "state": kitchen, "attributes": {} }]);
         self.0.page("/api/states", "200 OK", &[JSON], &states.to_string());
@@ -33,10 +33,16 @@ impl FakeHomeAssistant {
     }
 }
 
+/// When a thing came to be in this state: another time for each that the test uses, as Home Assistant writes it.
+fn changed(state: &str) -> String {
+    let second = state.bytes().map(u32::from).sum::<u32>() % 60;
+    format!("2026-11-22T07:00:{second:02}.120000+00:00")
+}
+
 fn light(state: &str) -> Value {
     json!({
         "entity_id": "light.kitchen", "state": state, "attributes": { "brightness": 120 },
-        "last_changed": format!("2026-11-22T07:00:00+00:00/{state}"),
+        "last_changed": changed(state),
         "context": { "id": "01JD", "parent_id": null, "user_id": null },
     })
 }

@@ -55,7 +55,7 @@ fn working_folders_are_removed_under_the_daemon() {
     fs::write(folder.path().join("runs/go"), "").expect("the script may end");
     let second = daemon.push("work.do", json!(2));
     for id in [&first, &second] {
-        daemon.wait("both to be done", || (daemon.dump(id)["deliveries"][0]["status"] == "done").then_some(()));
+        daemon.until(id, "done");
     }
     fs::remove_dir_all(folder.path().join("skills")).expect("the skills can be removed");
     daemon.wait("the skill to be gone", || {

@@ -3,20 +3,15 @@
 use serde_json::json;
 
 use super::{MANIFEST, ONE, PUBLISH, body, installed, package, packed};
-use crate::harness::Daemon;
+use crate::harness::{Daemon, manifest};
 
 const KEEPER: &[u8] = include_bytes!("../../fixtures/guests/keeper.wasm");
 
 /// A plugin that keeps a key and a table once `/put` was asked for, and says at `/t` whether the key is there.
 fn keeper(version: &str) -> Vec<u8> {
-    package(
-        &format!(
-            "name = \"keeper\"\nversion = \"{version}\"\ndescription = \"d\"\ninterface = \"0.1\"\n\
-             component = \"plugin.wasm\"\npermissions = {{ kv = \"1MiB\", sql = \"1MiB\" }}\n\
-             [[routes]]\nmethod = \"GET\"\npath = \"/t\"\n[[routes]]\nmethod = \"POST\"\npath = \"/put\"\n"
-        ),
-        KEEPER,
-    )
+    let more = "permissions = { kv = \"1MiB\", sql = \"1MiB\" }\n\
+        [[routes]]\nmethod = \"GET\"\npath = \"/t\"\n[[routes]]\nmethod = \"POST\"\npath = \"/put\"\n";
+    package(&format!("{}{more}", manifest("keeper", version)), KEEPER)
 }
 
 /// Goal: uninstalled with its data a plugin leaves nothing; without, everything is there when it comes back.
@@ -95,7 +90,7 @@ fn what_waits_for_a_plugin_goes_with_it() {
         assert_eq!(daemon.post_confirmed("/plugin/probe/disable", &json!({})).status, 200);
         let pushed = daemon.push("in.one", json!({}));
         assert_eq!(daemon.post("/plugin/probe/uninstall", &json!({ "purge_data": purge })).status, 200);
-        assert_eq!(daemon.dump(&pushed)["deliveries"][0]["status"], "discarded");
+        assert_eq!(daemon.outcome(&pushed), "discarded");
         installed(&daemon, &packed, "approve=true");
         daemon.settle();
         assert_eq!(daemon.recent("test.kind").len(), 0);

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use serde_json::{Value, json};
 
 use super::{EVENTS, ONE, PUBLISH, body, install, installed, package, packed};
-use crate::harness::Daemon;
+use crate::harness::{Daemon, manifest};
 
 /// Pushes of one run: the list of recent events shows all of their effects.
 const PUSHES_MAX: usize = 900;
@@ -43,10 +43,8 @@ pub fn assert_handled_once(daemon: &Daemon, pushed: &[String]) {
 #[test]
 fn changes_disturb_nobody() {
     let daemon = Arc::new(Daemon::start());
-    let other = "name = \"other\"\nversion = \"1.0.0\"\ndescription = \"d\"\ninterface = \"0.1\"\n\
-                 component = \"plugin.wasm\"\npermissions = { publish = [\"test.**\"] }\n\
-                 [[routes]]\nmethod = \"GET\"\npath = \"/o\"\n";
-    installed(&daemon, &package(other, ONE), "approve=true");
+    let more = "permissions = { publish = [\"test.**\"] }\n[[routes]]\nmethod = \"GET\"\npath = \"/o\"\n";
+    installed(&daemon, &package(&format!("{}{more}", manifest("other", "1.0.0")), ONE), "approve=true");
     let stop = Arc::new(AtomicBool::new(false));
     let neighbours = {
         let daemon = Arc::clone(&daemon);
@@ -117,10 +115,8 @@ fn switching_off_waits_for_no_installation() {
         let daemon = Arc::clone(&daemon);
         std::thread::spawn(move || {
             let more = (0..4).map(|n| {
-                let manifest = format!(
-                    "name = \"more{n}\"\nversion = \"1.0.0\"\ndescription = \"d\"\ninterface = \"0.1\"\n\
-                     component = \"plugin.wasm\"\npermissions = {{ publish = [\"test.**\"] }}\n"
-                );
+                let head = manifest(&format!("more{n}"), "1.0.0");
+                let manifest = format!("{head}permissions = {{ publish = [\"test.**\"] }}\n");
                 install(&daemon, &package(&manifest, ONE), "").status
             });
             more.collect::<Vec<u16>>()

@@ -4,7 +4,7 @@ use aman::package::key::{self, SigningKey};
 use serde_json::json;
 
 use super::{MANIFEST, ONE, PUBLISH, TWO, body, content, install_with, installed, package};
-use crate::harness::{Answer, Daemon, Folder, TOKEN};
+use crate::harness::{Answer, Daemon, Folder, TOKEN, manifest};
 
 const ECHO: &[u8] = include_bytes!("../../fixtures/guests/echo.wasm");
 
@@ -147,11 +147,10 @@ fn public_and_root_routes_need_consent() {
 #[test]
 fn credentials_are_never_passed_on() {
     let daemon = Daemon::start();
-    let manifest = "name = \"echo\"\nversion = \"1.0.0\"\ndescription = \"d\"\ninterface = \"0.1\"\n\
-                    component = \"plugin.wasm\"\n[[routes]]\nmethod = \"GET\"\npath = \"/echo\"\n\
-                    [[routes]]\nmethod = \"POST\"\npath = \"/echo\"\n\
-                    [[routes]]\nmethod = \"GET\"\npath = \"/open\"\npublic = true\n";
-    let installed = install_with(&daemon, &package(manifest, ECHO), "approve=true&allow_unsigned=true");
+    let routes = "[[routes]]\nmethod = \"GET\"\npath = \"/echo\"\n[[routes]]\nmethod = \"POST\"\npath = \"/echo\"\n\
+        [[routes]]\nmethod = \"GET\"\npath = \"/open\"\npublic = true\n";
+    let echo = package(&format!("{}{routes}", manifest("echo", "1.0.0")), ECHO);
+    let installed = install_with(&daemon, &echo, "approve=true&allow_unsigned=true");
     assert_eq!(installed.status, 201, "{installed:?}");
     let bearer = format!("Bearer {TOKEN}");
     let sent = [
@@ -193,12 +192,11 @@ fn credentials_are_never_passed_on() {
 fn routes_take_nothing_from_others() {
     let daemon = Daemon::start();
     let route = |name: &str, path: &str, root: bool| {
-        let manifest = format!(
-            "name = \"{name}\"\nversion = \"1.0.0\"\ndescription = \"d\"\ninterface = \"0.1\"\n\
-             component = \"plugin.wasm\"\npermissions = {{ publish = [\"test.**\"] }}\n\
-             [[routes]]\nmethod = \"GET\"\npath = \"{path}\"\nroot = {root}\n"
+        let more = format!(
+            "permissions = {{ publish = [\"test.**\"] }}\n[[routes]]\nmethod = \"GET\"\npath = \"{path}\"\nroot = {root}\n"
         );
-        install_with(&daemon, &package(&manifest, ONE), "approve=true&allow_unsigned=true")
+        let package = package(&format!("{}{more}", manifest(name, "1.0.0")), ONE);
+        install_with(&daemon, &package, "approve=true&allow_unsigned=true")
     };
     assert_eq!(route("first", "/a/{id}", false).status, 201);
     for (path, root, owner) in [
