@@ -63,7 +63,9 @@ impl Filter {
                     there == text.as_str() || (there.is_string() && regex.holds(&scope(there)).unwrap_or(false))
                 }
                 Attribute::Holds(formula) => {
-                    let now = if name == "data" { there } else { event };
+                    // Published examples ask `data` of the data, and of the event by `.data`.
+                    let whole = name != "data" || (formula.names_field("data") && there.get("data").is_none());
+                    let now = if whole { event } else { there };
                     // An event that an expression cannot look at is not the one that is waited for.
                     match formula.value(&Scope { now, lookup: around.lookup }) {
                         Ok(Value::Bool(holds)) => holds,

@@ -119,6 +119,15 @@ impl Formula {
         reads_clock || self.vars.iter().any(unsteady)
     }
 
+    /// Whether `.name` stands in it, at the beginning of a path.
+    pub fn names_field(&self, name: &str) -> bool {
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        self.source.match_indices('.').any(|(at, _)| {
+            let begins = !self.source[..at].ends_with(|c: char| word(c) || c == ']' || c == '"');
+            begins && self.source[at + 1..].strip_prefix(name).is_some_and(|rest| !rest.starts_with(word))
+        })
+    }
+
     /// Whether it names this variable.
     pub fn reads(&self, name: &str) -> bool {
         self.vars.iter().any(|var| var == name)

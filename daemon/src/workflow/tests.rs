@@ -370,6 +370,10 @@ fn listeners_hear_what_they_wait_for() {
         hear(one, &[a.clone(), event("b", json!({ "n": 4 })), b.clone()]),
         (vec![false, false, true], json!([{ "n": 50 }]))
     );
+    let whole = "do: [{l: {listen: {to: {one: {with: {type: b, data: '${ .data.n > 40 and .type == \"b\" }'}}}}}}]";
+    assert_eq!(hear(whole, &[event("b", json!({ "n": 4 })), b.clone()]), (vec![false, true], json!([{ "n": 50 }])));
+    let inner = "do: [{l: {listen: {to: {one: {with: {type: b, data: '${ .data == 1 }'}}}}}}]";
+    assert_eq!(hear(inner, &[event("b", json!({ "data": 1 }))]), (vec![true], json!([{ "data": 1 }])));
     let all = "do: [{l: {listen: {read: envelope, to: {all: [{with: {type: a}}, {with: {type: b}}]}}, output: {as: 'map(.type)'}}}]";
     assert_eq!(
         hear(all, &[b.clone(), b.clone(), c.clone(), a.clone()]),
