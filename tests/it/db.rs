@@ -141,7 +141,8 @@ fn private_databases_of_plugins_are_in_the_backup() {
         let sql = "SELECT count(*) || ' ' || sum(a) || ' ' || hex(max(b)) FROM t";
         db.query_row(sql, [], |row| row.get::<_, String>(0)).expect("the table")
     };
-    let (file, to) = (folder.path().join("copy.db"), folder.path().join("restored"));
+    // The copy may be called as the database of a plugin is.
+    let (file, to) = (folder.path().join("feeds.db"), folder.path().join("restored"));
     // Beside a plugin that works with it.
     let (code, out, err) = daemon.cli(&["db", "backup", shown(&file)]);
     assert!(code == 0 && out.contains("the private database of a plugin"), "{out}{err}");

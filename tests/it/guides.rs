@@ -29,7 +29,7 @@ struct Guide<'a> {
 impl Guide<'_> {
     fn follow(&self) {
         let text = fs::read_to_string(root().join(self.name)).expect("the guide is there");
-        let (mut lines, mut label) = (text.lines(), "");
+        let (mut lines, mut label, mut steps) = (text.lines(), "", 0);
         while let Some(line) = lines.next() {
             let Some(language) = line.strip_prefix("```") else {
                 label = if line.is_empty() { label } else { line };
@@ -37,13 +37,14 @@ impl Guide<'_> {
             };
             let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
             match (language, label.strip_prefix('`').and_then(|label| label.split_once('`'))) {
-                ("console", _) => self.run_all(&block),
+                ("console", _) => steps += self.run_all(&block),
                 (_, Some((file, ":"))) => self.write(file, &block, false),
                 (_, Some((file, ", at its end:"))) => self.write(file, &block, true),
                 _ => {}
             }
             label = "";
         }
+        assert!(steps > 5, "{} shows {steps} commands: it was not read as it is meant", self.name);
     }
 
     fn write(&self, file: &str, block: &[&str], append: bool) {
@@ -54,9 +55,9 @@ impl Guide<'_> {
     }
 
     /// Runs each line that begins with `$ `, which may go on behind a backslash; what follows it is what it must say, with
-    /// `…` for anything.
-    fn run_all(&self, block: &[&str]) {
-        let mut at = 0;
+    /// `…` for anything. How many there were.
+    fn run_all(&self, block: &[&str]) -> usize {
+        let (mut at, mut steps) = (0, 0);
         while at < block.len() {
             let mut command = block[at].strip_prefix("$ ").unwrap_or_else(|| panic!("{}", block[at])).to_owned();
             at += 1;
@@ -68,7 +69,9 @@ impl Guide<'_> {
             let said = block[at..end].join("\n");
             at = end;
             self.run(&command, &said);
+            steps += 1;
         }
+        steps
     }
 
     fn run(&self, command: &str, said: &str) {

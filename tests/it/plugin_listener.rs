@@ -88,7 +88,7 @@ fn routes_are_at_the_root_behind_the_same_gate() {
     let mut daemon = Daemon::configured(&bound("probe", "127.0.0.1:0"));
     installed(&daemon, &packed("probe", "1.0.0", ONE, ""), "");
     assert_eq!(daemon.get("/plugin/probe").json["listener"]["state"], "off", "nobody agreed yet");
-    let shown = daemon.post_confirmed("/plugin/probe/approve", &json!({})).json;
+    let shown = crate::plugins::approved(&daemon, "probe").json;
     assert_eq!(shown["listener"]["state"], "listening", "{shown}");
     let at = address(&daemon, "probe");
     assert_eq!(body(&own(&at, "GET", "/t")), "one");

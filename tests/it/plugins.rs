@@ -110,6 +110,12 @@ pub fn installed(daemon: &Daemon, packed: &[u8], query: &str) -> Value {
     answer.json
 }
 
+/// Agrees to what waits.
+pub fn approved(daemon: &Daemon, name: &str) -> Answer {
+    let digest = daemon.get(&format!("/plugin/{name}")).json["pending"]["digest"].clone();
+    daemon.post_confirmed(&format!("/plugin/{name}/approve"), &json!({ "digest": digest }))
+}
+
 /// The body as text.
 pub fn body(answer: &Answer) -> String {
     String::from_utf8_lossy(&answer.body).into_owned()
@@ -130,7 +136,9 @@ fn installed_served_and_kept() {
     assert_eq!(waiting["added"][0]["key"], "publish test.**");
     assert_eq!(daemon.get("/api/v1/t").status, 404);
     assert_eq!(daemon.post("/plugin/probe/approve", &json!({})).code(), "confirmation_required");
-    assert_eq!(daemon.post_confirmed("/plugin/probe/approve", &json!({})).json["state"], "active");
+    let unseen = daemon.post_confirmed("/plugin/probe/approve", &json!({}));
+    assert_eq!((unseen.status, unseen.fields()), (400, vec!["digest"]), "nobody agrees unseen");
+    assert_eq!(approved(&daemon, "probe").json["state"], "active");
     for _ in 0..2 {
         let answer = daemon.get("/api/v1/t");
         assert_eq!((answer.status, body(&answer).as_str()), (200, "one"), "{}", daemon.log());
@@ -177,7 +185,10 @@ fn upgrades_wait_for_consent_and_can_be_taken_back() {
     assert_eq!(daemon.get("/plugin/probe").json["pending"]["version"], "1.1.0");
     let wrong = daemon.post_confirmed("/plugin/probe/approve", &json!({ "digest": "0".repeat(64) }));
     assert_eq!(wrong.code(), "version_conflict");
-    assert_eq!(daemon.post_confirmed("/plugin/probe/approve", &json!({})).json["version"], "1.1.0");
+    assert_eq!(approved(&daemon, "probe").json["version"], "1.1.0");
+    let digest = daemon.get("/plugin/probe").json["digest"].clone();
+    let nothing = daemon.post_confirmed("/plugin/probe/approve", &json!({ "digest": digest }));
+    assert_eq!((nothing.status, nothing.code()), (409, "invalid_state"));
     assert_eq!(body(&daemon.get("/api/v1/t")), "two");
     assert_eq!(install(&daemon, &packed("1.0.5", "one", PUBLISH), "").code(), "plugin_downgrade");
     assert_eq!(daemon.post_confirmed("/plugin/probe/rollback", &json!({})).json["version"], "1.0.0");

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 
 use super::body::Body;
@@ -61,10 +63,18 @@ pub struct Socket {
     early: Option<u8>,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// What is sent in place of a refusal of hyper's own: the bytes, and how many of them are sent.
-    refusal: Option<(Vec<u8>, usize)>,
+    /// What is sent in place of a refusal of hyper's own.
+    refusal: Option<Refusal>,
     /// Runs while the rest of what the client sends is thrown away, with how much of it there was.
     lingering: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+/// See [`Socket`].
+enum Refusal {
+    /// It is being spelled, which takes a while where a plugin says how.
+    Spelled(JoinHandle<Vec<u8>>),
+    /// The bytes, and how many of them are sent.
+    Sent(Vec<u8>, usize),
 }
 
 impl Socket {
@@ -106,11 +116,19 @@ impl Socket {
 
     /// Sends the refusal, then says that the `replaced` bytes of hyper's are written.
     fn poll_refusal(&mut self, cx: &mut Context<'_>, replaced: usize) -> Poll<io::Result<usize>> {
-        while let Some((bytes, sent)) = &mut self.refusal {
-            let written = Pin::new(&mut self.io).poll_write(cx, &bytes[*sent..]);
-            *sent += ready!(written)?;
-            if *sent == bytes.len() {
-                self.refusal = None;
+        while let Some(refusal) = &mut self.refusal {
+            match refusal {
+                Refusal::Spelled(spelling) => {
+                    let spelled = ready!(Pin::new(spelling).poll(cx)).map_err(io::Error::other)?;
+                    self.refusal = Some(Refusal::Sent(spelled, 0));
+                }
+                Refusal::Sent(bytes, sent) => {
+                    let written = Pin::new(&mut self.io).poll_write(cx, &bytes[*sent..]);
+                    *sent += ready!(written)?;
+                    if *sent == bytes.len() {
+                        self.refusal = None;
+                    }
+                }
             }
         }
         Poll::Ready(Ok(replaced))
@@ -131,8 +149,8 @@ impl Socket {
     }
 }
 
-/// The problem of `front` to send in place of `head`, if that is an answer that hyper made: ours all have a `traceparent`.
-fn refusal_for(front: &Front, head: &[u8]) -> Option<Vec<u8>> {
+/// What to send in place of `head`, if that is an answer that hyper made: ours all have a `traceparent`.
+fn problem_for(head: &[u8]) -> Option<Problem> {
     if !head.starts_with(b"HTTP/1.1 4") || !head.ends_with(b"\r\n\r\n") {
         return None;
     }
@@ -141,19 +159,20 @@ fn refusal_for(front: &Front, head: &[u8]) -> Option<Vec<u8>> {
     if is_ours || text.matches("\r\n\r\n").count() != 1 || !text.contains("\r\ncontent-length: 0\r\n") {
         return None;
     }
-    let problem = if text[9..].starts_with("400") {
-        Problem::new(
-            (StatusCode::BAD_REQUEST, "malformed_request"),
-            "This is not a readable HTTP/1.1 request. With http.tls set, call it by https.",
-        )
-    } else {
-        // hyper tells no more than the status, whichever of its limits was met.
-        let detail = "The head of the request is too large: the request line and the headers may have 32 KiB together, \
-                      the headers may be 100, and a Content-Length must be a number of bytes that could be sent.";
-        Problem::new((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"), detail)
-    };
+    if text[9..].starts_with("400") {
+        let detail = "This is not a readable HTTP/1.1 request. With http.tls set, call it by https.";
+        return Some(Problem::new((StatusCode::BAD_REQUEST, "malformed_request"), detail));
+    }
+    // hyper tells no more than the status, whichever of its limits was met.
+    let detail = "The head of the request is too large: the request line and the headers may have 32 KiB together, the \
+                  headers may be 100, and a Content-Length must be a number of bytes that could be sent.";
+    Some(Problem::new((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"), detail))
+}
+
+/// The whole answer to `problem` at `front`; blocks for a short while where a plugin spells it.
+fn spell(front: &Front, problem: Problem) -> Vec<u8> {
     let reply = guests::refusal_now(front, problem, (None, ""), TraceId(fastrand::u128(1..).to_be_bytes()));
-    let Body::Full(Some(body)) = reply.body else { return None };
+    let body = if let Body::Full(Some(body)) = reply.body { body } else { Bytes::new() };
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
     headers.extend(reply.headers);
@@ -165,7 +184,17 @@ fn refusal_for(front: &Front, head: &[u8]) -> Option<Vec<u8>> {
     }
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&body);
-    Some(out)
+    out
+}
+
+fn refusal_for(front: &Arc<Front>, head: &[u8]) -> Option<Refusal> {
+    let problem = problem_for(head)?;
+    if front.envelope().is_none() {
+        return Some(Refusal::Sent(spell(front, problem), 0));
+    }
+    // Strangers may cause it, and whoever waits for I/O on this thread must not wait for it.
+    let front = Arc::clone(front);
+    Some(Refusal::Spelled(tokio::task::spawn_blocking(move || spell(&front, problem))))
 }
 
 impl Read for Socket {
@@ -211,7 +240,7 @@ impl Write for Socket {
         if let [head] = bufs
             && self.refusal.is_none()
         {
-            self.refusal = refusal_for(&self.front, head).map(|bytes| (bytes, 0));
+            self.refusal = refusal_for(&self.front, head);
         }
         let written = if self.refusal.is_some() {
             let replaced = bufs.iter().map(|buf| buf.len()).sum();
@@ -289,10 +318,8 @@ mod tests {
 
     #[test]
     fn only_answers_of_hyper_are_replaced() {
-        let front = front();
-        let refusal_for = |head: &[u8]| refusal_for(&front, head);
         let own = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        let text = String::from_utf8(refusal_for(own).expect("replaced")).expect("text");
+        let text = String::from_utf8(spell(&front(), problem_for(own).expect("replaced"))).expect("text");
         assert!(text.starts_with("HTTP/1.1 431 ") && text.contains("headers_too_large"), "{text}");
         for ours in [
             &b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}"[..],
@@ -301,7 +328,7 @@ mod tests {
             b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             b"HTTP/1.1 4",
         ] {
-            assert_eq!(refusal_for(ours), None);
+            assert!(problem_for(ours).is_none());
         }
     }
 }

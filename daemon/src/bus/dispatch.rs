@@ -165,6 +165,15 @@ pub(super) async fn attempt(bus: &Bus, entry: &Arc<Entry>, ready: Ready) -> Sett
 /// Makes an attempt; what worked is settled with its effects.
 async fn attempted(bus: &Bus, entry: &Arc<Entry>, ready: &Ready) -> End {
     let inner: &Inner = &bus.inner;
+    if let Some(absence) = entry.consumer.absence() {
+        tokio::select! {
+            later = absence => if let Some(later) = later {
+                return End::Postponed(later);
+            },
+            // Nothing was noted of it: the next start begins anew.
+            () = inner.abort.cancelled() => return End::Untold(Settled::Ended),
+        }
+    }
     let now_ms = inner.clock.now_ms();
     if ready.event.is_expired(now_ms) {
         return End::Expires;

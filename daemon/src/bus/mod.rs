@@ -122,10 +122,19 @@ pub struct Plan {
 /// The future of an attempt.
 pub type Delivered<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
+/// Waits until a consumer is there again; how long to wait before it is asked once more, when that was no use.
+pub type Absence<'a> = Pin<Box<dyn Future<Output = Option<Duration>> + Send + 'a>>;
+
 /// Whoever gets events. It answers with an [`Outcome`] and writes no table of the bus.
 pub trait Consumer: Send + Sync {
     /// Handles one event. May be called again for the same delivery after a failure or a crash.
     fn deliver(&self, attempt: Attempt) -> Delivered<'_>;
+
+    /// Asked before anything is noted of an attempt: `None` when it can begin, which is the usual. Whoever is away for a
+    /// while, and says so here, costs no attempt, also when the daemon dies meanwhile.
+    fn absence(&self) -> Option<Absence<'_>> {
+        None
+    }
 
     /// The time plan by which it wants to run, besides its rules.
     fn plan(&self) -> Option<Plan> {

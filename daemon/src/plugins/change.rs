@@ -28,7 +28,7 @@ impl Plugins {
         records::Plugin { updated_ms: self.inner.ground.bus.clock().now_ms(), ..known.record.clone() }
     }
 
-    /// Agrees to what the waiting version asks for. With a digest only if that is the version that waits.
+    /// Agrees to what the waiting version asks for, which must be the one with this digest: nobody agrees unseen.
     pub async fn approve(&self, name: &str, digest: Option<String>, audit: AuditVersions) -> Result<(), Error> {
         let _alone = self.inner.changing.lock().await;
         let known = self.there(name)?;
@@ -38,7 +38,11 @@ impl Plugins {
                 format!("Nothing of '{name}' waits for consent. GET /plugin/{{name}} shows how it stands."),
             ));
         };
-        if let Some(digest) = digest.filter(|digest| *digest != pending) {
+        let Some(digest) = digest else {
+            let reason = "is required: the one of what you agree to, as GET /plugin/{name} shows it at pending.digest.";
+            return Err(Error::invalid("digest", reason));
+        };
+        if digest != pending {
             let reason = format!("What waits for consent is {pending} now, not {digest}. Look at it again.");
             return Err(Error::conflict("version_conflict", reason));
         }
@@ -147,7 +151,8 @@ impl Plugins {
         };
         if let Err(error) = purged {
             let (put_back, _alone) = blocking(move || Ok((alone.put_back(), alone))).await?;
-            let running = running_of(&self.inner.ground, &known, None);
+            let rests = self.inner.ground.bus.store().read(records::rests).await.unwrap_or_default();
+            let running = running_of(&self.inner.ground, &known, rests.get(&name));
             self.show(Known { running: running.clone(), ..known }).await;
             if let Some(running) = &running {
                 polls::start(running, &self.inner.ground.bus).await;

@@ -7,12 +7,12 @@ use aman_plugin_host::{self as guest, Attribute};
 use serde_json::Value;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::Inner;
 use super::host::{Begun, Ready, Work, trust_of};
 use super::running::{CallFault, Running};
-use super::{Inner, health};
 use crate::bus::{
-    Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, Failure, Outcome, RetryPolicy, Rule, Standing,
-    StateWrite,
+    Absence, Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Effects, Failure, Outcome, RetryPolicy, Rule,
+    Standing, StateWrite,
 };
 use crate::clock::rfc3339;
 use crate::event::{Data, Delivery, Event, Priority, Trust};
@@ -50,8 +50,7 @@ pub fn spec(manifest: &Manifest, runs: bool) -> Option<ConsumerSpec> {
         rules: rules.collect(),
         concurrency: if narrowest <= 1 { Concurrency::Serial } else { Concurrency::Parallel(narrowest) },
         retry: RetryPolicy::default(),
-        // A plugin that rests is waited for within the attempt, so that a rest costs no attempts.
-        timeout: manifest.limits.time + manifest.limits.wait + health::REST_MAX + SLACK,
+        timeout: manifest.limits.time + manifest.limits.wait + SLACK,
         trust: Trust::Plugin,
         // What matches while it is switched off waits for it.
         standing: if runs { Standing::Active } else { Standing::Paused },
@@ -67,26 +66,42 @@ pub struct Events {
     pub name: String,
 }
 
+impl Events {
+    fn running(&self) -> Option<Arc<Running>> {
+        self.plugins.upgrade()?.running(&self.name)
+    }
+
+    /// Waits for the end of a rest. When another version takes over meanwhile, that one counts.
+    async fn rested(&self) -> Option<Duration> {
+        loop {
+            let Some(running) = self.running() else { return Some(AWAY) };
+            running.rests()?;
+            tokio::select! {
+                () = running.rested() => {}
+                () = running.stop.cancelled() => {}
+            }
+            if running.is_ending() {
+                return Some(AWAY);
+            }
+        }
+    }
+}
+
 impl Consumer for Events {
+    fn absence(&self) -> Option<Absence<'_>> {
+        let is_there = self.running().is_some_and(|running| running.rests().is_none());
+        if is_there { None } else { Some(Box::pin(self.rested())) }
+    }
+
     fn deliver(&self, attempt: Attempt) -> Delivered<'_> {
         Box::pin(async move {
             for _ in 0..FOLLOWS_MAX {
-                let Some(running) = self.plugins.upgrade().and_then(|plugins| plugins.running(&self.name)) else {
-                    return Outcome::Postponed(AWAY);
-                };
-                if running.rests().is_some() {
-                    tokio::select! {
-                        () = running.rested() => {}
-                        () = attempt.cancel.cancelled() => return Outcome::Postponed(AWAY),
-                        () = running.stop.cancelled() => {}
-                    }
-                    if running.is_ending() {
-                        return Outcome::Postponed(AWAY);
-                    }
-                    continue;
-                }
+                let Some(running) = self.running() else { return Outcome::Postponed(AWAY) };
                 match handle(&running, &attempt).await {
-                    Err(CallFault::Closed | CallFault::Resting(_)) => {}
+                    // Another version takes its place, and gets the event.
+                    Err(CallFault::Closed) => {}
+                    // It was sent to rest in this moment, which is waited for before the next attempt.
+                    Err(CallFault::Resting(_)) => return Outcome::Postponed(Duration::ZERO),
                     Ok(outcome) => return outcome,
                     Err(fault @ CallFault::Fault(guest::Fault::Timeout { .. })) => {
                         return Outcome::Retry(Failure { timed_out: true, ..Failure::new(fault.text()) }, None);

@@ -23,8 +23,8 @@ const MISBEHAVIOURS_MAX: usize = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 /// The first rest; each further one is twice as long.
 const REST_FIRST: Duration = Duration::from_secs(5);
-/// The longest rest. Events wait for its end within their attempt, so it is not too long.
-pub const REST_MAX: Duration = Duration::from_secs(300);
+/// The longest rest.
+const REST_MAX: Duration = Duration::from_secs(300);
 /// After so long without a rest the next one is the first again.
 const FORGIVEN: Duration = Duration::from_secs(1800);
 /// Faults are told at most this often; what comes between is counted.

@@ -137,8 +137,15 @@ pub(super) async fn clean(ground: &Arc<Ground>, known: &BTreeMap<String, Known>)
 impl Plugins {
     /// Installs a package, or a new version of what is there.
     pub async fn install(&self, packed: Bytes, asked: Asked, audit: Audit) -> Result<Installed, Error> {
-        // Others may change plugins while this one is compiled, which can take long.
-        let _installing = self.inner.installing.lock().await;
+        // Others may change plugins while this one is compiled, which can take long. Whoever waited for that would keep a
+        // whole package in memory meanwhile.
+        let Ok(_installing) = self.inner.installing.try_lock() else {
+            return Err(Error::Busy {
+                code: "overloaded",
+                what: "Another package is being installed, which may take a minute; one is at a time.".to_owned(),
+                retry_after_ms: 5000,
+            });
+        };
         let staged = Staged(self.inner.ground.staging().join(id::fresh()));
         let done = self.install_staged(packed, &staged.0, asked, audit).await;
         blocking(move || {

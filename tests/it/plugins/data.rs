@@ -32,7 +32,7 @@ fn data_stay_or_go_as_asked() {
     daemon.kill();
     daemon.again();
     assert_eq!(installed(&daemon, &keeper("1.0.0"), "")["status"], "pending_consent", "consent is not kept");
-    assert_eq!(daemon.post_confirmed("/plugin/keeper/approve", &json!({})).status, 200);
+    assert_eq!(super::approved(&daemon, "keeper").status, 200);
     assert_eq!(daemon.get("/api/v1/t").status, 200, "what it kept is there");
     let gone = daemon.post("/plugin/keeper/uninstall", &json!({ "purge_data": true }));
     assert_eq!((gone.status, &gone.json["data_kept"]), (200, &json!(false)), "{gone:?}");
@@ -56,6 +56,28 @@ fn a_removal_that_was_cut_off_is_settled() {
     daemon.again();
     assert!(folder.join("keeper.db").exists() && !folder.join("other.db.gone").exists());
     assert_eq!(daemon.get("/api/v1/t").status, 200);
+}
+
+/// Goal: a removal that the disk does not allow changes nothing, and ends no rest.
+#[test]
+fn a_removal_that_fails_changes_nothing() {
+    let daemon = Daemon::start();
+    installed(&daemon, &packed("1.0.0", "one", PUBLISH), "approve=true");
+    for _ in 0..5 {
+        daemon.get("/api/v1/trap");
+    }
+    daemon.wait("the rest is stored", || daemon.recent("aman.plugin.quarantined").pop());
+    let folder = daemon.home().join("plugins/.data");
+    let in_the_way = folder.join("probe.db.gone");
+    std::fs::create_dir_all(in_the_way.join("something")).expect("a folder");
+    std::fs::write(folder.join("probe.db"), b"").expect("a file");
+    let failed = daemon.post("/plugin/probe/uninstall", &json!({ "purge_data": true }));
+    assert_eq!(failed.status, 500, "{failed:?}");
+    let shown = daemon.get("/plugin/probe").json;
+    assert_eq!((&shown["state"], &shown["health"]["rests"]), (&json!("quarantined"), &json!(1)), "{shown}");
+    std::fs::remove_dir_all(&in_the_way).expect("it is there");
+    let gone = daemon.post("/plugin/probe/uninstall", &json!({ "purge_data": true }));
+    assert_eq!((gone.status, folder.join("probe.db").exists()), (200, false), "{gone:?}");
 }
 
 /// Goal: that a source is paused belongs to the data: it stays with them and goes with them.

@@ -132,7 +132,7 @@ fn public_and_root_routes_need_consent() {
         waiting["added"].as_array().expect("a list").iter().filter_map(|grant| grant["key"].as_str()).collect();
     assert_eq!(keys, ["public GET /api/v1/p", "publish test.**", "root GET /hi"]);
     assert_eq!((daemon.get("/api/v1/p").status, daemon.get("/hi").status), (404, 404));
-    assert_eq!(daemon.post_confirmed("/plugin/probe/approve", &json!({})).status, 200);
+    assert_eq!(super::approved(&daemon, "probe").status, 200);
     let nobody = |path: &str| daemon.send("GET", path, &[], None).status;
     assert_eq!((nobody("/api/v1/p"), nobody("/hi"), nobody("/api/v1/t")), (200, 401, 401));
     assert_eq!((daemon.get("/hi").status, daemon.get("/api/v1/hi").status), (200, 404));

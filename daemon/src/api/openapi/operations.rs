@@ -108,7 +108,7 @@ const OPERATIONS: &[Operation] = &[
     op("GET /plugins", "limit cursor", "", "200:Items", "What was installed, and how each plugin stands."),
     op("POST /plugin/install", "approve allow_unsigned allow_downgrade dry_run", "application/gzip|multipart/form-data!", "200:Installed 201:Installed 409 422", "Installs a package, or a new version of what is there."),
     op("GET /plugin/{name}", "", "", "200:Plugin", "One plugin: its manifest, what it may do, how it is, what it uses."),
-    op("POST /plugin/{name}/approve", "", "Digest", "200:Plugin 409", "Agrees to what the waiting version asks for."),
+    op("POST /plugin/{name}/approve", "", "Agreed!", "200:Plugin 409", "Agrees to what the waiting version asks for."),
     op("POST /plugin/{name}/enable", "", "Empty", "200:Plugin 409", "Switches a plugin on."),
     op("POST /plugin/{name}/disable", "", "Empty", "200:Plugin", "Switches a plugin off; deliveries that wait for it wait on."),
     op("POST /plugin/{name}/rollback", "", "Empty", "200:Plugin 409", "Goes back to the version before."),

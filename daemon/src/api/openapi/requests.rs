@@ -34,6 +34,7 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ("Reason", closed(json!({ "reason": or_null(json!({ "type": "string" })) }), &[])),
         ("Fingerprint", closed(json!({ "fingerprint": { "type": "string", "minLength": 1 } }), &["fingerprint"])),
         ("Digest", closed(json!({ "digest": { "type": ["string", "null"], "pattern": "^[0-9a-fA-F]{64}$" } }), &[])),
+        ("Agreed", closed(json!({ "digest": { "type": "string", "pattern": "^[0-9a-fA-F]{64}$" } }), &["digest"])),
         ("Uninstall", closed(json!({ "purge_data": { "type": ["boolean", "null"] } }), &[])),
         (
             "DismissAll",

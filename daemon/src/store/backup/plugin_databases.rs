@@ -56,7 +56,10 @@ pub(super) fn take(folder: &Path, into: &mut Connection, to: &Path) -> Result<Ve
     let tx = into.transaction().map_err(failed("adding to the copy"))?;
     tx.execute_batch(TABLE).map_err(failed("adding to the copy"))?;
     for name in &names {
-        let partial = Partial::new(&to.with_file_name(name))?;
+        // Beside the backup, and called other than it whatever it is called.
+        let mut beside = to.as_os_str().to_owned();
+        beside.push(format!(".{name}"));
+        let partial = Partial::new(Path::new(&beside))?;
         let copied = copy(&check::open(&folder.join(name))?, &partial.path)?;
         whole(&copied, name)?;
         copied.close().map_err(|(_, error)| failed("closing a copy")(error))?;

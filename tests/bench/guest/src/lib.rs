@@ -55,7 +55,7 @@ impl Events for Guest {
         match event.type_.rsplit('.').next() {
             Some("calls") => {
                 let step = config::get("step").and_then(|step| step.parse().ok()).unwrap_or(1);
-                let label = if clock::now_ms() % 2 == 0 { "even" } else { "odd" };
+                let label = if clock::now_ms().is_multiple_of(2) { "even" } else { "odd" };
                 metrics::count("bench_events", step, &[("half".to_owned(), label.to_owned())])
             }
             Some("effects") => {
