@@ -18,10 +18,11 @@ use aman::package::Manifest;
 use aman::plugins::host::{Api, Begun, Services, Work, purge_rows};
 use aman::start::{Daemon, Extras, start_with};
 use aman::store::deliveries::Status;
-use aman::store::{deliveries, events};
+use aman::store::workflows::{self, InstanceRow};
+use aman::store::{deliveries, events, notifications};
 use aman_plugin_host::{
-    Caller, Error, HostApi, KvChange, Level, Metric, NewEvent as Sent, OutgoingRequest, Polled, SqlValue, Staged,
-    Statement,
+    Caller, Error, HostApi, KvChange, Level, Metric, NewEvent as Sent, NewInstance, Notification, OutgoingRequest,
+    Polled, Severity, SqlValue, Staged, Statement,
 };
 use serde_json::json;
 
@@ -41,7 +42,8 @@ fn manifest(permissions: &str) -> Arc<Manifest> {
     Arc::new(Manifest::parse(&text).expect("a good manifest"))
 }
 
-const USUAL: &str = "publish = [\"probe.**\"]\nkv = \"4KiB\"\nsql = \"256KiB\"";
+const USUAL: &str = "publish = [\"probe.**\"]\nkv = \"4KiB\"\nsql = \"256KiB\"\nnotify = true\n\
+    workflows = [{ name = \"count\", may = [\"start\", \"signal\", \"read\"] }]";
 
 fn services(daemon: &Daemon, folder: &Path, sections: &[PluginSection]) -> Services {
     Services::new(daemon.bus(), &Egress::new(false), &folder.join("databases"), sections)
@@ -73,6 +75,45 @@ fn sent(kind: &str) -> Sent {
         attributes: Vec::new(),
         extensions: Vec::new(),
     }
+}
+
+/// A start of the workflow that [`with_workflow`] put there.
+fn counted(key: Option<&str>) -> NewInstance {
+    NewInstance {
+        workflow: "count".to_owned(),
+        input: Some("1".to_owned()),
+        dedup_key: key.map(str::to_owned),
+        extensions: Vec::new(),
+    }
+}
+
+fn told() -> Notification {
+    Notification {
+        title: "Told".to_owned(),
+        message: String::new(),
+        severity: Severity::Info,
+        category: None,
+        action: None,
+        fingerprint: None,
+        extensions: Vec::new(),
+    }
+}
+
+/// Puts a workflow that does next to nothing into the data of a daemon.
+fn with_workflow(folder: &Path) {
+    let text = "document: {dsl: 1.0.3, namespace: test, name: count, version: 1.0.0}\ndo: [{a: {set: {x: 1}}}]\n";
+    std::fs::create_dir_all(folder.join("workflows")).expect("a folder");
+    std::fs::write(folder.join("workflows/count.yaml"), text).expect("a file");
+}
+
+/// The instances of that workflow, and how often the person was told by the plugin.
+async fn acted(daemon: &Daemon) -> (Vec<InstanceRow>, i64) {
+    let read = |conn: &aman::store::Reading| {
+        let told = notifications::list(conn, &notifications::Filter::default(), None, 0, 100)?;
+        let told = told.iter().filter(|one| one.consumer == "plugin/probe").map(|one| one.count).sum();
+        Ok((workflows::instances(conn, Some("count"), None, i64::MAX, 1000)?, told))
+    };
+    daemon.bus().store().read(read).await.expect("a read")
 }
 
 fn sql(text: &str, params: &[&str]) -> Statement {
@@ -363,6 +404,51 @@ async fn a_poll_that_was_committed_is_not_polled_again() {
     daemon.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_started_for_an_event_is_trusted_no_further_and_keys_have_one_winner() {
+    let folder = Folder::new("plugin-acts");
+    with_workflow(folder.path());
+    let daemon = start(folder.path()).await;
+    let services = services(&daemon, folder.path(), &[]);
+    let may = "workflows = [{ name = \"count\", may = [\"start\"] }]\nnotify = true";
+    let api = Api::of("probe", &manifest(may), &services);
+    let origin = Origin { principal: "hook/shop".to_owned(), trust: Trust::Web, internal: false };
+    daemon.bus().publish(Publish::one(NewEvent::new("shop", "shop.paid", &json!({})), origin)).await.expect("accepted");
+    let event = Arc::new(counts(&daemon, "shop.paid").await.remove(0));
+    let begin = |n: i64| {
+        let (api, event) = (Arc::clone(&api), Arc::clone(&event));
+        async move {
+            let work = Work::Delivery { number: aman::id::DeliveryId(n), id: n.to_string(), event };
+            match api.begin(work).await.expect("its turn") {
+                Begun::Fresh(staging) => staging,
+                Begun::Settled(_) => panic!("nothing was settled"),
+            }
+        }
+    };
+    let (first, second) = (begin(1).await, begin(2).await);
+    let started = first.workflow_start(&caller(), counted(Some("k"))).await.expect("it may");
+    let again = first.workflow_start(&caller(), counted(Some("k"))).await.expect("it may");
+    assert_eq!((started.is_new, again.is_new, &again.id), (true, false, &started.id));
+    first.notify(&caller(), told()).await.expect("it may");
+    second.workflow_start(&caller(), counted(Some("k"))).await.expect("nobody has the key yet");
+    assert_eq!(acted(&daemon).await.0.len(), 0, "nothing is done before the end");
+    for (n, staging) in [first, second].into_iter().enumerate() {
+        let ready = staging.commit(Staged::default(), None).await.expect("it keeps to the rules");
+        assert_eq!(ready.notify.len(), 1 - n);
+        let state = ready.state.expect("there is something to do");
+        let written = daemon.bus().store().write(move |tx| state(tx)).await;
+        assert_eq!(written.is_ok(), n == 0, "the key has one winner: {written:?}");
+    }
+    let (rows, _) = acted(&daemon).await;
+    let row = &rows[0];
+    assert_eq!((rows.len(), &row.id, row.trust), (1, &started.id, Trust::Web));
+    assert_eq!((row.principal.as_str(), row.trace.as_str()), ("plugin/probe", caller().trace_id.as_str()));
+    assert!(row.cause.as_ref().is_some_and(|cause| cause.contains(&event.id())), "{row:?}");
+    let direct = api.workflow_start(&caller(), counted(Some("k"))).await.expect("it may");
+    assert_eq!((direct.is_new, direct.id), (false, started.id));
+    daemon.stop().await;
+}
+
 /// Where the victim of [`killed`] dies by itself.
 #[derive(Clone, Copy, PartialEq)]
 enum Dies {
@@ -381,7 +467,8 @@ struct Handler {
 impl Handler {
     async fn handle(&self, attempt: Attempt) -> Result<Effects, Failure> {
         let failed = |error: aman::error::Error| Failure { chain: error.chain(), timed_out: false };
-        let work = Work::Delivery { number: attempt.delivery, id: attempt.delivery_id.clone() };
+        let (number, event) = (attempt.delivery, Arc::clone(&attempt.event));
+        let work = Work::Delivery { number, id: attempt.delivery_id.clone(), event };
         let ready = match self.api.begin(work).await.map_err(failed)? {
             Begun::Settled(ready) => ready,
             Begun::Fresh(staging) => {
@@ -397,6 +484,8 @@ impl Handler {
                 let n = staging.kv_get("n").await.expect("a look");
                 let next = n.as_ref().map_or(1, |n| String::from_utf8_lossy(n).parse::<u32>().expect("a number") + 1);
                 let swap = KvChange::Swap { key: "n".to_owned(), expected: n, value: next.to_string().into_bytes() };
+                staging.workflow_start(&caller(), counted(None)).await.expect("it may");
+                staging.notify(&caller(), told()).await.expect("it may");
                 self.die_at(Dies::BeforeCommit);
                 let staged =
                     Staged { publish: vec![Sent { subject: Some(id), ..sent("probe.effect") }], kv: vec![swap] };
@@ -405,7 +494,7 @@ impl Handler {
                 ready
             }
         };
-        Ok(Effects { publish: ready.publish, state: ready.state, ..Effects::default() })
+        Ok(Effects { publish: ready.publish, notify: ready.notify, state: ready.state, ..Effects::default() })
     }
 
     fn die_at(&self, place: Dies) {
@@ -427,6 +516,7 @@ impl Consumer for Handler {
 }
 
 async fn handling(folder: &Path, dies: Dies, concurrency: Concurrency) -> (Daemon, Arc<Api>) {
+    with_workflow(folder);
     let daemon = start(folder).await;
     let api = Api::of("probe", &manifest(USUAL), &services(&daemon, folder, &[]));
     let spec = ConsumerSpec {
@@ -524,6 +614,12 @@ async fn settled(folder: &Path, concurrency: Concurrency) -> usize {
     assert_eq!(rows, seen, "one row of each");
     let counted = api.kv_get("n").await.expect("a look").map(|n| String::from_utf8(n).expect("a number"));
     assert_eq!(counted.unwrap_or_else(|| "0".to_owned()), pushed.len().to_string(), "each counted once");
+    let (started, told) = acted(&daemon).await;
+    assert_eq!(
+        (started.len(), told),
+        (pushed.len(), i64::try_from(pushed.len()).expect("a few")),
+        "one start, one word of each"
+    );
     daemon.stop().await;
     pushed.len()
 }

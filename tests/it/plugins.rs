@@ -1,5 +1,6 @@
 //! Plugins through the real daemon: installed, agreed to, called, upgraded, gone back, switched off, misbehaving.
 
+mod acts;
 mod data;
 mod events;
 mod kills;

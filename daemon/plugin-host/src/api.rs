@@ -3,7 +3,8 @@
 use std::pin::Pin;
 
 use crate::values::{
-    Caller, Error, KvChange, KvPage, Level, Metric, NewEvent, OutgoingRequest, OutgoingResponse, Rows, Statement,
+    Caller, Error, Instance, KvChange, KvPage, Level, Metric, NewEvent, NewInstance, Notification, OutgoingRequest,
+    OutgoingResponse, Rows, SignalEvent, Started, Statement,
 };
 
 /// The future of a function of [`HostApi`].
@@ -44,6 +45,19 @@ pub trait HostApi: Send + Sync {
 
     /// Sends a request and waits for the response. Ended by the host after the request's time limit.
     fn http_send<'a>(&'a self, caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse>;
+
+    /// Starts an instance of a workflow, or finds the one with the same key. When effects are staged, this and the next
+    /// two only check what is asked for and keep it in the object that the daemon made for the call.
+    fn workflow_start<'a>(&'a self, caller: &'a Caller, instance: NewInstance) -> Reply<'a, Started>;
+
+    /// Sends an event to one instance.
+    fn workflow_signal<'a>(&'a self, caller: &'a Caller, id: &'a str, event: SignalEvent) -> Reply<'a, ()>;
+
+    /// Tells the person something.
+    fn notify<'a>(&'a self, caller: &'a Caller, notification: Notification) -> Reply<'a, ()>;
+
+    /// How an instance stands.
+    fn workflow_read<'a>(&'a self, id: &'a str) -> Reply<'a, Instance>;
 
     /// The operator's settings for the plugin.
     fn settings(&self) -> Vec<(String, String)>;

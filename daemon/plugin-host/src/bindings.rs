@@ -10,6 +10,8 @@ wasmtime::component::bindgen!({
         "aman:plugin/kv": async,
         "aman:plugin/sql": async,
         "aman:plugin/http-client": async,
+        "aman:plugin/workflows": async,
+        "aman:plugin/notify": async,
         "aman:plugin/clock.sleep": async,
     },
     exports: { default: async },

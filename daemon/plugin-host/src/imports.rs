@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::bindings::aman::plugin::{bus, clock, config, http_client, kv, log, metrics, random, sql, types};
+use crate::bindings::aman::plugin::{
+    bus, clock, config, http_client, kv, log, metrics, notify, random, sql, types, workflows,
+};
 use crate::limits::{self, Meter, Waiting};
 use crate::state::{Call, Mode, State};
 use crate::values::{
-    Error, InvalidField, KvChange, KvPage, Level, Metric, NewEvent, OutgoingRequest, OutgoingResponse, Retry, Rows,
-    Statement,
+    Error, Instance, InvalidField, KvChange, KvPage, Level, Metric, NewEvent, NewInstance, Notification,
+    OutgoingRequest, OutgoingResponse, Retry, Rows, SignalEvent, Started, Statement,
 };
 
 fn invalid(field: &str, reason: impl Into<String>) -> Error {
@@ -32,6 +34,31 @@ impl State {
         let call = self.call()?;
         if changes && call.mode == Mode::Begin {
             return Err(Error::Denied(format!("{name} changes nothing within lifecycle.init")));
+        }
+        Ok(call)
+    }
+
+    /// The call, if the plugin may have somebody act (`granted`) with so many bytes, and in this call, and not too often.
+    fn act(&mut self, granted: bool, bytes: usize, name: &str) -> Result<&mut Call, Error> {
+        if !granted {
+            return Err(Error::Denied(format!("the manifest does not ask for {name}")));
+        }
+        if !self.common.rates.may_act() {
+            return Err(busy("starts, signals and notifications"));
+        }
+        let call = self.call()?;
+        match call.mode {
+            Mode::Begin => return Err(Error::Denied(format!("{name} is not there within lifecycle.init"))),
+            Mode::Direct => {}
+            Mode::Staged if call.acts >= limits::STAGED_ACTS_MAX => {
+                let most = limits::STAGED_ACTS_MAX;
+                let what = format!("one call may ask for {most} starts, signals and notifications together");
+                return Err(Error::Limit(what));
+            }
+            Mode::Staged => {
+                call.stage_bytes(bytes)?;
+                call.acts += 1;
+            }
         }
         Ok(call)
     }
@@ -195,6 +222,41 @@ impl sql::Host for State {
             return Err(invalid("statements", format!("at most {} in one batch", limits::STATEMENTS_MAX)));
         }
         self.store_call(self.common.grants.sql, true, "sql")?.api.sql_execute(statements).await
+    }
+}
+
+/// The bytes of a JSON text, unless they are too many.
+fn json_bytes(field: &str, text: Option<&String>) -> Result<usize, Error> {
+    let bytes = text.map_or(0, String::len);
+    if bytes > limits::INPUT_BYTES_MAX {
+        return Err(invalid(field, format!("must have at most {} bytes; it has {bytes}", limits::INPUT_BYTES_MAX)));
+    }
+    Ok(bytes)
+}
+
+impl workflows::Host for State {
+    async fn start(&mut self, instance: NewInstance) -> Result<Started, Error> {
+        let bytes = json_bytes("input", instance.input.as_ref())?;
+        let call = self.act(self.common.grants.workflows, bytes, "workflows")?;
+        call.api.workflow_start(&call.caller, instance).await
+    }
+
+    async fn signal(&mut self, id: String, event: SignalEvent) -> Result<(), Error> {
+        let bytes = json_bytes("data", event.data.as_ref())?;
+        let call = self.act(self.common.grants.workflows, bytes, "workflows")?;
+        call.api.workflow_signal(&call.caller, &id, event).await
+    }
+
+    async fn read(&mut self, id: String) -> Result<Instance, Error> {
+        self.store_call(self.common.grants.workflows, false, "workflows")?.api.workflow_read(&id).await
+    }
+}
+
+impl notify::Host for State {
+    async fn send(&mut self, notification: Notification) -> Result<(), Error> {
+        let bytes = notification.title.len() + notification.message.len();
+        let call = self.act(self.common.grants.notify, bytes, "notify")?;
+        call.api.notify(&call.caller, notification).await
     }
 }
 

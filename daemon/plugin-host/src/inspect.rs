@@ -102,6 +102,8 @@ fn read_imports(surface: &mut Surface, imports: &[&str], grants: &Grants) -> Res
                 "kv" => grants.kv,
                 "sql" => grants.sql,
                 "http-client" => grants.http,
+                "workflows" => grants.workflows,
+                "notify" => grants.notify,
                 other if FREE.contains(&other) => true,
                 _ => {
                     foreign.insert(full.to_owned());
@@ -134,7 +136,7 @@ fn read_imports(surface: &mut Surface, imports: &[&str], grants: &Grants) -> Res
 mod tests {
     use super::*;
 
-    const ALL: Grants = Grants { publish: true, kv: true, sql: true, http: true };
+    const ALL: Grants = Grants { publish: true, kv: true, sql: true, http: true, workflows: true, notify: true };
 
     fn check(imports: &[&str], exports: &[&str], grants: Grants) -> Result<Vec<String>, String> {
         surface(imports, exports, &grants).map(|surface| surface.imports).map_err(|fault| fault.to_string())
@@ -148,8 +150,12 @@ mod tests {
         let no = |imports: &[&str], grants| check(imports, &handler, grants).expect_err("is refused");
         assert_eq!(ok(&["aman:plugin/log@0.1.0", "aman:plugin/types@0.1.0"], Grants::default()), ["log"]);
         assert_eq!(ok(&["aman:plugin/kv@0.1.3", "wasi:io/streams@0.2.6"], ALL), ["kv"]);
-        let denied = no(&["aman:plugin/kv@0.1.0", "aman:plugin/bus@0.1.0"], Grants::default());
-        assert!(denied.contains("aman:plugin/bus, aman:plugin/kv"), "{denied}");
+        let names =
+            ["kv", "bus", "workflows", "notify", "sql", "http-client"].map(|name| format!("aman:plugin/{name}@0.1.0"));
+        let denied = no(&names.each_ref().map(String::as_str), Grants::default());
+        for name in ["bus, aman:plugin/http-client, aman:plugin/kv", "notify", "sql", "workflows"] {
+            assert!(denied.contains(&format!("aman:plugin/{name}")), "{denied}");
+        }
         for foreign in ["wasi:sockets/tcp@0.2.0", "wasi:http/types@0.2.0", "wasi:io/poll@0.3.0", "env", "a:b/c"] {
             assert!(no(&[foreign], ALL).contains(foreign), "{foreign}");
         }

@@ -51,6 +51,10 @@ pub struct Grants {
     pub sql: bool,
     /// `http-client`.
     pub http: bool,
+    /// `workflows`.
+    pub workflows: bool,
+    /// `notify`.
+    pub notify: bool,
 }
 
 /// What a plugin is loaded with.

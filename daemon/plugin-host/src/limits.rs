@@ -22,6 +22,10 @@ pub const STAGED_EVENTS_MAX: usize = 256;
 pub const STAGED_CHANGES_MAX: usize = 1_000;
 /// See [`STAGED_EVENTS_MAX`].
 pub const STAGED_BYTES_MAX: usize = 8 << 20;
+/// Most starts and signals of workflows and notifications that one call may stage.
+pub const STAGED_ACTS_MAX: usize = 64;
+/// Most bytes of the input of a workflow, or of the data of a signal.
+pub const INPUT_BYTES_MAX: usize = 1 << 20;
 /// Most statements in one batch of SQL.
 pub const STATEMENTS_MAX: usize = 1_000;
 /// Longest body of an outgoing request, in bytes.
@@ -47,6 +51,8 @@ const LOG_LINES_PER_SECOND: u32 = 100;
 const STORE_CALLS_PER_SECOND: u32 = 50_000;
 /// Outgoing requests that a plugin may start in a second.
 const OUTGOING_PER_SECOND: u32 = 50;
+/// Starts and signals of workflows, and notifications, that a plugin may ask for in a second.
+const ACTS_PER_SECOND: u32 = 1_000;
 
 /// Elements of tables, altogether, in one instance of a plugin.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
@@ -209,6 +215,7 @@ pub(crate) struct Rates {
     log: Rate,
     store: Rate,
     outgoing: Rate,
+    acts: Rate,
 }
 
 impl Rates {
@@ -219,6 +226,7 @@ impl Rates {
             log: rate(LOG_LINES_PER_SECOND),
             store: rate(STORE_CALLS_PER_SECOND),
             outgoing: rate(OUTGOING_PER_SECOND),
+            acts: rate(ACTS_PER_SECOND),
         }
     }
 
@@ -234,6 +242,11 @@ impl Rates {
     /// Whether one more operation of a store may begin.
     pub fn may_store(&self) -> bool {
         self.store.take(self.second())
+    }
+
+    /// Whether one more workflow may be started or signalled, or one more notification sent.
+    pub fn may_act(&self) -> bool {
+        self.acts.take(self.second())
     }
 
     /// Whether one more request may be sent.

@@ -15,8 +15,10 @@ pub use exported::source::Polled;
 pub use imported::http_client::{Request as OutgoingRequest, Response as OutgoingResponse};
 pub use imported::kv::Page as KvPage;
 pub use imported::log::Level;
+pub use imported::notify::{Action, Notification, Severity};
 pub use imported::sql::{Rows, Statement, Value as SqlValue};
 pub use imported::types::{Attribute, Caller, Delivery, Error, Event, InvalidField, NewEvent, Priority, Retry, Trust};
+pub use imported::workflows::{Instance, NewInstance, SignalEvent, Started, Status};
 
 /// What a plugin answers: its result, or its own word for why there is none. That is no [`crate::Fault`].
 pub type Answer<T> = Result<T, Error>;
@@ -59,7 +61,7 @@ impl KvChange {
     }
 }
 
-/// What a call asked for that is to take effect with the end of its delivery, in the order of the calls.
+/// What a call published and changed that is to take effect with the end of its delivery, in the order of the calls.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Staged {
     /// Events to publish; each was allowed by [`crate::HostApi::check_publish`].

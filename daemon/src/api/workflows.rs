@@ -11,13 +11,13 @@ use super::body::{self, Body, Reply};
 use super::problem::Problem;
 use super::query::{self, Query};
 use super::{App, Call};
-use crate::clock::rfc3339;
+use crate::bus::{NewInstance, NewSignal};
 use crate::error::Error;
 use crate::event::{Trust, read_json};
 use crate::redact;
 use crate::store::Tx;
 use crate::store::workflows::Status;
-use crate::workflows::{Audit, Put, Start};
+use crate::workflows::{Audit, Put};
 
 /// Media types of YAML (RFC 9512, and what is sent besides).
 const YAML: [&str; 4] = ["application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"];
@@ -118,21 +118,20 @@ pub(super) async fn create(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         draft.record(tx, id, json!({ "workflow": answer["workflow"] }))?;
         again.keep(tx, StatusCode::CREATED, Some(&format!("/workflow-instance/{id}")), answer)
     });
-    let workflow = call.param("name").to_owned();
-    let start = Start {
-        workflow,
+    let wanted = NewInstance {
+        workflow: call.param("name").to_owned(),
         input,
-        dedup_key,
+        dedup: dedup_key.map(|key| format!("key-{key}")),
         principal,
         trust,
         trace: call.trace,
-        parent: call.parent.map(|from| from.span),
-        dry_run,
+        cause: None,
+        span: call.parent.map(|from| from.span),
     };
-    let (shown, _) = app.workflows.create(start, audit).await?;
     if dry_run {
-        return body::ok(&shown);
+        return body::ok(&app.workflows.preview(wanted)?);
     }
+    let shown = app.workflows.create(wanted, audit).await?;
     let place = format!("/workflow-instance/{}", shown["id"].as_str().unwrap_or_default());
     let mut reply = body::reply(StatusCode::CREATED, &shown)?;
     let place = HeaderValue::from_str(&place).map_err(Error::internal("naming a new instance"))?;
@@ -200,20 +199,18 @@ async fn plain(call: &mut Call) -> Result<(String, Audit), Problem> {
 pub(super) async fn signal(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
     let mut fields = call.fields().await?;
-    let (kind, data) = (fields.required_text("type"), fields.value("data").unwrap_or(Value::Null));
+    let (kind, mut data) = (fields.required_text("type"), fields.value("data").unwrap_or(Value::Null));
     fields.done()?;
     crate::event::check_type(&kind).map_err(|reason| Error::invalid("type", reason))?;
-    let principal = call.principal.as_ref().map_or("anonymous", |principal| &principal.name).to_owned();
-    let mut event = json!({
-        "specversion": "1.0",
-        "id": crate::id::fresh(),
-        "source": format!("signal/{principal}"),
-        "type": kind,
-        "time": rfc3339(app.clock.now_ms()),
-        "data": data,
-    });
-    redact::value(&mut event);
-    let id = call.param("id").to_owned();
-    let audit = audit(&call.draft, &id, json!({ "type": event["type"] }));
-    body::ok(&app.workflows.signal(&id, event, audit).await?)
+    redact::value(&mut data);
+    let (id, who) = (call.param("id").to_owned(), call.principal.as_ref());
+    let audit = audit(&call.draft, &id, json!({ "type": kind }));
+    let signal = NewSignal {
+        instance: id,
+        kind,
+        data,
+        principal: who.map_or("anonymous", |who| &who.name).to_owned(),
+        trust: who.map_or(Trust::Unknown, |who| who.trust),
+    };
+    body::ok(&app.workflows.signal(signal, audit).await?)
 }

@@ -44,7 +44,7 @@ pub const PYTHON: &[File] = &[
 /// The Rust library.
 pub const SDK: &[File] = files!("plugins/sdk/", "sdk/":
     "Cargo.toml", "src/bindings.rs", "src/error.rs", "src/event.rs", "src/http.rs", "src/kv.rs", "src/lib.rs",
-    "src/parts.rs", "src/polled.rs", "src/routes.rs", "src/sql.rs");
+    "src/notify.rs", "src/parts.rs", "src/polled.rs", "src/routes.rs", "src/sql.rs", "src/workflows.rs");
 
 /// The interface, for the Rust library.
 pub const SDK_WIT: &[File] =

@@ -30,7 +30,7 @@ pub struct Effects {
 }
 
 /// A message for the person.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewNotification {
     /// One line.

@@ -5,6 +5,7 @@ pub mod cadence;
 mod dispatch;
 pub mod effects;
 pub mod explain;
+mod flows;
 mod lane;
 mod links;
 pub mod live;
@@ -29,6 +30,7 @@ use crate::expr::Expr;
 use crate::id::DeliveryId;
 
 pub use effects::{Action, Effects, Failure, NewIntent, NewNotification, Outcome, Severity, StateWrite};
+pub use flows::{Flows, NewInstance, NewSignal, Preparing, Wanted};
 pub use notices::Notices;
 pub use publish::{Accepted, Bus, Idempotency, Origin, Publish, Settings, Stats};
 pub use retry::RetryPolicy;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::StateWrite;
+use super::flows::Flows;
 use super::lane::Lane;
 use super::links::Links;
 use super::live::Live;
@@ -265,6 +266,8 @@ pub(super) struct Inner {
     /// Changes whenever a delivery ends.
     pub ended: tokio::sync::watch::Sender<u64>,
     pub links: Links,
+    /// How instances of workflows are changed.
+    pub flows: OnceLock<Flows>,
 }
 
 impl Bus {
@@ -294,6 +297,7 @@ impl Bus {
             consumers: tokio::sync::watch::Sender::new(0),
             ended: tokio::sync::watch::Sender::new(0),
             links: Links::default(),
+            flows: OnceLock::new(),
         });
         let weak = Arc::downgrade(&inner);
         store.on_commit(Box::new(move |committed: Committed| {
@@ -350,7 +354,7 @@ impl Bus {
         Ok(answers)
     }
 
-    fn check_chain(&self, cause: &Cause, effects: usize) -> Result<(), Error> {
+    pub(super) fn check_chain(&self, cause: &Cause, effects: usize) -> Result<(), Error> {
         let depth_max = self.inner.settings.load().max_causation_depth;
         let depth = cause.event.depth + 1;
         if depth <= depth_max && self.inner.chains.admit(cause.event.trace, effects) {

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::{Host, HttpGrant, Manifest};
+use super::manifest::Manifest;
+use super::permission::{Host, HttpGrant, WorkflowGrant, WorkflowRight};
 use crate::event::TypePattern;
 
 /// One thing that a plugin may do.
@@ -31,6 +32,10 @@ impl Grant {
             grants.push(Grant::new(format!("publish {pattern}"), format!("publish events of type {pattern}")));
         }
         grants.extend(permissions.http.iter().flat_map(http));
+        grants.extend(permissions.workflows.iter().flat_map(workflows));
+        if permissions.notify {
+            grants.push(Grant::new("notify", "show you notifications"));
+        }
         for (key, bytes, what) in
             [("kv", permissions.kv, "keys and values of its own"), ("sql", permissions.sql, "a database of its own")]
         {
@@ -59,6 +64,23 @@ impl Grant {
         let covered = |grant: &Grant| old.iter().any(|had| had.key == grant.key && had.amount >= grant.amount);
         new.iter().filter(|grant| !covered(grant)).cloned().collect()
     }
+}
+
+/// A grant for each right.
+fn workflows(grant: &WorkflowGrant) -> impl Iterator<Item = Grant> {
+    let which = match grant.name.strip_suffix('*') {
+        None => format!("the workflow '{}'", grant.name),
+        Some("") => "any workflow".to_owned(),
+        Some(start) => format!("any workflow whose name begins with '{start}'"),
+    };
+    grant.may.iter().map(move |right| {
+        let text = match right {
+            WorkflowRight::Start => format!("start {which}"),
+            WorkflowRight::Signal => format!("send events to instances of {which}"),
+            WorkflowRight::Read => format!("read instances of {which}, with what went in and came out"),
+        };
+        Grant::new(format!("workflows {} {}", right.name(), grant.name), text)
+    })
 }
 
 /// A grant for each method, and one for each thing beyond plain calls: what is added later is seen as added.

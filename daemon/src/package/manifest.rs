@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use semver::Version;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::envelope::Envelope;
 use super::grant::Grant;
+use super::permission::Permissions;
 use super::raw::Raw;
 use super::{FAULT, check_name, names, signature};
 use crate::error::{Error, FieldError};
@@ -20,9 +21,7 @@ pub const INTERFACES: [&str; 1] = ["0.1"];
 /// Routes, subscriptions, tools, sources or pages of one plugin.
 const ITEMS_MAX: usize = 64;
 /// Patterns or hosts of one permission.
-const GRANTS_MAX: usize = 64;
-/// Methods of requests that a plugin may send.
-const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+pub(super) const GRANTS_MAX: usize = 64;
 /// Methods of routes; what answers GET answers HEAD.
 const ROUTE_METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
 const DESCRIPTION_CHARS_MAX: usize = 1024;
@@ -71,70 +70,6 @@ pub struct Manifest {
     pub errors: Option<Arc<Envelope>>,
     /// What it may use up.
     pub limits: Limits,
-}
-
-/// What a plugin may do beyond computing; empty unless asked for.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Permissions {
-    /// Types of events that it may publish.
-    pub publish: Vec<TypePattern>,
-    /// Hosts that it may call.
-    pub http: Vec<HttpGrant>,
-    /// Bytes of its own keys and values.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kv: Option<u64>,
-    /// Bytes of its own database.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sql: Option<u64>,
-}
-
-/// A host that a plugin may call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct HttpGrant {
-    /// Whom.
-    pub host: Host,
-    /// With which methods.
-    pub methods: Vec<String>,
-    /// A header that the host adds, so that the plugin never holds the secret.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub secret_header: Option<SecretHeader>,
-    /// May be a loopback or private address.
-    pub private: bool,
-    /// May be reached without TLS.
-    pub insecure: bool,
-}
-
-/// Whom a plugin may call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Host {
-    /// This name, with this port if one is given.
-    Exact(String),
-    /// Any name below this one.
-    Below(String),
-    /// The host of the address in this setting of the plugin, which the operator writes; with `*` at its end, of those in
-    /// all settings that begin so.
-    Setting(String),
-}
-
-impl Host {
-    /// Whether a grant for the host in the setting `granted` covers the setting `key`.
-    pub fn is_set_in(granted: &str, key: &str) -> bool {
-        granted.strip_suffix('*').map_or(granted == key, |start| key.starts_with(start))
-    }
-}
-
-/// A header whose value the plugin never sees.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SecretHeader {
-    /// Name of the header, lower case.
-    pub name: String,
-    /// Key under `[plugin.<name>.secrets]`.
-    pub secret: String,
-    /// What stands before the secret, such as `Bearer `.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub prefix: String,
 }
 
 /// A route of a plugin.
@@ -251,7 +186,7 @@ impl Checker {
     }
 
     /// The value, or a complaint and nothing.
-    fn take<T>(&mut self, key: &str, value: Result<T, String>) -> Option<T> {
+    pub(super) fn take<T>(&mut self, key: &str, value: Result<T, String>) -> Option<T> {
         value.map_err(|reason| self.wrong(key, reason)).ok()
     }
 
@@ -262,13 +197,13 @@ impl Checker {
         }
     }
 
-    fn count(&mut self, key: &str, count: usize, max: usize) {
+    pub(super) fn count(&mut self, key: &str, count: usize, max: usize) {
         if count > max {
             self.wrong(key, format!("has {count} entries; at most {max}."));
         }
     }
 
-    fn patterns(&mut self, key: &str, texts: &[String]) -> Vec<TypePattern> {
+    pub(super) fn patterns(&mut self, key: &str, texts: &[String]) -> Vec<TypePattern> {
         self.count(key, texts.len(), GRANTS_MAX);
         texts
             .iter()
@@ -281,7 +216,7 @@ impl Checker {
         self.take(key, read.ok_or_else(|| format!("'{text}' is no duration; write one such as 250ms, 5s or 15m.")))
     }
 
-    fn size(&mut self, key: &str, text: &str) -> Option<u64> {
+    pub(super) fn size(&mut self, key: &str, text: &str) -> Option<u64> {
         let read = crate::config::parse_size(text).filter(|size| *size > 0);
         self.take(key, read.ok_or_else(|| format!("'{text}' is no size; write one such as 64KiB, 4MiB or 1GiB.")))
     }
@@ -353,40 +288,6 @@ impl Checker {
         let version = Version::parse(&raw.version)
             .map_err(|error| format!("'{}' is no semantic version such as 1.2.0: {error}.", raw.version));
         self.take("version", version)
-    }
-
-    fn permissions(&mut self, raw: &Raw) -> Permissions {
-        let raw = &raw.permissions;
-        self.count("permissions.http", raw.http.len(), GRANTS_MAX);
-        Permissions {
-            publish: self.patterns("permissions.publish", &raw.publish),
-            http: (0..).zip(&raw.http).filter_map(|(n, http)| self.http(n, http)).collect(),
-            kv: raw.kv.as_deref().and_then(|text| self.size("permissions.kv", text)),
-            sql: raw.sql.as_deref().and_then(|text| self.size("permissions.sql", text)),
-        }
-    }
-
-    fn http(&mut self, n: usize, raw: &super::raw::Http) -> Option<HttpGrant> {
-        let key = format!("permissions.http[{n}]");
-        let host = self.take(&format!("{key}.host"), parse_host(&raw.host));
-        let methods: Vec<String> = raw.methods.clone().unwrap_or_else(|| vec!["GET".to_owned()]);
-        if methods.is_empty() || methods.iter().any(|method| !METHODS.contains(&method.as_str())) {
-            self.wrong(format!("{key}.methods"), format!("must be some of {}.", METHODS.join(", ")));
-        }
-        if let Some(header) = &raw.secret_header {
-            let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-            if header.name.is_empty() || !plain(&header.name) {
-                self.wrong(format!("{key}.secret_header.name"), "must be the name of a header in lower case.");
-            }
-            if header.secret.is_empty() || !header.secret.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-                self.wrong(format!("{key}.secret_header.secret"), "must be letters, digits and '_'.");
-            }
-            if !header.prefix.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-                self.wrong(format!("{key}.secret_header.prefix"), "must be plain ASCII.");
-            }
-        }
-        let (secret_header, private, insecure) = (raw.secret_header.clone(), raw.private, raw.insecure);
-        host.map(|host| HttpGrant { host, methods, secret_header, private, insecure })
     }
 
     fn routes(&mut self, raw: &Raw) -> Vec<Route> {
@@ -575,39 +476,6 @@ fn parse_concurrency(value: Option<&toml::Value>) -> Result<usize, String> {
         Some(toml::Value::Integer(number @ 1..=64)) => Ok(usize::try_from(*number).unwrap_or(1)),
         Some(_) => Err("must be \"serial\", \"parallel\" or a number from 1 to 64.".to_owned()),
     }
-}
-
-/// Reads `api.example.org`, `api.example.org:8443`, `*.example.org`, `setting:base_url` or `setting:site_*`.
-fn parse_host(text: &str) -> Result<Host, String> {
-    if let Some(setting) = text.strip_prefix("setting:") {
-        let name = setting.strip_suffix('*').unwrap_or(setting);
-        let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        return if good {
-            Ok(Host::Setting(setting.to_owned()))
-        } else {
-            let reason = "'setting:' is followed by the name of a setting: lower-case letters, digits and '_'; with '*' \
-                          behind it all settings that begin so are meant.";
-            Err(reason.to_owned())
-        };
-    }
-    let (below, name) = text.strip_prefix("*.").map_or((false, text), |name| (true, name));
-    let (host, port) = name.split_once(':').map_or((name, None), |(host, port)| (host, Some(port)));
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    let labels = host.split('.').count();
-    let good = host.len() <= 253
-        && host.split('.').all(label)
-        && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
-        && !(below && (labels < 2 || port.is_some()));
-    if !good {
-        return Err(format!(
-            "'{text}' is no host; write api.example.org, api.example.org:8443, *.example.org or setting:NAME, in lower case."
-        ));
-    }
-    Ok(if below { Host::Below(name.to_owned()) } else { Host::Exact(name.to_owned()) })
 }
 
 /// Checks a route's path: `/feeds`, `/feeds/{id}`, `/files/{*rest}`.

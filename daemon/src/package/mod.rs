@@ -8,6 +8,7 @@ pub mod key;
 mod manifest;
 mod names;
 pub mod pack;
+mod permission;
 mod raw;
 pub mod signature;
 
@@ -24,10 +25,8 @@ use crate::id::sha256_hex;
 pub use archive::{ENTRIES_MAX, INFLATED_MAX, Unpacked};
 pub use envelope::{Envelope, Spelled};
 pub use grant::Grant;
-pub use manifest::{
-    Host, HttpGrant, INTERFACES, Limits, Manifest, PUBLIC_BODY_MAX, Page, Permissions, Route, SecretHeader, Source,
-    Subscription, Tool,
-};
+pub use manifest::{INTERFACES, Limits, Manifest, PUBLIC_BODY_MAX, Page, Route, Source, Subscription, Tool};
+pub use permission::{Host, HttpGrant, Permissions, SecretHeader, WorkflowGrant, WorkflowRight};
 
 /// Bytes of a packed plugin.
 pub const PACKED_MAX: u64 = 64 << 20;

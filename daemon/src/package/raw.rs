@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::manifest::SecretHeader;
+use super::permission::SecretHeader;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,6 +38,15 @@ pub(super) struct Permissions {
     pub http: Vec<Http>,
     pub kv: Option<String>,
     pub sql: Option<String>,
+    pub workflows: Vec<Workflows>,
+    pub notify: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Workflows {
+    pub name: String,
+    pub may: Vec<String>,
 }
 
 #[derive(Deserialize)]

@@ -126,13 +126,14 @@ fn effects(ready: Ready, open: TaskTrackerToken) -> Outcome {
             state(tx)
         })
     });
-    Outcome::Done(Effects { publish: ready.publish, state, ..Effects::default() })
+    Outcome::Done(Effects { publish: ready.publish, notify: ready.notify, state, ..Effects::default() })
 }
 
 /// One attempt.
 async fn handle(running: &Arc<Running>, attempt: &Attempt) -> Result<Outcome, CallFault> {
     let open = running.hold()?;
-    let work = Work::Delivery { number: attempt.delivery, id: attempt.delivery_id.clone() };
+    let (number, id, event) = (attempt.delivery, attempt.delivery_id.clone(), Arc::clone(&attempt.event));
+    let work = Work::Delivery { number, id, event };
     let staging = match running.api.begin(work).await {
         Ok(Begun::Fresh(staging)) => staging,
         Ok(Begun::Settled(ready)) => return Ok(effects(ready, open)),

@@ -330,12 +330,14 @@ async fn store(
     open: TaskTrackerToken,
 ) -> Result<u64, Error> {
     let origin = Origin { principal: format!("plugin/{name}"), trust: Trust::Plugin, internal: true };
-    let own = ready.state;
+    let (own, now_ms) = (ready.state, bus.clock().now_ms());
+    let notices = bus.notices(&origin.principal, "plugin", origin.trust, ready.notify).await;
     let state: StateWrite = Box::new(move |tx| {
         let _open = open;
         if let Some(own) = own {
             own(tx)?;
         }
+        notices.store(tx, now_ms)?;
         records::set_cursor(tx, &name, &id, &cursor)
     });
     if ready.publish.is_empty() {

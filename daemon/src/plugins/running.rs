@@ -125,6 +125,8 @@ impl Running {
                 kv: permissions.kv.is_some(),
                 sql: permissions.sql.is_some(),
                 http: !permissions.http.is_empty(),
+                workflows: !permissions.workflows.is_empty(),
+                notify: permissions.notify,
             },
             limits: Limits {
                 memory_bytes: small(limits.memory),

@@ -1,8 +1,10 @@
 //! Workflows: definitions, instances, their journal, and what they wait for.
 
+mod asked;
 mod progress;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::Tx;
 use crate::clock::Millis;
@@ -10,6 +12,7 @@ use crate::error::Error;
 use crate::event::Trust;
 use crate::redact;
 
+pub use asked::{Change, KEY_TAKEN, apply, check, with_key, workflow_of};
 pub use progress::{
     Advance, InboxRow, Kind, ListenerRow, StepRow, advance, bring, cancel, hold, inbox, listeners, reopen, steps,
 };
@@ -52,7 +55,8 @@ impl Origin {
 }
 
 /// How an instance stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Status {
     /// It has not begun.
     Pending,
@@ -127,7 +131,7 @@ pub struct WorkflowRow {
 }
 
 /// An instance as it is stored.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InstanceRow {
     /// Its row number; 0 before it is stored.
     pub number: i64,

@@ -4,10 +4,9 @@ use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::{Current, Inner, Workflows, compile, definition_row, fresh, row_of, spans, view};
+use super::{Current, Inner, Workflows, compile, definition_row, row_of, spans, view};
+use crate::bus::{NewInstance, NewSignal};
 use crate::error::Error;
-use crate::event::Trust;
-use crate::id::{SpanId, TraceId};
 use crate::store::Tx;
 use crate::store::workflows::{self as rows, InstanceRow, Kind, Origin, WorkflowRow};
 use crate::workflow::{self, Definition, Env, Machine, Marks, State, StepStatus};
@@ -25,26 +24,6 @@ pub struct Put {
     /// YAML or JSON.
     pub text: String,
     /// Check only.
-    pub dry_run: bool,
-}
-
-/// An instance that is to be started.
-pub struct Start {
-    /// Its workflow.
-    pub workflow: String,
-    /// Its input.
-    pub input: Value,
-    /// Equal keys are one instance.
-    pub dedup_key: Option<String>,
-    /// Who asks.
-    pub principal: String,
-    /// How far it is trusted.
-    pub trust: Trust,
-    /// The trace of the request.
-    pub trace: TraceId,
-    /// The span of that trace that asks.
-    pub parent: Option<SpanId>,
-    /// Say what would happen; start nothing.
     pub dry_run: bool,
 }
 
@@ -175,38 +154,29 @@ impl Workflows {
         Ok(shown)
     }
 
-    /// Starts an instance. Gives it, and whether it is new.
-    pub async fn create(&self, start: Start, audit: Audit) -> Result<(Value, bool), Error> {
+    /// What a start would make; nothing is started.
+    pub fn preview(&self, wanted: NewInstance) -> Result<Value, Error> {
+        let mut shown = view::instance(&self.inner.new_row(wanted)?);
+        shown["id"] = Value::Null;
+        shown["dry_run"] = true.into();
+        Ok(shown)
+    }
+
+    /// Starts an instance, or finds the one with its key.
+    pub async fn create(&self, wanted: NewInstance, audit: Audit) -> Result<Value, Error> {
         let inner = &self.inner;
-        let current = inner.current(&start.workflow)?;
-        if let Some(schema) = &current.definition.input.schema {
-            schema.check("input", "input.schema of the workflow", &start.input)?;
-        }
-        let row = InstanceRow {
-            trace: start.trace.to_string(),
-            trust: start.trust,
-            principal: start.principal,
-            cause: spans::asked(inner, start.parent),
-            dedup: start.dedup_key.map(|key| format!("key-{key}")),
-            ..fresh(&current, &start.input, inner.now_ms())
-        };
-        if start.dry_run {
-            let mut shown = view::instance(&row);
-            shown["id"] = Value::Null;
-            shown["dry_run"] = true.into();
-            return Ok((shown, true));
-        }
+        let row = inner.new_row(wanted)?;
         inner.bus.store().takes_new()?;
         let started = inner
             .bus
             .store()
             .write(move |tx| {
-                let (number, is_new) = rows::start(tx, &row)?;
+                let (number, _) = rows::start(tx, &row)?;
                 let stored =
                     rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id.clone()))?;
                 let shown = view::instance(&stored);
                 audit(tx, &shown)?;
-                Ok((shown, is_new))
+                Ok(shown)
             })
             .await?;
         inner.hint.notify_one();
@@ -358,42 +328,16 @@ impl Workflows {
     }
 
     /// Sends an event to one instance alone. `invalid_state` when it does not wait for it.
-    pub async fn signal(&self, id: &str, event: Value, audit: Audit) -> Result<Value, Error> {
-        let row = self.inner.by_id(id).await?;
-        if row.status.is_ended() {
-            return Err(Error::conflict(
-                "invalid_state",
-                "It has ended, and waits for nothing. Start a new instance if one is wanted.",
-            ));
-        }
-        let deaf = || {
-            let reason = format!(
-                "It does not wait for an event like '{}' now; GET /workflow-instance/{{id}} shows where it is.",
-                event["type"].as_str().unwrap_or_default()
-            );
-            Error::conflict("invalid_state", reason)
-        };
-        let Some(text) = &row.state else { return Err(deaf()) };
-        let state: State = serde_json::from_str(text).map_err(Error::internal("reading the state of an instance"))?;
-        let definition = self.inner.definition(&row.digest).await?;
-        let (inner, id, offered) = (Arc::clone(&self.inner), row.id.clone(), event.clone());
-        let taken = tokio::task::spawn_blocking(move || {
-            let secret = |name: &str| inner.secret(name);
-            // A copy looks whether it would take it; the instance itself gets it from its inbox.
-            let mut machine = Machine::new(definition, state);
-            machine.offer(&offered, true, &Env { now_ms: inner.now_ms(), id: &id, secret: &secret })
-        });
-        if !taken.await.map_err(Error::internal("offering an event"))? {
-            return Err(deaf());
-        }
-        let (number, body) = (row.number, event.to_string());
-        let shown = json!({ "id": row.id, "event_id": event["id"], "delivered": true });
+    pub async fn signal(&self, signal: NewSignal, audit: Audit) -> Result<Value, Error> {
+        let id = signal.instance.clone();
+        let (event_id, change) = self.inner.heard(signal).await?;
+        let shown = json!({ "id": id, "event_id": event_id, "delivered": true });
         let answer = shown.clone();
         self.inner
             .bus
             .store()
             .write(move |tx| {
-                rows::bring(tx, number, Kind::Signal, &body)?;
+                rows::apply(tx, &[change])?;
                 audit(tx, &answer)
             })
             .await?;
@@ -403,7 +347,7 @@ impl Workflows {
 }
 
 impl Inner {
-    async fn by_id(&self, id: &str) -> Result<InstanceRow, Error> {
+    pub(super) async fn by_id(&self, id: &str) -> Result<InstanceRow, Error> {
         let wanted = id.to_owned();
         let found = self.bus.store().read(move |conn| rows::by_id(conn, &wanted)).await?;
         found.ok_or_else(|| Error::not_found("workflow instance", id))

@@ -11,6 +11,7 @@ use super::{Current, Inner, fresh, spans};
 use crate::bus::{Attempt, Consumer, Delivered, Effects, Failure, Outcome, Plan};
 use crate::error::Error;
 use crate::event::Event;
+use crate::id::SpanId;
 use crate::store::Tx;
 use crate::store::workflows::{self as rows, InstanceRow, Kind, ListenerRow};
 use crate::telemetry::traces;
@@ -152,20 +153,25 @@ fn offer(strategy: &Strategy, event: &Value, sets: &mut Vec<Listening>) -> Resul
     Ok(Some(sets.len() - 1))
 }
 
-/// The instance that an event starts.
-fn started(current: &Current, inner: &Inner, event: &Arc<Event>, input: &Value) -> InstanceRow {
+/// What an instance keeps of the event that led to it, and of the span that it is a child of.
+pub(super) fn cause_of(event: &Event, span: Option<SpanId>) -> String {
     let mut cause = json!({
         "id": event.id(),
         "sequence": event.sequence.0,
         "depth": event.depth,
         "correlation": event.correlation,
     });
-    spans::note(&mut cause, traces::current().and_then(|here| here.span()));
+    spans::note(&mut cause, span);
+    cause.to_string()
+}
+
+/// The instance that an event starts.
+fn started(current: &Current, inner: &Inner, event: &Arc<Event>, input: &Value) -> InstanceRow {
     InstanceRow {
         trace: event.trace.to_string(),
         trust: event.trust,
         principal: event.principal.clone(),
-        cause: Some(cause.to_string()),
+        cause: Some(cause_of(event, traces::current().and_then(|here| here.span()))),
         // However often it is delivered, it starts one.
         dedup: Some(format!("event-{}", event.sequence.0)),
         ..fresh(current, input, inner.now_ms())

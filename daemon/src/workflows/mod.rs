@@ -2,6 +2,7 @@
 //! it does something. Events reach instances as deliveries of the bus, and what came is stored with their settlement.
 
 mod actions;
+mod asked;
 mod commands;
 mod consumer;
 mod engine;
@@ -21,7 +22,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use commands::{Audit, Put, Start};
+pub use commands::{Audit, Put};
 
 use crate::bus::{Bus, Concurrency, Consumer, ConsumerSpec, RetryPolicy, Rule, Standing};
 use crate::clock::Millis;
@@ -147,6 +148,7 @@ impl Workflows {
             }),
         };
         workflows.inner.load().await?;
+        bus.serve_flows(asked::flows(&workflows.inner));
         Ok(workflows)
     }
 

@@ -12,9 +12,8 @@ const VALUE_BYTES_MAX: usize = 64 << 10;
 /// Gives the machine something that came, and says how far what it made of it is trusted.
 pub(super) fn take(machine: &mut Machine, kind: Kind, body: &Value, env: &Env<'_>) -> Trust {
     match kind {
-        Kind::Event if machine.offer(body, false, env) => return trust_of(body),
-        Kind::Event => {}
-        Kind::Signal => drop(machine.offer(body, true, env)),
+        Kind::Event | Kind::Signal if machine.offer(body, kind == Kind::Signal, env) => return trust_of(body),
+        Kind::Event | Kind::Signal => {}
         Kind::Ended => {
             let Some(key) = body["key"].as_str() else { return Trust::Owner };
             let result = match body.get("error") {

@@ -7,6 +7,7 @@ mod feed;
 
 use std::collections::BTreeSet;
 
+use aman_plugin::notify::{Notification, Severity};
 use aman_plugin::{
     Error, NewEvent, Polled, Request, Response, Result, Routes, Source, Value, config, export, http, json, kv, log,
 };
@@ -25,6 +26,8 @@ const URL_BYTES_MAX: usize = 400;
 const FIRST: usize = 10;
 /// Entries of one feed in one poll; with all feeds below the host's 1,000 events.
 const ENTRIES_MAX: usize = 100;
+/// After so many polls in a row that found nothing but a fault, the person is told.
+const FAILURES_TOLD: u32 = 3;
 /// Ids of entries that are remembered of a feed: those of its last document.
 const SEEN_MAX: usize = 2000;
 
@@ -44,6 +47,9 @@ struct State {
     seen: BTreeSet<u64>,
     /// Why the last poll found nothing; none when it went well.
     failed: Option<String>,
+    /// How many polls in a row failed.
+    #[serde(default)]
+    failures: u32,
 }
 
 impl Source for Feeds {
@@ -60,7 +66,7 @@ impl Source for Feeds {
             let mut state = before.clone().unwrap_or_default();
             match read(url, &mut state) {
                 Ok(found) => {
-                    state.failed = None;
+                    (state.failed, state.failures) = (None, 0);
                     events.extend(found);
                 }
                 // One feed that is gone must not keep the others from being read.
@@ -69,6 +75,10 @@ impl Source for Feeds {
                     if state.failed.as_ref() != Some(&reason) {
                         let fields = [("feed".to_owned(), url.clone()), ("reason".to_owned(), reason.clone())];
                         log::write(log::Level::Warn, "A feed could not be read.", &fields);
+                    }
+                    state.failures = state.failures.saturating_add(1);
+                    if state.failures == FAILURES_TOLD {
+                        gone(url, &state, &reason).send()?;
                     }
                     state.failed = Some(reason);
                 }
@@ -80,6 +90,17 @@ impl Source for Feeds {
         let every = config::get("every_seconds").and_then(|text| text.trim().parse().ok()).unwrap_or(EVERY_SECONDS);
         Ok(Polled::new(events).next_ms(every.max(1).saturating_mul(1000)))
     }
+}
+
+/// What the person is told of a feed that cannot be read any more.
+fn gone(url: &str, state: &State, reason: &str) -> Notification {
+    let cut = |text: &str, chars: usize| text.chars().filter(|c| !c.is_control()).take(chars).collect::<String>();
+    let name = if state.title.trim().is_empty() { url } else { &state.title };
+    let message = format!("{url}\n{}\nIt is tried again with every poll.", cut(reason, 1000));
+    Notification::new(Severity::Warning, format!("The feed '{}' cannot be read", cut(name, 100)))
+        .message(message)
+        .action("Feeds", "/api/v1/feeds")
+        .fingerprint(key(url))
 }
 
 impl Routes for Feeds {

@@ -27,10 +27,12 @@ mod error;
 mod event;
 pub mod http;
 pub mod kv;
+pub mod notify;
 mod parts;
 mod polled;
 mod routes;
 pub mod sql;
+pub mod workflows;
 
 pub use serde_json::{Value, json};
 

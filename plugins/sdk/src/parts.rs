@@ -20,8 +20,8 @@ pub trait Lifecycle {
 
 /// The events that the manifest subscribes to.
 pub trait Events {
-    /// Handles one event; what it publishes and stores in [`crate::kv`] takes effect when it ends well, and never
-    /// otherwise. An error that may pass ([`Error::may_pass`]) and an internal one bring the event again; any other makes
+    /// Handles one event; what it publishes, stores in [`crate::kv`], starts or signals in [`crate::workflows`] and tells
+    /// with [`crate::notify`] takes effect when it ends well, and never otherwise. An error that may pass ([`Error::may_pass`]) and an internal one bring the event again; any other makes
     /// a dead letter of it at once.
     fn handle(event: Event) -> Result<()>;
 }

@@ -98,6 +98,11 @@ fn each_new_entry_is_one_event() {
     peer.page("/atom.xml", "200 OK", &[XML], "<html><body>Sold</body></html>");
     daemon.again();
     daemon.wait("another reason", || failed(&daemon, 0).filter(|why| why.contains("no feed")));
+    let told = daemon.wait("a notification after three polls", || {
+        let atoms = |one: &Value| one["title"] == "The feed 'Atoms' cannot be read";
+        daemon.get("/notifications").items().into_iter().find(atoms)
+    });
+    assert_eq!((&told["consumer"], &told["count"]), (&json!("plugin/feeds"), &json!(1)), "{told}");
     peer.page("/atom.xml", "200 OK", &[XML], &atom(&["b", "a"]));
     wait_for(&daemon, &["Atom a", "Atom b", "News 1", "News 2", "News 3"]);
     assert_eq!((failed(&daemon, 0), failed(&daemon, 1)), (None, None));

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aman_plugin_host::{
-    Artifact, Caller, Error, Event, Fault, Grants, Host, HostApi, KvChange, KvPage, Level, Limits, Metric, NewEvent,
-    OutgoingRequest, OutgoingResponse, Plugin, Priority, Reply, Request, Rows, Setup, SqlValue, Statement, Trust,
+    Artifact, Caller, Error, Event, Fault, Grants, Host, HostApi, Instance, KvChange, KvPage, Level, Limits, Metric,
+    NewEvent, NewInstance, Notification, OutgoingRequest, OutgoingResponse, Plugin, Priority, Reply, Request, Rows,
+    Setup, SignalEvent, SqlValue, Started, Statement, Status, Trust,
 };
 
 use crate::guest::Guest;
@@ -17,7 +18,7 @@ use crate::guest::Guest;
 pub const LONG: Duration = Duration::from_secs(60);
 
 /// All permissions.
-pub const ALL: Grants = Grants { publish: true, kv: true, sql: true, http: true };
+pub const ALL: Grants = Grants { publish: true, kv: true, sql: true, http: true, workflows: true, notify: true };
 
 /// The end of a name that makes this test binary the compiler; see `compile::compile_child`.
 const COMPILER: [&str; 3] = ["compile::compile_child", "--exact", "--nocapture"];
@@ -218,6 +219,35 @@ impl HostApi for Fake {
             let body = request.method.into_bytes();
             Ok(OutgoingResponse { status: 200, headers: request.headers, body, extensions: Vec::new() })
         })
+    }
+
+    /// The id is the key.
+    fn workflow_start<'a>(&'a self, _caller: &'a Caller, instance: NewInstance) -> Reply<'a, Started> {
+        Box::pin(async move { Ok(Started { id: instance.dedup_key.unwrap_or_default(), is_new: true }) })
+    }
+
+    fn workflow_signal<'a>(&'a self, _caller: &'a Caller, _id: &'a str, _event: SignalEvent) -> Reply<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn notify<'a>(&'a self, _caller: &'a Caller, notification: Notification) -> Reply<'a, ()> {
+        self.lines.lock().expect("nobody panics with it").push(notification.title);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn workflow_read<'a>(&'a self, id: &'a str) -> Reply<'a, Instance> {
+        let instance = Instance {
+            id: id.to_owned(),
+            workflow: "w".to_owned(),
+            status: Status::Waiting,
+            input: "null".to_owned(),
+            output: None,
+            error: None,
+            created_ms: 1,
+            updated_ms: 2,
+            extensions: Vec::new(),
+        };
+        Box::pin(async { Ok(instance) })
     }
 
     fn settings(&self) -> Vec<(String, String)> {

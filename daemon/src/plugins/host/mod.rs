@@ -3,6 +3,7 @@
 //! [`Api`] serves routes and tools, where everything takes effect at once; [`Staging`] serves one delivery or poll, whose
 //! effects commit with its end.
 
+mod acts;
 mod convert;
 mod http;
 mod metrics;
@@ -15,8 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aman_plugin_host::{
-    Caller, Error as Refusal, HostApi, KvChange, KvPage, Level, Metric, NewEvent as Sent, OutgoingRequest,
-    OutgoingResponse, Reply, Rows, Statement,
+    Caller, Error as Refusal, HostApi, Instance, KvChange, KvPage, Level, Metric, NewEvent as Sent, NewInstance,
+    Notification, OutgoingRequest, OutgoingResponse, Reply, Rows, SignalEvent, Started, Statement,
 };
 use arc_swap::ArcSwap;
 use serde::Serialize;
@@ -338,6 +339,22 @@ impl HostApi for Api {
     fn http_send<'a>(&'a self, caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse> {
         let trace = caller.trace_id.parse().ok();
         Box::pin(self.send(request, trace.and_then(|trace| self.bus().traces().context(trace, None))))
+    }
+
+    fn workflow_start<'a>(&'a self, caller: &'a Caller, instance: NewInstance) -> Reply<'a, Started> {
+        Box::pin(self.start_now(caller, instance))
+    }
+
+    fn workflow_signal<'a>(&'a self, caller: &'a Caller, id: &'a str, event: SignalEvent) -> Reply<'a, ()> {
+        Box::pin(self.signal_now(caller, id, event))
+    }
+
+    fn notify<'a>(&'a self, caller: &'a Caller, notification: Notification) -> Reply<'a, ()> {
+        Box::pin(self.notify_now(caller, notification))
+    }
+
+    fn workflow_read<'a>(&'a self, id: &'a str) -> Reply<'a, Instance> {
+        Box::pin(self.look_at(id))
     }
 
     fn settings(&self) -> Vec<(String, String)> {

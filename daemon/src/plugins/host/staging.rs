@@ -8,22 +8,24 @@ use std::mem;
 use std::sync::Arc;
 
 use aman_plugin_host::{
-    Caller, Error as Refusal, HostApi, KvChange, KvPage, Level, Metric, NewEvent as Sent, OutgoingRequest,
-    OutgoingResponse, Polled, Reply, Rows, Staged, Statement, Words,
+    Caller, Error as Refusal, HostApi, Instance, KvChange, KvPage, Level, Metric, NewEvent as Sent, NewInstance,
+    Notification, OutgoingRequest, OutgoingResponse, Polled, Reply, Rows, SignalEvent, Staged, Started, Statement,
+    Words,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::Api;
 use super::convert::{change_of, refusal, rows, statement};
 use super::sql::Session;
-use crate::bus::StateWrite;
+use super::{Api, acts};
+use crate::bus::{NewNotification, StateWrite, Wanted};
 use crate::error::Error;
-use crate::event::NewEvent;
+use crate::event::{Event, NewEvent};
 use crate::id::DeliveryId;
 use crate::store::Tx;
 use crate::store::plugin_data::{self, Change};
 use crate::store::private::{self, Private, Until};
+use crate::store::workflows::{self, Change as InstanceChange};
 use crate::telemetry::traces::{self, Context};
 
 /// What a plugin is called for.
@@ -35,6 +37,8 @@ pub enum Work {
         number: DeliveryId,
         /// Its id.
         id: String,
+        /// What is delivered.
+        event: Arc<Event>,
     },
     /// News of a source.
     Poll {
@@ -48,8 +52,16 @@ pub enum Work {
 impl Work {
     fn key(&self) -> (String, i64) {
         match self {
-            Work::Delivery { number, id } => (id.clone(), number.0),
+            Work::Delivery { number, id, .. } => (id.clone(), number.0),
             Work::Poll { source, number } => (format!("poll/{source}"), i64::try_from(*number).unwrap_or(i64::MAX)),
+        }
+    }
+
+    /// The event that what is asked for in it is due to.
+    fn cause(&self) -> Option<&Arc<Event>> {
+        match self {
+            Work::Delivery { event, .. } => Some(event),
+            Work::Poll { .. } => None,
         }
     }
 }
@@ -66,7 +78,9 @@ pub enum Begun {
 pub struct Ready {
     /// Events: what was staged, then what a poll found.
     pub publish: Vec<NewEvent>,
-    /// Changes of the plugin's keys.
+    /// What the person is told.
+    pub notify: Vec<NewNotification>,
+    /// Changes of the plugin's keys and of instances of workflows.
     pub state: Option<StateWrite>,
     /// What the next poll gets.
     pub cursor: Option<String>,
@@ -79,8 +93,30 @@ pub struct Ready {
 struct Kept {
     publish: Vec<NewEvent>,
     changes: Vec<Change>,
+    #[serde(default)]
+    acts: Acts,
     cursor: Option<String>,
     next_ms: Option<u64>,
+}
+
+/// What was asked of workflows and of the person.
+#[derive(Default, Serialize, Deserialize)]
+struct Acts {
+    instances: Vec<InstanceChange>,
+    notify: Vec<NewNotification>,
+}
+
+impl Acts {
+    /// The instance that this work starts with the same key.
+    fn started(&self, workflow: &str, key: Option<&String>) -> Option<Started> {
+        let key = Some(key?);
+        self.instances.iter().find_map(|change| match change {
+            InstanceChange::Start(row) if row.workflow == workflow && row.dedup.as_ref() == key => {
+                Some(Started { id: row.id.clone(), is_new: false })
+            }
+            _ => None,
+        })
+    }
 }
 
 /// The daemon as a plugin sees it during one delivery or poll.
@@ -88,6 +124,7 @@ pub struct Staging {
     api: Arc<Api>,
     work: Work,
     sql: Mutex<Sql>,
+    acts: Mutex<Acts>,
     /// The attempt that this is part of, if its trace is collected: calls come from another runtime.
     context: Option<Context>,
 }
@@ -121,26 +158,28 @@ impl Api {
             }
             sql = Sql::Turn(session);
         }
-        let (api, context) = (Arc::clone(self), traces::current());
-        Ok(Begun::Fresh(Arc::new(Staging { api, work, sql: Mutex::new(sql), context })))
+        let (api, sql, context) = (Arc::clone(self), Mutex::new(sql), traces::current());
+        Ok(Begun::Fresh(Arc::new(Staging { api, work, sql, acts: Mutex::default(), context })))
     }
 
     /// What is to commit with the end of the work; `gate` is held until it has.
     async fn ready(&self, kept: Kept, gate: Option<Gate>) -> Ready {
-        let Kept { publish, changes, cursor, next_ms } = kept;
+        let Kept { publish, changes, acts: Acts { instances, notify }, cursor, next_ms } = kept;
         let mut state: Option<StateWrite> = None;
-        if !changes.is_empty() {
+        if !(changes.is_empty() && instances.is_empty()) {
             let gate = match gate {
                 Some(gate) => gate,
                 None => Gate::Shared { _open: Arc::clone(&self.room.gate).read_owned().await },
             };
             let (plugin, quota) = (self.room.plugin.clone(), self.manifest.permissions.kv.unwrap_or(0));
+            let instances = self.bus().change_instances(instances);
             state = Some(Box::new(move |tx: &mut Tx<'_>| {
                 let _gate = gate;
-                plugin_data::change(tx, &plugin, &changes, quota)
+                plugin_data::change(tx, &plugin, &changes, quota)?;
+                instances(tx)
             }));
         }
-        Ready { publish, state, cursor, next_ms }
+        Ready { publish, notify, state, cursor, next_ms }
     }
 }
 
@@ -157,7 +196,8 @@ impl Staging {
     /// An error means that the attempt failed without a trace: an event that breaks a rule, a full room, a swap that was
     /// lost, a database that takes nothing.
     pub async fn commit(&self, staged: Staged, polled: Option<Polled>) -> Result<Ready, Error> {
-        let (kept, api) = (self.kept(staged, polled)?, &self.api);
+        let acts = mem::take(&mut *self.acts.lock().await);
+        let (kept, api) = (self.kept(staged, acts, polled)?, &self.api);
         let session = match mem::replace(&mut *self.sql.lock().await, Sql::Over) {
             Sql::None => return Ok(api.ready(kept, None).await),
             Sql::Turn(session) => session,
@@ -167,7 +207,7 @@ impl Staging {
             drop(session);
             return Ok(api.ready(kept, None).await);
         }
-        let gate = self.close_gate(&kept.changes).await?;
+        let gate = self.close_gate(&kept).await?;
         let store = api.bus().store();
         let (session, old) = session.run(api, |private, _| private.old_deliveries()).await?;
         let old = old?;
@@ -184,20 +224,24 @@ impl Staging {
         Ok(api.ready(kept, gate).await)
     }
 
-    /// Once the SQL is committed the changes of keys must succeed: what could prevent that waits from now on.
-    async fn close_gate(&self, changes: &[Change]) -> Result<Option<Gate>, Error> {
-        if changes.is_empty() {
+    /// Once the SQL is committed the rest must succeed: what could prevent that waits from now on.
+    async fn close_gate(&self, kept: &Kept) -> Result<Option<Gate>, Error> {
+        if kept.changes.is_empty() && kept.acts.instances.is_empty() {
             return Ok(None);
         }
-        let (api, changes) = (&self.api, changes.to_vec());
+        let (api, changes, instances) = (&self.api, kept.changes.clone(), kept.acts.instances.clone());
         let gate = Gate::Alone { _closed: Arc::clone(&api.room.gate).write_owned().await };
         let (plugin, quota) = (api.room.plugin.clone(), api.manifest.permissions.kv.unwrap_or(0));
         // By the writer, since whoever had the gate before may not have committed yet.
-        api.bus().store().write(move |tx| plugin_data::check(tx, &plugin, &changes, quota)).await?;
+        let check = move |tx: &mut Tx<'_>| {
+            plugin_data::check(tx, &plugin, &changes, quota)?;
+            workflows::check(tx, &instances)
+        };
+        api.bus().store().write(check).await?;
         Ok(Some(gate))
     }
 
-    fn kept(&self, staged: Staged, polled: Option<Polled>) -> Result<Kept, Error> {
+    fn kept(&self, staged: Staged, acts: Acts, polled: Option<Polled>) -> Result<Kept, Error> {
         let (cursor, next_ms) = polled.as_ref().map_or((None, None), |it| (it.cursor.clone(), it.next_ms));
         let events = staged.publish.into_iter().chain(polled.into_iter().flat_map(|polled| polled.events));
         let mut publish = Vec::new();
@@ -205,7 +249,40 @@ impl Staging {
             let refused = |why: Refusal| Error::invalid(format!("events/{n}"), Words(&why).to_string());
             publish.push(self.api.new_event(event).map_err(refused)?);
         }
-        Ok(Kept { publish, changes: staged.kv.into_iter().map(change_of).collect(), cursor, next_ms })
+        Ok(Kept { publish, changes: staged.kv.into_iter().map(change_of).collect(), acts, cursor, next_ms })
+    }
+
+    /// Checks a start and keeps it. One with the same key may be there already, or among what is kept.
+    async fn keep_start(&self, caller: &Caller, wants: NewInstance) -> Result<Started, Refusal> {
+        let mut wanted = self.api.new_instance(caller, wants, self.work.cause())?;
+        wanted.span = self.context.as_ref().and_then(Context::span);
+        let mut acts = self.acts.lock().await;
+        let before = match acts.started(&wanted.workflow, wanted.dedup.as_ref()) {
+            Some(started) => Some(started),
+            None => self.api.started_before(&wanted).await?,
+        };
+        if let Some(started) = before {
+            return Ok(started);
+        }
+        let (id, change) = self.api.prepared_start(wanted).await?;
+        acts.instances.push(change);
+        Ok(Started { id, is_new: true })
+    }
+
+    /// Checks a signal and keeps it.
+    async fn keep_signal(&self, caller: &Caller, id: &str, event: SignalEvent) -> Result<(), Refusal> {
+        let signal = self.api.new_signal(caller, id, event, self.work.cause()).await?;
+        let change = self.api.prepared(Wanted::Signal(signal)).await?;
+        self.acts.lock().await.instances.push(change);
+        Ok(())
+    }
+
+    /// Checks a notification and keeps it.
+    async fn keep_notification(&self, sent: Notification) -> Result<(), Refusal> {
+        self.api.may_notify()?;
+        let notification = acts::notification(sent)?;
+        self.acts.lock().await.notify.push(notification);
+        Ok(())
     }
 
     /// Runs SQL within the one transaction of the work.
@@ -274,6 +351,22 @@ impl HostApi for Staging {
             Some(context) => Box::pin(self.api.send(request, Some(context.clone()))),
             None => self.api.http_send(caller, request),
         }
+    }
+
+    fn workflow_start<'a>(&'a self, caller: &'a Caller, instance: NewInstance) -> Reply<'a, Started> {
+        Box::pin(self.keep_start(caller, instance))
+    }
+
+    fn workflow_signal<'a>(&'a self, caller: &'a Caller, id: &'a str, event: SignalEvent) -> Reply<'a, ()> {
+        Box::pin(self.keep_signal(caller, id, event))
+    }
+
+    fn notify<'a>(&'a self, _caller: &'a Caller, notification: Notification) -> Reply<'a, ()> {
+        Box::pin(self.keep_notification(notification))
+    }
+
+    fn workflow_read<'a>(&'a self, id: &'a str) -> Reply<'a, Instance> {
+        self.api.workflow_read(id)
     }
 
     fn settings(&self) -> Vec<(String, String)> {

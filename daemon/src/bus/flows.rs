@@ -1,0 +1,101 @@
+//! Instances of workflows as other consumers start and signal them. Neither knows the other: whoever runs workflows tells
+//! the bus how ([`Flows`]), and consumers ask the bus. What is wanted is prepared first, so that it can commit with a delivery.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::StateWrite;
+use super::publish::Bus;
+use crate::error::Error;
+use crate::event::{Event, Trust};
+use crate::id::{SpanId, TraceId};
+use crate::store::events::Cause;
+use crate::store::workflows::{self as rows, Change};
+
+/// An instance that somebody wants.
+#[derive(Debug, Clone)]
+pub struct NewInstance {
+    /// Its workflow.
+    pub workflow: String,
+    /// Its input, without secrets.
+    pub input: Value,
+    /// Equal keys of one workflow are one instance.
+    pub dedup: Option<String>,
+    /// Who asks.
+    pub principal: String,
+    /// How far they are believed.
+    pub trust: Trust,
+    /// The trace that it belongs to.
+    pub trace: TraceId,
+    /// The event that led to it.
+    pub cause: Option<Arc<Event>>,
+    /// The span of the trace that asks.
+    pub span: Option<SpanId>,
+}
+
+/// An event for one instance alone.
+#[derive(Debug, Clone)]
+pub struct NewSignal {
+    /// The instance's id.
+    pub instance: String,
+    /// The event's type.
+    pub kind: String,
+    /// Its data, without secrets.
+    pub data: Value,
+    /// Who sends it.
+    pub principal: String,
+    /// How far they are believed.
+    pub trust: Trust,
+}
+
+/// What is wanted of workflows.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// A start.
+    Start(NewInstance),
+    /// A signal.
+    Signal(NewSignal),
+}
+
+/// The future of a change that is being prepared.
+pub type Preparing = Pin<Box<dyn Future<Output = Result<Change, Error>> + Send>>;
+
+/// How instances are changed, as whoever runs workflows says it.
+pub struct Flows {
+    /// Checks what is wanted and makes a change of it; nothing is stored.
+    pub prepare: Box<dyn Fn(Wanted) -> Preparing + Send + Sync>,
+    /// Told within the transaction of a change; what it wakes looks behind the commit.
+    pub hint: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Bus {
+    /// Sets how instances are changed; only the first call counts.
+    pub fn serve_flows(&self, flows: Flows) {
+        let _first = self.inner.flows.set(flows);
+    }
+
+    /// Checks what is wanted and makes a change of it, which takes effect with [`Bus::change_instances`].
+    pub async fn prepare_instance(&self, wanted: Wanted) -> Result<Change, Error> {
+        let starting =
+            || Error::Busy { code: "starting", what: "Workflows are not there yet.".to_owned(), retry_after_ms: 1000 };
+        if let Wanted::Start(NewInstance { cause: Some(event), .. }) = &wanted {
+            self.check_chain(&Cause { event: Arc::clone(event), delivery: None, span: None }, 1)?;
+        }
+        (self.inner.flows.get().ok_or_else(starting)?.prepare)(wanted).await
+    }
+
+    /// Applies changes in the transaction that it is run in.
+    pub fn change_instances(&self, changes: Vec<Change>) -> StateWrite {
+        let bus = self.clone();
+        Box::new(move |tx| {
+            rows::apply(tx, &changes)?;
+            if let Some(flows) = bus.inner.flows.get() {
+                (flows.hint)();
+            }
+            Ok(())
+        })
+    }
+}
