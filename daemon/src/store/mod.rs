@@ -425,6 +425,20 @@ impl Store {
         self.read_with(&self.inner.permits, query).await
     }
 
+    /// As [`Store::read`], but on the calling thread if a connection is free: for what a page or two of the database answer,
+    /// where going to another thread and back would cost more than that, and for threads that may wait for the disk now
+    /// and then.
+    pub async fn read_here<R, F>(&self, query: F) -> Result<R, Error>
+    where
+        R: Send + 'static,
+        F: FnOnce(&Connection) -> Result<R, Error> + Send + 'static,
+    {
+        match self.inner.permits.try_acquire() {
+            Ok(_permit) => self.inner.with_reader(query),
+            Err(_) => self.read(query).await,
+        }
+    }
+
     /// As [`Store::read`], over connections that only the lanes of the bus use.
     pub async fn read_for_lane<R, F>(&self, query: F) -> Result<R, Error>
     where

@@ -293,7 +293,8 @@ impl HostApi for Api {
         Box::pin(async move {
             self.kv_quota()?;
             let (plugin, key) = (self.room.plugin.clone(), key.to_owned());
-            self.bus().store().read(move |conn| plugin_data::get(conn, &plugin, &key)).await.map_err(refusal)
+            // Guests have threads of their own: a slow disk holds up other guests for a moment, and nobody else.
+            self.bus().store().read_here(move |conn| plugin_data::get(conn, &plugin, &key)).await.map_err(refusal)
         })
     }
 
