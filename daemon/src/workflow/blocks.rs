@@ -20,7 +20,7 @@ const ITEMS_MAX: usize = 100_000;
 
 /// A list of tasks that begins with `data`.
 fn block(owner: TaskId, data: Value, vars: Vec<(String, Value)>) -> Block {
-    Block { owner: Some(owner), handler: false, only: None, at: 0, data, vars }
+    Block { owner: Some(owner), data, vars, ..Block::default() }
 }
 
 impl Machine {
@@ -59,7 +59,7 @@ impl Machine {
             }
             Kind::Try { catch, .. } => {
                 let mut trying =
-                    Trying { retries: 0, first_ms: env.now_ms, deadline_ms: None, caught: false, again: None };
+                    Trying { retries: 0, first_ms: env.now_ms, deadline_ms: None, caught: false };
                 if let Some(each) = catch.retry.as_ref().and_then(|retry| retry.each.as_ref()) {
                     let scope = Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) };
                     trying.deadline_ms = Some(env.now_ms.saturating_add(each.ms(&scope)?));
@@ -317,25 +317,6 @@ impl Machine {
         self.wishes.bytes += event.to_string().len();
         self.wishes.events.push(event.clone());
         Ok(Next::Done(event))
-    }
-
-    /// The key of an action: that of an attempt of which nobody knows what became, at the same place, or a new one.
-    fn key(&self, id: u32, env: &Env<'_>) -> Result<String, Fault> {
-        let fiber = self.state.fibers.get(&id).ok_or_else(|| Fault::runtime("the machine lost its place"))?;
-        if let Some((path, key)) = &fiber.again
-            && *path == fiber.path(0)
-        {
-            return Ok(key.clone());
-        }
-        for (n, frame) in fiber.frames.iter().enumerate() {
-            if let Frame::Task(doing) = frame
-                && let Inner::Try(Trying { again: Some((path, key)), caught: false, .. }) = &doing.inner
-                && *path == fiber.path(n + 1)
-            {
-                return Ok(key.clone());
-            }
-        }
-        Ok(format!("{}-{}", env.id, self.doing(id)?.step))
     }
 
     fn action(&mut self, id: u32, args: Value, env: &Env<'_>) -> Result<Next, Fault> {

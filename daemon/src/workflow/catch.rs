@@ -34,7 +34,7 @@ impl Machine {
         }
         self.note(id, StepStatus::Faulted, None, Some(&fault), env);
         match self.catcher(id, below, &fault, env) {
-            Ok(Some((fiber, at))) => self.caught(fiber, at, (id, fault), env),
+            Ok(Some((fiber, at))) => self.caught(fiber, at, fault, env),
             Ok(None) => self.uncaught(id, fault),
             // An error in looking for who catches it is the error that counts.
             Err(worse) => self.uncaught(id, worse.at(&pointer)),
@@ -43,11 +43,6 @@ impl Machine {
 
     fn uncaught(&mut self, id: u32, fault: Fault) {
         if let Some(fiber) = self.state.fibers.get_mut(&id) {
-            if let Some(Waiting::Action(action)) = &fiber.wait
-                && fault.unknown
-            {
-                fiber.again = Some((fiber.path(0), action.key.clone()));
-            }
             fiber.wait = Some(Waiting::Failed(fault.clone()));
         }
         self.end_faulted(fault);
@@ -108,9 +103,8 @@ impl Machine {
     }
 
     /// A try caught an error: it is tried again, handled, or passed over.
-    fn caught(&mut self, id: u32, at: usize, (failed, fault): (u32, Fault), env: &Env<'_>) {
+    fn caught(&mut self, id: u32, at: usize, fault: Fault, env: &Env<'_>) {
         let definition = Arc::clone(&self.definition);
-        let key = self.open_key(failed, (id, at));
         self.truncate(id, at, &fault, env);
         let Ok(doing) = self.doing(id) else { return };
         let Kind::Try { catch, handler, .. } = &definition.tasks[doing.task].kind else { return };
@@ -118,12 +112,12 @@ impl Machine {
         let retry = catch.retry.as_ref().map(|retry| self.wait_of(id, retry, &catch.name, (&trying, &fault), env));
         match retry.transpose() {
             Err(worse) => return self.fail(id, worse, env),
-            Ok(Some(Some(wait_ms))) => return self.wait_to_retry(id, trying, wait_ms, (key, &fault), env),
+            Ok(Some(Some(wait_ms))) => return self.wait_to_retry(id, trying, wait_ms, env),
             Ok(Some(None)) if handler.is_none() => return self.fail(id, fault, env),
             Ok(_) => {}
         }
         if let Ok(doing) = self.doing_mut(id) {
-            doing.inner = Inner::Try(Trying { caught: true, again: None, ..trying });
+            doing.inner = Inner::Try(Trying { caught: true, ..trying });
         }
         let Some(_) = handler else {
             let input = self.doing(id).map(|doing| doing.input.clone()).unwrap_or_default();
@@ -133,37 +127,19 @@ impl Machine {
         let block = Block {
             owner: Some(doing.task),
             handler: true,
-            only: None,
-            at: 0,
             data: doing.input.clone(),
             vars: vec![(catch.name.clone(), fault.to_value())],
+            ..Block::default()
         };
         if let Some(fiber) = self.state.fibers.get_mut(&id) {
             fiber.frames.push(Frame::Block(block));
         }
     }
 
-    /// The key of an action whose outcome nobody knows, and where it stands below the try that caught its error.
-    fn open_key(&self, failed: u32, (id, at): Catcher) -> Option<(String, String)> {
-        let fiber = self.state.fibers.get(&failed).filter(|_| failed == id)?;
-        match &fiber.wait {
-            Some(Waiting::Action(action)) => Some((fiber.path(at + 1), action.key.clone())),
-            _ => None,
-        }
-    }
-
-    fn wait_to_retry(
-        &mut self,
-        id: u32,
-        trying: Trying,
-        wait_ms: Millis,
-        (again, fault): (Option<(String, String)>, &Fault),
-        env: &Env<'_>,
-    ) {
-        let again = again.filter(|_| fault.unknown);
+    fn wait_to_retry(&mut self, id: u32, trying: Trying, wait_ms: Millis, env: &Env<'_>) {
         if let Ok(doing) = self.doing_mut(id) {
             let retries = trying.retries.saturating_add(1);
-            doing.inner = Inner::Try(Trying { retries, again, deadline_ms: None, ..trying });
+            doing.inner = Inner::Try(Trying { retries, deadline_ms: None, ..trying });
         }
         // What is drawn or read off the clock is stored at once.
         self.wishes.flush = true;
@@ -221,7 +197,7 @@ impl Machine {
         let fibers: Vec<u32> = self.state.fibers.keys().copied().collect();
         for id in fibers {
             if let Some((at, inside)) = self.overdue(id, env.now_ms) {
-                let fault = Fault::timeout("took longer than its timeout");
+                let fault = self.too_late(id);
                 self.truncate(id, at, &fault, env);
                 // An attempt that took too long is an error inside the try; a task that did is one around it.
                 self.fail_below(id, at + usize::from(inside), fault, env);
@@ -229,6 +205,15 @@ impl Machine {
                 self.wake(id, env);
             }
         }
+    }
+
+    /// The error of what took too long; whether a call that it cut off was done nobody knows.
+    fn too_late(&self, id: u32) -> Fault {
+        if self.is_outside(id) {
+            let detail = "took longer than its timeout; unknown_outcome: nobody knows how far what it did outside came";
+            return Fault::timeout(detail).unknown();
+        }
+        Fault::timeout("took longer than its timeout")
     }
 
     /// The outermost frame of a fiber that has taken too long; true when it is an attempt of a try.
@@ -267,7 +252,7 @@ impl Machine {
                 trying.deadline_ms = Some(env.now_ms.saturating_add(ms));
             }
         }
-        let block = Block { owner: Some(task), handler: false, only: None, at: 0, data, vars: Vec::new() };
+        let block = Block { owner: Some(task), data, ..Block::default() };
         if let Some(fiber) = self.state.fibers.get_mut(&id) {
             fiber.frames.push(Frame::Block(block));
         }
@@ -291,8 +276,15 @@ impl Machine {
                 self.clean(&mut output);
                 self.complete(id, output, None, env);
             }
-            // It still waits, so that whoever catches the error finds the key of what it waited for.
-            Err(fault) => self.fail(id, fault, env),
+            Err(fault) => {
+                if fault.unknown {
+                    self.keep_key(id);
+                }
+                if let Some(fiber) = self.state.fibers.get_mut(&id) {
+                    fiber.wait = None;
+                }
+                self.fail(id, fault, env);
+            }
         }
     }
 

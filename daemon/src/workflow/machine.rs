@@ -103,7 +103,7 @@ impl Machine {
         match self.first_input(env) {
             Ok(input) => {
                 self.state.context = input.clone();
-                let block = Block { owner: None, handler: false, only: None, at: 0, data: input, vars: Vec::new() };
+                let block = Block { data: input, ..Block::default() };
                 self.spawn(None, block);
             }
             Err(fault) => self.end_faulted(fault.at("/input")),
@@ -267,6 +267,7 @@ impl Machine {
             Ok((task, output)) => {
                 self.wishes.flush |= task.is_volatile || definition.journal == Journal::Strict;
                 self.note(id, StepStatus::Completed, Some(&output), None, env);
+                self.forget_keys(id);
                 self.redo(id);
                 self.leave(id, output, then.unwrap_or(task.then), env);
             }
@@ -316,7 +317,10 @@ impl Machine {
         block.data = output;
         match then {
             Then::Continue => block.at += 1,
-            Then::Goto(at) => block.at = at,
+            Then::Goto(at) => {
+                block.rounds += u64::from(at <= block.at);
+                block.at = at;
+            }
             Then::Exit => self.leave_block(id, true, env),
             Then::End => {
                 let output = block.data.clone();
@@ -382,6 +386,7 @@ impl Machine {
         let below: Vec<u32> =
             self.state.fibers.iter().filter(|(_, fiber)| fiber.parent == Some(id)).map(|(id, _)| *id).collect();
         below.into_iter().for_each(|fiber| self.drop_fiber(fiber, false, env));
+        self.keep_key(id);
         let Some(fiber) = self.state.fibers.remove(&id) else { return };
         let status = if completed { StepStatus::Completed } else { StepStatus::Cancelled };
         for frame in fiber.frames {
@@ -396,6 +401,7 @@ impl Machine {
         let below: Vec<u32> =
             self.state.fibers.iter().filter(|(_, fiber)| fiber.parent == Some(id)).map(|(id, _)| *id).collect();
         below.into_iter().for_each(|fiber| self.drop_fiber(fiber, false, env));
+        self.keep_key(id);
         let Some(fiber) = self.state.fibers.get_mut(&id) else { return };
         fiber.wait = None;
         let gone: Vec<Frame> = fiber.frames.drain(at + 1..).collect();

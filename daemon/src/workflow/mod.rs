@@ -14,6 +14,7 @@ mod definition;
 mod document;
 mod duration;
 mod fault;
+mod keys;
 mod links;
 mod listen;
 mod machine;

@@ -36,6 +36,9 @@ pub struct State {
     pub next_fiber: u32,
     /// The number of the next row of the journal.
     pub next_step: u64,
+    /// The keys of actions whose outcome nobody knows, by where they stood.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub open: BTreeMap<String, String>,
     /// How it ended.
     pub ended: Option<Ended>,
 }
@@ -49,10 +52,10 @@ pub struct Fiber {
     pub frames: Vec<Frame>,
     /// What it waits for; none = it can go on.
     pub wait: Option<Waiting>,
-    /// An action whose outcome nobody knows and whose error nothing caught: where it stood, and the key that it must come
-    /// with when it is taken up again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub again: Option<(String, String)>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A list of tasks or a task that is not done.
@@ -65,7 +68,7 @@ pub enum Frame {
 }
 
 /// A list of tasks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Block {
     /// The task whose list it is; none = the workflow.
     pub owner: Option<TaskId>,
@@ -75,6 +78,9 @@ pub struct Block {
     pub only: Option<TaskId>,
     /// The place of the task that is done next.
     pub at: usize,
+    /// How often `then` led back.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rounds: u64,
     /// The output of the one before.
     pub data: Value,
     /// The variables that its tasks see.
@@ -133,8 +139,6 @@ pub struct Trying {
     pub deadline_ms: Option<Millis>,
     /// True once its tasks have failed for good and those of `catch` run.
     pub caught: bool,
-    /// A call whose outcome nobody knows: where it stands in the tasks, and the key that it must come with again.
-    pub again: Option<(String, String)>,
 }
 
 /// What a fiber waits for.
@@ -269,6 +273,7 @@ impl State {
             fibers: BTreeMap::new(),
             next_fiber: 0,
             next_step: 1,
+            open: BTreeMap::new(),
             ended: None,
         }
     }
@@ -277,7 +282,7 @@ impl State {
 impl Fiber {
     /// A line that begins with a list.
     pub fn new(parent: Option<u32>, block: Block) -> Fiber {
-        Fiber { parent, frames: vec![Frame::Block(block)], wait: None, again: None }
+        Fiber { parent, frames: vec![Frame::Block(block)], wait: None }
     }
 
     /// The innermost task.
@@ -296,12 +301,21 @@ impl Fiber {
         })
     }
 
-    /// Where it stands below frame `from`, for what is done again at the same place only.
-    pub fn path(&self, from: usize) -> String {
+    /// Where it stands within its first `frames`: each attempt of a try is the same place, each round of a loop another.
+    pub fn path(&self, frames: usize) -> String {
         let mut path = String::new();
-        for frame in self.frames.iter().skip(from) {
+        for frame in self.frames.iter().take(frames) {
             match frame {
-                Frame::Block(block) => path.push_str(&format!("/{}", block.at)),
+                Frame::Block(block) => {
+                    if let Some(branch) = block.only {
+                        path.push_str(&format!("|{branch}"));
+                    }
+                    path.push_str(if block.handler { "!" } else { "/" });
+                    path.push_str(&block.at.to_string());
+                    if block.rounds > 0 {
+                        path.push_str(&format!("~{}", block.rounds));
+                    }
+                }
                 Frame::Task(doing) => match &doing.inner {
                     Inner::Loop(_, index) => path.push_str(&format!("#{index}")),
                     Inner::Listen(listening) => path.push_str(&format!("#{}", listening.results.len())),

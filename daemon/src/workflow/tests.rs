@@ -18,7 +18,7 @@ fn define(body: &str) -> Definition {
     parse(&text).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"))
 }
 
-/// Runs a definition to its end: what waits for a time is given it, each call is answered by `answer`.
+/// Runs a definition to its end: what waits for a time is given it, each call is answered by `answer`. Begins at 1,000 ms.
 fn play(body: &str, input: Value, answer: &mut dyn FnMut(&Value) -> Result<Value, Fault>) -> (Machine, Vec<Step>) {
     let mut machine = Machine::new(Arc::new(define(body)), State::new(input, 1_000));
     let (mut now_ms, mut steps) = (1_000, Vec::new());
@@ -142,8 +142,6 @@ fn loops_branches_waits_and_calls_pass_data_on() {
             json!({}),
             json!({ "y": 1 }),
         ),
-        ("do: [{a: {wait: PT1H}}, {b: {wait: {days: 2}}}]", json!({ "k": 1 }), json!({ "k": 1 })),
-        ("do: [{a: {wait: '${ {seconds: .s} }'}}]", json!({ "s": 5 }), json!({ "s": 5 })),
         (
             "do: [{a: {call: http, with: {method: get, endpoint: 'http://h/{p.q}/{n}?x={none}'}, output: {as: .answered}}}]",
             json!({ "p.q": "a b", "n": 3 }),
@@ -155,6 +153,34 @@ fn loops_branches_waits_and_calls_pass_data_on() {
             json!({ "sum": 3 }),
         ),
     ]);
+}
+
+/// Goal: a wait takes as long as it says, one after the other and side by side, and passes its data on.
+#[test]
+fn waits_take_as_long_as_they_say() {
+    for (body, input, waited_ms) in [
+        ("do: [{a: {wait: PT1H}}]", json!({ "k": 1 }), 3_600_000),
+        ("do: [{a: {wait: PT1H}}, {b: {wait: {days: 2}}}]", json!({ "k": 1 }), 3_600_000 + 2 * 86_400_000),
+        ("do: [{a: {wait: '${ {seconds: .s} }'}}]", json!({ "s": 5 }), 5_000),
+        ("do: [{a: {wait: {milliseconds: 250}}}]", json!(3), 250),
+        ("do: [{a: {if: .no, wait: PT1H}}]", json!({ "no": false }), 0),
+        (
+            "do: [{f: {fork: {branches: [{a: {wait: PT9S}}, {b: {wait: PT4S}}]}, output: {as: '.[0]'}}}]",
+            json!({ "k": 1 }),
+            9_000,
+        ),
+        (
+            "do: [{f: {fork: {compete: true, branches: [{a: {wait: PT9S}}, {b: {wait: PT4S}}]}}}]",
+            json!({ "k": 1 }),
+            4_000,
+        ),
+        ("do: [{l: {for: {in: '[1,2,3]'}, do: [{w: {wait: PT2S}}]}}]", json!({ "k": 1 }), 6_000),
+    ] {
+        let (machine, steps) = play(body, input.clone(), &mut |_| panic!("nothing is called"));
+        assert_eq!(machine.state.ended, Some(Ended::Completed(input)), "{body}");
+        let last_ms = steps.iter().filter_map(|step| step.ended_ms).max();
+        assert_eq!(last_ms, Some(1_000 + waited_ms), "{body}");
+    }
 }
 
 #[test]
@@ -281,6 +307,99 @@ fn an_unknown_outcome_is_tried_again_with_its_key() {
     known.sort();
     known.dedup();
     assert_eq!(known.len(), 5, "{keys:?}");
+}
+
+/// Plays a definition whose calls come to `outcomes` in turn, `None` = no answer until a time limit is over. Gives the
+/// address, the key and the number of each call, and how it ended.
+fn keys(body: &str, outcomes: &[Option<Result<Value, Fault>>]) -> (Vec<(String, String)>, Option<Ended>) {
+    let mut machine = Machine::new(Arc::new(define(body)), State::new(json!({}), 0));
+    let (mut now_ms, mut calls, mut outcomes) = (0, Vec::new(), outcomes.iter());
+    let mut asked: Vec<u64> = Vec::new();
+    while machine.state.ended.is_none() {
+        // What is stored is all that is left from one moment to the next.
+        let stored = serde_json::to_string(&machine.state).expect("a state is JSON");
+        machine = Machine::new(machine.definition, serde_json::from_str(&stored).expect("a state"));
+        let env = Env { now_ms, id: "i", secret: &secret };
+        settle(&mut machine, &env);
+        let begun = |(fiber, action): (u32, &Action)| {
+            let step = machine.state.fibers[&fiber].doing().expect("a task").step;
+            (step, action.args["http"]["uri"].as_str().unwrap_or_default().to_owned(), action.key.clone())
+        };
+        let open: Vec<(u64, String, String)> = machine.actions().into_iter().map(begun).collect();
+        for (step, uri, key) in open {
+            if asked.contains(&step) {
+                continue;
+            }
+            asked.push(step);
+            calls.push((uri, key.clone()));
+            if let Some(outcome) = outcomes.next().unwrap_or(&Some(Ok(json!(1)))) {
+                machine.resolve(&key, outcome.clone(), &env);
+            }
+        }
+        if let Some(due_ms) = machine.due_ms() {
+            now_ms = now_ms.max(due_ms);
+            machine.tick(&Env { now_ms, id: "i", secret: &secret });
+        }
+    }
+    (calls, machine.state.ended)
+}
+
+/// Goal: whatever takes a call away while nobody knows what became of it, the same task comes with its key again; what was
+/// answered, and what stands elsewhere, does not.
+#[test]
+fn calls_without_an_answer_keep_their_keys() {
+    let call = |path: &str| format!("call: http, with: {{method: post, endpoint: 'http://h/{path}'}}");
+    let retry = "catch: {retry: {delay: PT0.1S, limit: {attempt: {count: 5}}}}";
+    let (ok, no) = (Some(Ok(json!(1))), Some(Err(Fault::runtime("no"))));
+    let lost = Some(Err(Fault::runtime("lost").unknown()));
+    let limit = "timeout: {after: PT1S}";
+    let (a, b) = (call("a"), call("b"));
+    let rows = [
+        ("its own timeout", format!("do: [{{t: {{try: [{{c: {{{a}, {limit}}}}}], {retry}}}}}]"), vec![None, None, no.clone(), ok.clone()], vec![0, 0, 0, 1]),
+        ("the timeout around it", format!("do: [{{t: {{try: [{{d: {{do: [{{c: {{{a}}}}}], {limit}}}}}], {retry}}}}}]"), vec![None, ok.clone()], vec![0, 0]),
+        ("a branch beside it that fails", format!("do: [{{t: {{try: [{{f: {{fork: {{branches: [{{x: {{{a}}}}}, {{y: {{{b}}}}}]}}}}}}], {retry}}}}}]"), vec![None, no.clone(), ok.clone(), ok.clone()], vec![0, 1, 0, 2]),
+        ("a try within, which gives up", format!("do: [{{o: {{try: [{{t: {{try: [{{c: {{{a}}}}}], catch: {{retry: {{limit: {{attempt: {{count: 1}}}}}}}}}}}}], {retry}}}}}]"), vec![lost.clone(), lost.clone(), lost.clone(), no.clone(), ok.clone()], vec![0, 0, 0, 0, 1]),
+        ("an attempt between that does not come so far", format!("do: [{{t: {{try: [{{c: {{{a}}}}}, {{d: {{{b}, {limit}}}}}], {retry}}}}}]"), vec![ok.clone(), None, no.clone(), ok.clone(), ok.clone()], vec![0, 1, 2, 3, 1]),
+        ("the tasks of catch at the same place", format!("do: [{{o: {{try: [{{t: {{try: [{{c: {{{a}}}}}], catch: {{do: [{{d: {{{b}}}}}]}}}}}}], {retry}}}}}]"), vec![no.clone(), lost.clone(), no.clone(), ok.clone()], vec![0, 1, 2, 1]),
+        ("another round", format!("do: [{{t: {{try: [{{c: {{{a}, {limit}, output: {{as: '{{n: (($input.n // 0) + 1)}}'}}}}}}, {{s: {{switch: [{{more: {{when: '.n < 2', then: c}}}}]}}}}], {retry}}}}}]"), vec![ok.clone(), None, ok.clone(), ok.clone()], vec![0, 1, 2, 1]),
+    ];
+    for (name, body, outcomes, wanted) in rows {
+        let (calls, ended) = keys(&body, &outcomes);
+        assert!(matches!(ended, Some(Ended::Completed(_))), "{name}: {ended:?}");
+        let mut known: Vec<&String> = Vec::new();
+        let numbers: Vec<usize> = calls
+            .iter()
+            .map(|(_, key)| {
+                known.iter().position(|one| *one == key).unwrap_or_else(|| {
+                    known.push(key);
+                    known.len() - 1
+                })
+            })
+            .collect();
+        assert_eq!(numbers, wanted, "{name}: {calls:?}");
+    }
+    let (_, ended) = keys(&format!("do: [{{c: {{{a}, {limit}}}}}]"), &[None]);
+    let Some(Ended::Faulted(fault)) = ended else { panic!("{ended:?}") };
+    assert!(fault.unknown && fault.detail.as_deref().is_some_and(|text| text.contains("unknown_outcome")), "{fault:?}");
+}
+
+/// Goal: a retry by hand comes with the key of the call that was cut off by its time limit.
+#[test]
+fn a_call_that_timed_out_is_retried_by_hand_with_its_key() {
+    let body = "do: [{f: {fork: {branches: [{c: {call: http, with: {method: post, endpoint: 'http://h/'}}}]}, timeout: {after: PT1S}}}]";
+    let mut machine = Machine::new(Arc::new(define(body)), State::new(json!({}), 0));
+    let env = |now_ms| Env { now_ms, id: "i", secret: &secret };
+    settle(&mut machine, &env(0));
+    let key = machine.actions()[0].1.key.clone();
+    machine.tick(&env(1_000));
+    assert!(machine.is_faulted());
+    machine.retry(&env(2_000));
+    settle(&mut machine, &env(2_000));
+    assert_eq!(machine.actions()[0].1.key, key);
+    machine.resolve(&key, Ok(json!(1)), &env(2_000));
+    settle(&mut machine, &env(2_000));
+    assert_eq!(machine.state.ended, Some(Ended::Completed(json!([1]))));
+    assert!(machine.state.open.is_empty());
 }
 
 #[test]

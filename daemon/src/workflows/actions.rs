@@ -38,6 +38,10 @@ pub(super) fn is_process(kind: &Kind) -> bool {
 /// Does it.
 pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
     let cancel = job.cancel.clone();
+    if job.args.get("process").is_some() {
+        // It ends its process itself, and waits for that.
+        return process::run(inner, &job).await;
+    }
     let done = async {
         if job.args.get("http").is_some() {
             return http::call(inner, &job).await;
@@ -45,10 +49,7 @@ pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
         if job.args.get("openapi").is_some() {
             return openapi::call(inner, &job).await;
         }
-        if job.args.get("skill").is_some() {
-            return skill(inner, &job).await;
-        }
-        process::run(inner, &job).await
+        skill(inner, &job).await
     };
     tokio::select! {
         done = done => done,

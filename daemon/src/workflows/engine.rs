@@ -159,6 +159,7 @@ impl Inner {
             row,
             jobs: JoinSet::new(),
             begun: HashMap::new(),
+            next_job: 0,
             cut_off: HashSet::new(),
             listeners: None,
             seen: 0,
@@ -210,9 +211,12 @@ struct Driver {
     /// None only while it runs on another thread.
     machine: Option<Machine>,
     row: InstanceRow,
-    /// What is being done outside, by key.
-    jobs: JoinSet<(String, Result<Value, Fault>)>,
-    begun: HashMap<String, CancellationToken>,
+    /// What is being done outside.
+    jobs: JoinSet<(u64, String, Result<Value, Fault>)>,
+    /// By key: what is still waited for, with its number and what ends it. What was given up ends in its own time, and may
+    /// be done again with the same key before.
+    begun: HashMap<String, (u64, CancellationToken)>,
+    next_job: u64,
     /// Keys of what was being done when the daemon ended.
     cut_off: HashSet<String>,
     /// What the tables say that it listens to; none = unknown.
@@ -303,11 +307,13 @@ impl Driver {
             };
             tokio::select! {
                 Some(ended) = self.jobs.join_next() => {
-                    if let Ok((key, result)) = ended {
+                    if let Ok((job, key, result)) = ended
+                        && self.begun.get(&key).is_some_and(|(known, _)| *known == job)
+                    {
                         self.begun.remove(&key);
                         results.push((key, result));
+                        return Ok(true);
                     }
-                    return Ok(true);
                 }
                 () = slot.poke.notified() => {}
                 () = slot.cancel.cancelled() => return Ok(false),
@@ -606,7 +612,7 @@ impl Driver {
         let gone: Vec<String> =
             self.begun.keys().filter(|key| !wanted.iter().any(|(_, known)| known == *key)).cloned().collect();
         for key in gone {
-            if let Some(cancel) = self.begun.remove(&key) {
+            if let Some((_, cancel)) = self.begun.remove(&key) {
                 cancel.cancel();
             }
         }
@@ -620,14 +626,16 @@ impl Driver {
             let doing =
                 self.machine().state.fibers.get(&fiber).and_then(Fiber::doing).map(|one| (one.step, one.attempt));
             let context = spans::of_task(&self.inner, &self.row, doing);
-            self.begun.insert(key.clone(), cancel);
+            let number = self.next_job;
+            self.next_job += 1;
+            self.begun.insert(key.clone(), (number, cancel));
             let inner = Arc::clone(&self.inner);
             self.jobs.spawn(traces::within(context, async move {
                 let result = match job {
                     Ok(job) => actions::run(&inner, job).await,
                     Err(fault) => Err(fault),
                 };
-                (key, result)
+                (number, key, result)
             }));
         }
     }

@@ -26,24 +26,36 @@ pub(super) async fn run(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
     let permissions = task.written["metadata"]["aman.permissions"].as_str().unwrap_or_default();
     let rights = Permissions::parse(permissions, &inner.settings.places)
         .map_err(|why| Fault::configuration(format!("aman.permissions: {why}")))?;
-    let folder = inner.settings.work.join(&job.key);
-    let failed = |error: std::io::Error| Fault::runtime(format!("the folder of the process cannot be made: {error}"));
-    let _left_by_a_run_that_was_cut_off = std::fs::remove_dir_all(&folder);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
-    let folder = Folder(folder);
+    // A run that was given up may still be ending when the next one with its key begins.
+    let folder = Folder::make(inner.settings.work.join(format!("{}-{}", job.key, crate::id::fresh()))).await?;
     let spec = spec(job, process, rights, &folder.0)?;
     let finished = inner.sandbox.run(spec, job.cancel.clone()).await.map_err(not_run)?;
-    // Removing many files takes a while; it must not hold up the others on this thread.
-    let _removed = tokio::task::spawn_blocking(move || drop(folder)).await;
     judge(&finished, process.wanted)
 }
 
 /// A fresh folder; it goes with everything in it.
 struct Folder(PathBuf);
 
+impl Folder {
+    async fn make(place: PathBuf) -> Result<Folder, Fault> {
+        let made = tokio::task::spawn_blocking(move || {
+            let folder = Folder(place);
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder.0).map(|()| folder)
+        });
+        let failed = |why: String| Fault::runtime(format!("the folder of the process cannot be made: {why}"));
+        made.await.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    }
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _gone = std::fs::remove_dir_all(&self.0);
+        let place = std::mem::take(&mut self.0);
+        // Removing many files takes a while; it must not hold up the others on this thread.
+        let remove = move || drop(std::fs::remove_dir_all(place));
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
     }
 }
 
