@@ -33,6 +33,8 @@ pub use url::Url;
 
 /// How long one address may take to answer the connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
+/// The longest wait that the other side can ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Headers of an answer, in bytes.
 const HEADER_BYTES_MAX: usize = 64 << 10;
 
@@ -86,14 +88,17 @@ impl Heard {
         (200..300).contains(&self.status)
     }
 
-    /// How long `Retry-After` asks to wait, given as seconds or as a date.
+    /// How long `Retry-After` asks to wait, given as seconds or as a date; at most a day.
     pub fn retry_after(&self, now_ms: Millis) -> Option<Duration> {
         let text = self.header("retry-after")?.trim();
-        if let Ok(seconds) = text.parse::<u64>() {
-            return Some(Duration::from_secs(seconds));
-        }
-        let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-        Some(Duration::from_millis(u64::try_from(at.as_millisecond() - now_ms).unwrap_or(0)))
+        let wait = match text.parse::<u64>() {
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => {
+                let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+                Duration::from_millis(u64::try_from(at.as_millisecond().saturating_sub(now_ms)).unwrap_or(0))
+            }
+        };
+        Some(wait.min(RETRY_AFTER_MAX))
     }
 }
 
@@ -341,6 +346,8 @@ mod tests {
             (" 0 ", Some(0)),
             ("Sun, 22 Nov 2026 03:01:00 GMT", Some(60)),
             ("Sun, 22 Nov 2026 02:00:00 GMT", Some(0)),
+            ("99999999999", Some(86_400)),
+            ("Mon, 22 Nov 2027 03:00:00 GMT", Some(86_400)),
             ("soon", None),
         ] {
             assert_eq!(heard(value).retry_after(now_ms), seconds.map(Duration::from_secs), "{value}");

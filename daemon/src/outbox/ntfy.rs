@@ -102,10 +102,7 @@ impl NtfySink {
             // Nothing makes this message a better one.
             400 | 413 => Sent::Refused(why),
             // The token or the topic may be corrected, the server may come back.
-            _ => {
-                let after = heard.retry_after(self.bus.clock().now_ms());
-                Sent::Later(why, after)
-            }
+            _ => Sent::Later(why, heard.retry_after(self.bus.clock().now_ms())),
         }
     }
 }

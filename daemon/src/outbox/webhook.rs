@@ -112,8 +112,7 @@ impl WebhookSink {
             self.give_up().await;
             return Sent::Refused(why);
         }
-        let after = heard.retry_after(self.bus.clock().now_ms());
-        Sent::Later(why, after)
+        Sent::Later(why, heard.retry_after(self.bus.clock().now_ms()))
     }
 
     /// By which the database knows the address, which may hold a key.

@@ -21,8 +21,6 @@ const TIME_MAX: Duration = Duration::from_secs(30);
 const REDIRECTS_MAX: u8 = 5;
 /// The longest wait after failures, unless the period itself is longer.
 const BACK_OFF_MAX: Duration = Duration::from_secs(3600);
-/// The longest wait that a server can ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 
 /// A poll source, ready to run.
 pub struct PollSource {
@@ -62,7 +60,7 @@ impl PollSource {
                     failures += 1;
                     self.feed.failing(why);
                     let wait = back_off(failures, every, BACK_OFF_MAX.max(every));
-                    after.map_or(wait, |after| after.clamp(every, RETRY_AFTER_MAX.max(every)))
+                    after.map_or(wait, |after| after.max(every))
                 }
             };
             tokio::select! {
