@@ -174,6 +174,11 @@ pub fn read_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> serde_json::Res
     serde_json::from_slice(text)
 }
 
+/// True for the media types that hold JSON; without parameters, in lower case (RFC 6839, 3.1).
+pub fn is_json(essence: &str) -> bool {
+    essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
+}
+
 /// Checks that serde_json can read `text` back as a value, without building it: at most [`JSON_DEPTH_MAX`] levels, and
 /// none of the names by which serde_json marks texts that it parses once more, with a depth limit of their own.
 pub fn check_json(text: &[u8]) -> serde_json::Result<()> {

@@ -323,11 +323,6 @@ pub fn unsupported(given: &str) -> Problem {
     Problem::new((StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"), detail)
 }
 
-/// True for the media types that hold JSON.
-pub fn is_json(essence: &str) -> bool {
-    essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
-}
-
 /// The fields of a JSON object, taken one by one; what is wrong is gathered, what nobody takes is refused by name.
 pub struct Fields {
     left: Map<String, Value>,
@@ -339,7 +334,7 @@ impl Fields {
     /// Reads `bytes` as a JSON object; nothing counts as `{}`.
     pub fn read(headers: &HeaderMap, bytes: &[u8]) -> Result<Fields, Problem> {
         if let Some(essence) = media_type(headers)?
-            && !is_json(&essence)
+            && !event::is_json(&essence)
         {
             return Err(unsupported(&essence));
         }

@@ -197,7 +197,7 @@ fn binary(headers: &HeaderMap, essence: Option<&str>, body: &[u8], now_ms: Milli
     event.data = match essence {
         _ if body.is_empty() => Data::None,
         None => json_data(body)?,
-        Some(essence) if body::is_json(essence) => json_data(body)?,
+        Some(essence) if event::is_json(essence) => json_data(body)?,
         Some(essence) if is_text(essence) => match std::str::from_utf8(body) {
             Ok(text) => Data::Text(text.to_owned()),
             Err(_) => Data::Binary(body.to_vec()),
@@ -397,7 +397,7 @@ impl<'a> Reader<'a> {
             .content_type
             .as_deref()
             .map(|full| full.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
-        let is_json = essence.as_deref().is_none_or(body::is_json);
+        let is_json = essence.as_deref().is_none_or(event::is_json);
         let data = match (self.data, self.base64.take()) {
             (Some(_), Some(_)) => Err(Error::invalid("data_base64", "is given together with data. Send one.")),
             (None, None) => Ok(Data::None),

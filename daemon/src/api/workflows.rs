@@ -13,7 +13,7 @@ use super::query::{self, Query};
 use super::{App, Call};
 use crate::bus::{NewInstance, NewSignal};
 use crate::error::Error;
-use crate::event::{Trust, read_json};
+use crate::event::{self, Trust, read_json};
 use crate::redact;
 use crate::store::Tx;
 use crate::store::workflows::Status;
@@ -69,7 +69,7 @@ pub(super) async fn put(app: Arc<App>, mut call: Call) -> Result<Reply, Problem>
     }
     let essence = body::media_type(&call.headers)?;
     let is_yaml = essence.as_ref().is_some_and(|essence| YAML.contains(&essence.as_str()));
-    let is_json = essence.as_ref().is_none_or(|essence| body::is_json(essence));
+    let is_json = essence.as_ref().is_none_or(|essence| event::is_json(essence));
     if !is_yaml && !is_json {
         return Err(body::unsupported(essence.as_deref().unwrap_or_default()));
     }
@@ -201,7 +201,7 @@ pub(super) async fn signal(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
     let mut fields = call.fields().await?;
     let (kind, mut data) = (fields.required_text("type"), fields.value("data").unwrap_or(Value::Null));
     fields.done()?;
-    crate::event::check_type(&kind).map_err(|reason| Error::invalid("type", reason))?;
+    event::check_type(&kind).map_err(|reason| Error::invalid("type", reason))?;
     redact::value(&mut data);
     let (id, who) = (call.param("id").to_owned(), call.principal.as_ref());
     let audit = audit(&call.draft, &id, json!({ "type": kind }));

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::Inner;
 use super::actions::Job;
 use crate::egress::{Ask, EgressError, Heard, Method, Url, status_text};
+use crate::event::is_json;
 use crate::telemetry::traces;
 use crate::workflow::{Call, Fault, Kind, Output};
 
@@ -85,7 +86,7 @@ pub(super) fn body_of(body: &Value, headers: &mut Vec<(String, String)>) -> Byte
     }
     let kind = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type")).map(|(_, kind)| kind.clone());
     match (body, kind) {
-        (Value::String(text), Some(kind)) if !kind.contains("json") => Bytes::from(text.clone()),
+        (Value::String(text), Some(kind)) if !is_json(&essence(&kind)) => Bytes::from(text.clone()),
         (body, kind) => {
             if kind.is_none() {
                 headers.push(("content-type".to_owned(), "application/json".to_owned()));
@@ -150,20 +151,29 @@ fn request(method: &str, url: &str, headers: &[(String, String)]) -> Value {
     json!({ "method": method.to_ascii_lowercase(), "uri": url, "headers": headers })
 }
 
+/// A media type without its parameters, in lower case.
+fn essence(kind: &str) -> String {
+    kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Whether an answer of this media type is text; without a type it may be.
+fn is_text(essence: &str) -> bool {
+    essence.is_empty() || essence.starts_with("text/") || essence == "application/xml" || essence.ends_with("+xml")
+}
+
 /// JSON as JSON, text as text, anything else as base64.
 fn content(heard: &Heard) -> Result<Value, Fault> {
-    let kind = heard.header("content-type").unwrap_or_default().to_ascii_lowercase();
-    let essence = kind.split(';').next().unwrap_or_default().trim().to_owned();
+    let essence = essence(heard.header("content-type").unwrap_or_default());
     if heard.body.is_empty() {
         return Ok(Value::Null);
     }
-    if essence.ends_with("json") {
+    if is_json(&essence) {
         return crate::event::read_json(&heard.body).map_err(|error| {
             Fault::new("communication", 502, "Invalid answer", format!("it says that it is JSON and is not: {error}"))
         });
     }
     match std::str::from_utf8(&heard.body) {
-        Ok(text) if essence.starts_with("text/") || essence.ends_with("xml") || essence.is_empty() => Ok(text.into()),
+        Ok(text) if is_text(&essence) => Ok(text.into()),
         _ => Ok(Value::String(BASE64.encode(&heard.body))),
     }
 }
@@ -199,4 +209,33 @@ pub(super) fn text(value: &Value) -> String {
 /// A text as it stands in a query or a path.
 pub(super) fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string().replace("%2E", ".").replace("%2D", "-").replace("%5F", "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: only what says that it is JSON is read as JSON.
+    #[test]
+    fn answers_are_what_their_media_type_says() {
+        let heard = |kind: &str, body: &'static str| Heard {
+            status: 200,
+            headers: vec![("content-type".to_owned(), kind.to_owned())],
+            body: Bytes::from(body),
+        };
+        for (kind, body, wanted) in [
+            ("application/json", "[1]", json!([1])),
+            ("Application/JSON; charset=utf-8", "[1]", json!([1])),
+            ("application/problem+json", "{\"a\":1}", json!({ "a": 1 })),
+            ("application/x-notjson", "[1]", json!("WzFd")),
+            ("application/ndjson", "[1]\n[2]", json!("WzFdClsyXQ==")),
+            ("text/plain", "[1]", json!("[1]")),
+            ("application/atom+xml", "<a/>", json!("<a/>")),
+        ] {
+            assert_eq!(content(&heard(kind, body)).expect("content"), wanted, "{kind}");
+        }
+        let body = |kind: &str| body_of(&json!("x"), &mut vec![("Content-Type".to_owned(), kind.to_owned())]);
+        assert_eq!(body("application/jsonish"), Bytes::from("x"));
+        assert_eq!(body("application/vnd.a+json; v=1"), Bytes::from("\"x\""));
+    }
 }

@@ -181,8 +181,7 @@ fn is_credential(name: &str) -> bool {
 
 fn is_json(headers: &Headers) -> bool {
     let essence = headers.get("content-type").unwrap_or("application/json").split(';').next().unwrap_or_default();
-    let essence = essence.trim().to_ascii_lowercase();
-    essence == "application/json" || essence.ends_with("+json")
+    crate::event::is_json(&essence.trim().to_ascii_lowercase())
 }
 
 /// The body as jq sees it: JSON if it is that, the fields of a form, else text.
