@@ -271,6 +271,8 @@ async fn prune(context: &mut Context, args: &PruneArgs) -> Result<(), Failure> {
         ("dead letters", "dead_letters"),
         ("notifications", "notifications"),
         ("cron runs", "cron_runs"),
+        ("workflow instances", "workflow_instances"),
+        ("workflow definitions", "workflow_definitions"),
         ("audit records", "audit"),
     ] {
         pairs.push((name, text(&answer[key])));

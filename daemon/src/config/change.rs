@@ -36,6 +36,7 @@ const LIVE: &[&str] = &[
     "bus.max_pending",
     "bus.retention.audit",
     "bus.retention.cron_runs",
+    "bus.retention.workflows",
     "bus.retention.dead_letters",
     "bus.retention.max_age",
     "bus.retention.max_size",

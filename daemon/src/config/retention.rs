@@ -20,6 +20,8 @@ pub struct Retention {
     pub notifications: Duration,
     /// The ledger of cron slots.
     pub cron_runs: Duration,
+    /// Ended instances of workflows, and definitions that nothing uses.
+    pub workflows: Duration,
     /// Audit records.
     pub audit: Duration,
 }
@@ -32,6 +34,7 @@ impl Retention {
             dead_letters: layers.duration("bus.retention.dead_letters"),
             notifications: layers.duration("bus.retention.notifications"),
             cron_runs: layers.duration("bus.retention.cron_runs"),
+            workflows: layers.duration("bus.retention.workflows"),
             audit: layers.duration("bus.retention.audit"),
         };
         if retention.max_size > 0 && retention.max_size < SIZE_MIN {

@@ -71,6 +71,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("bus.retention.dead_letters", "\"30d\"", "How long a dead letter and its event are kept; 0s = for ever."),
     setting("bus.retention.notifications", "\"90d\"", "How long notifications are kept; 0s = for ever."),
     setting("bus.retention.cron_runs", "\"90d\"", "How long runs of cron jobs are on record; 0s = for ever."),
+    setting(
+        "bus.retention.workflows",
+        "\"90d\"",
+        "How long ended instances of workflows are on record; 0s = for ever.",
+    ),
     setting("bus.retention.audit", "\"365d\"", "How long audit records are kept; 0s = for ever."),
     setting("notifications.per_hour", "60", "Notifications that one consumer may have in an hour; 0 = no limit."),
     setting(

@@ -331,6 +331,10 @@ pub enum Aged {
     Notifications,
     /// Ended slots of the cron ledger.
     CronRuns,
+    /// Ended instances of workflows, with their journals.
+    Instances,
+    /// Definitions of workflows that no instance has and no workflow starts with.
+    Definitions,
     /// Keys of events and of requests that expired; the cutoff is the present.
     Keys,
     /// Tokens that expired this long ago.
@@ -351,6 +355,20 @@ impl Aged {
                  (SELECT 1 FROM cron_job j WHERE j.id = cron_slot.job AND j.cursor_ms < cron_slot.slot_ms)",
                 "made_ms",
             )],
+            Aged::Instances => &[(
+                "workflow_instance",
+                "number",
+                "status > 2 AND updated_ms <= ?1 \
+                 AND NOT EXISTS (SELECT 1 FROM workflow_step s WHERE s.instance = workflow_instance.number)",
+                "updated_ms",
+            )],
+            Aged::Definitions => &[(
+                "workflow_definition",
+                "digest",
+                "created_ms <= ?1 AND NOT EXISTS (SELECT 1 FROM workflow w WHERE w.digest = workflow_definition.digest) \
+                 AND NOT EXISTS (SELECT 1 FROM workflow_instance i WHERE i.digest = workflow_definition.digest)",
+                "created_ms",
+            )],
             Aged::Keys => &[
                 ("dedup", "key", "expires_ms <= ?1", "expires_ms"),
                 ("idempotency", "key", "expires_ms <= ?1", "expires_ms"),
@@ -360,15 +378,32 @@ impl Aged {
     }
 }
 
-/// Removes one step of the rows that are due at `cutoff_ms`; gives how many went, fewer than a step when none is left.
-pub fn remove_aged(tx: &mut Tx<'_>, what: Aged, cutoff_ms: Millis) -> Result<i64, Error> {
-    let mut gone = 0;
-    for (table, key, due, _) in what.tables() {
-        let sql = format!("DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} WHERE {due} LIMIT ?2)");
+/// What one step removed.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// How many rows.
+    pub rows: i64,
+    /// True when there may be more.
+    pub more: bool,
+}
+
+/// Removes one step of the rows that are due at `cutoff_ms`, and first what belongs to them.
+pub fn remove_aged(tx: &mut Tx<'_>, what: Aged, cutoff_ms: Millis) -> Result<Step, Error> {
+    let remove = |(table, key, due): (&str, &str, &str)| {
+        let sql = format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {due} LIMIT ?2)");
         let rows = tx.conn.prepare_cached(&sql).and_then(|mut s| s.execute(params![cutoff_ms, STEP_ROWS]));
-        gone += i64::try_from(rows.map_err(unwritten)?).unwrap_or(i64::MAX);
+        Ok(i64::try_from(rows.map_err(unwritten)?).unwrap_or(i64::MAX))
+    };
+    let mut parts = 0;
+    if what == Aged::Instances {
+        let ended = "instance IN (SELECT number FROM workflow_instance WHERE status > 2 AND updated_ms <= ?1)";
+        parts = remove(("workflow_step", "instance, number", ended))?;
     }
-    Ok(gone)
+    let mut rows = 0;
+    for (table, key, due, _) in what.tables() {
+        rows += remove((table, key, due))?;
+    }
+    Ok(Step { rows, more: rows + parts > 0 })
 }
 
 /// How many rows are due at `cutoff_ms`.
@@ -386,7 +421,8 @@ pub fn oldest_aged(conn: &Connection, what: Aged) -> Result<Option<Millis>, Erro
     let among = match what {
         Aged::DeadLetters => "WHERE state = 0",
         Aged::CronRuns => "WHERE status > 1",
-        Aged::Notifications | Aged::Keys | Aged::Tokens => "",
+        Aged::Instances => "WHERE status > 2",
+        Aged::Notifications | Aged::Definitions | Aged::Keys | Aged::Tokens => "",
     };
     let sql = format!("SELECT min({time}) FROM {table} {among}");
     conn.prepare_cached(&sql).and_then(|mut s| s.query_row([], |row| row.get(0))).map_err(unread)

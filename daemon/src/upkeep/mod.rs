@@ -289,6 +289,7 @@ impl Upkeep {
                 due.push(retention::oldest_aged(conn, Aged::DeadLetters)?.zip(millis(policy.dead_letters)));
                 due.push(retention::oldest_aged(conn, Aged::Notifications)?.zip(millis(policy.notifications)));
                 due.push(retention::oldest_aged(conn, Aged::CronRuns)?.zip(millis(policy.cron_runs)));
+                due.push(retention::oldest_aged(conn, Aged::Instances)?.zip(millis(policy.workflows)));
                 due.push(audit::oldest_ms(conn)?.zip(millis(policy.audit)));
                 Ok(due.into_iter().flatten().map(|(at, age)| at.saturating_add(age)).min())
             })
@@ -312,7 +313,8 @@ fn millis(age: Duration) -> Option<Millis> {
 
 /// The shortest time that anything is kept; none when everything is for ever.
 fn shortest(policy: &Retention) -> Option<Duration> {
-    let ages = [policy.max_age, policy.dead_letters, policy.notifications, policy.cron_runs, policy.audit];
+    let ages =
+        [policy.max_age, policy.dead_letters, policy.notifications, policy.cron_runs, policy.workflows, policy.audit];
     ages.into_iter().filter(|age| !age.is_zero()).min()
 }
 

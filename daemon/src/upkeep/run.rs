@@ -47,6 +47,10 @@ pub struct Report {
     pub notifications: i64,
     /// Slots of cron jobs.
     pub cron_runs: i64,
+    /// Ended instances of workflows, with their journals.
+    pub workflow_instances: i64,
+    /// Definitions of workflows that nothing used any more.
+    pub workflow_definitions: i64,
     /// Expired keys of events and requests.
     pub keys: i64,
     /// Expired tokens.
@@ -76,7 +80,7 @@ impl Report {
     /// True when something went that somebody could look for, or when the limit of size cannot be kept.
     pub fn is_worth_telling(&self) -> bool {
         let rows = self.events - self.own + self.dead_letters + self.notifications + self.cron_runs + self.audit;
-        rows > 0 || self.is_full
+        rows + self.workflow_instances + self.workflow_definitions > 0 || self.is_full
     }
 
     fn count(&mut self, what: Aged, rows: i64) {
@@ -84,6 +88,8 @@ impl Report {
             Aged::DeadLetters => self.dead_letters += rows,
             Aged::Notifications => self.notifications += rows,
             Aged::CronRuns => self.cron_runs += rows,
+            Aged::Instances => self.workflow_instances += rows,
+            Aged::Definitions => self.workflow_definitions += rows,
             Aged::Keys => self.keys += rows,
             Aged::Tokens => self.tokens += rows,
         }
@@ -110,7 +116,7 @@ impl Report {
 }
 
 /// Every kind of row with its cutoff, none for what is kept for ever. Dead letters first: they hold their events.
-fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 5] {
+fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 7] {
     let cutoff = |age| millis(age).map(|age| now_ms.saturating_sub(age));
     [
         (Aged::DeadLetters, cutoff(policy.dead_letters)),
@@ -118,6 +124,8 @@ fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 5] {
         (Aged::Tokens, Some(now_ms.saturating_sub(TOKENS_KEPT_MS))),
         (Aged::Notifications, cutoff(policy.notifications)),
         (Aged::CronRuns, cutoff(policy.cron_runs)),
+        (Aged::Instances, cutoff(policy.workflows)),
+        (Aged::Definitions, cutoff(policy.workflows)),
     ]
 }
 
@@ -158,9 +166,9 @@ impl<'a> Run<'a> {
             let Some(cutoff_ms) = cutoff_ms else { continue };
             loop {
                 let begun = Instant::now();
-                let rows = self.upkeep.store().write(move |tx| retention::remove_aged(tx, what, cutoff_ms)).await?;
-                self.report.count(what, rows);
-                if rows == 0 || !self.goes_on(begun).await {
+                let step = self.upkeep.store().write(move |tx| retention::remove_aged(tx, what, cutoff_ms)).await?;
+                self.report.count(what, step.rows);
+                if !step.more || !self.goes_on(begun).await {
                     break;
                 }
             }
