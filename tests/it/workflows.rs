@@ -3,6 +3,7 @@
 mod calls;
 mod conformance;
 mod crash;
+mod lasting;
 mod processes;
 mod schedules;
 
@@ -409,8 +410,14 @@ fn an_answer_is_for_one_question() {
     let answer = |data: Value| {
         daemon.post(&format!("/workflow-instance/{id}/event"), &json!({ "type": "approval", "data": data }))
     };
-    answer(json!({ "approved": true }));
-    answer(json!({ "approved": true, "task": tasks[0] }));
+    let unnamed = answer(json!({ "approved": true }));
+    assert_eq!(unnamed.fields(), ["data.task"], "{unnamed:?}");
+    assert!(tasks.iter().all(|task| unnamed.json.to_string().contains(task)), "{unnamed:?}");
+    assert_eq!(answer(json!({ "approved": true, "task": "/do/9/x" })).fields(), ["data.task"]);
+    assert_eq!(answer(json!({ "approved": "yes", "task": tasks[0] })).fields(), ["data.approved"]);
+    let (code, _, err) = daemon.cli(&["workflow", "approve", &id]);
+    assert!(code != 0 && err.contains("--task") && err.contains(tasks[1]), "{err}");
+    assert_eq!(answer(json!({ "approved": true, "task": tasks[0] })).status, 200);
     daemon.wait("the first to be answered", || {
         let steps = instance(&daemon, &id)["steps"].as_array().cloned().unwrap_or_default();
         steps.iter().any(|step| step["task"] == tasks[0] && step["status"] == "completed").then_some(())
@@ -419,6 +426,11 @@ fn an_answer_is_for_one_question() {
     answer(json!({ "approved": false, "task": tasks[1] }));
     let output = until(&daemon, &id, "completed")["output"].clone();
     assert_eq!((&output[0]["approved"], &output[1]["approved"]), (&json!(true), &json!(false)), "{output}");
+    stored(&daemon, "mute", "do: [{w: {wait: PT1H}}]");
+    let id = start(&daemon, "mute", json!({}));
+    until(&daemon, &id, "waiting");
+    let (code, _, err) = daemon.cli(&["workflow", "approve", &id]);
+    assert!(code != 0 && err.contains("No question"), "{err}");
 }
 
 /// Goal: what a workflow does with somebody's event is trusted no further than that event.

@@ -31,7 +31,7 @@ use crate::id::DeliveryId;
 
 pub use effects::{Action, Effects, Failure, NewIntent, NewNotification, Outcome, Severity, StateWrite};
 pub use flows::{Flows, NewInstance, NewSignal, Preparing, Wanted};
-pub use notices::Notices;
+pub use notices::{Notices, OwnEvent};
 pub use publish::{Accepted, Bus, Idempotency, Origin, Publish, Settings, Stats};
 pub use retry::RetryPolicy;
 

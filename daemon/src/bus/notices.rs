@@ -150,7 +150,25 @@ fn created(row: &New) -> NewEvent {
     NewEvent { subject: Some(row.id.clone()), ..NewEvent::new(SOURCE, CREATED, &data) }
 }
 
+/// An event of the daemon's own that commits with what it tells of.
+#[derive(Clone)]
+pub struct OwnEvent(Prepared);
+
+impl OwnEvent {
+    /// Stores it, however much is waiting.
+    pub fn store(&self, tx: &mut Tx<'_>) -> Result<(), Error> {
+        events::append(tx, self.0.clone()).map(drop)
+    }
+}
+
 impl Bus {
+    /// Prepares an event; [`OwnEvent::store`] belongs into the transaction of what it tells of. Whoever makes it sees to
+    /// its limits.
+    pub async fn own_event(&self, event: NewEvent, origin: Origin) -> OwnEvent {
+        let mut prepared = self.prepare(vec![event], origin, None).await;
+        OwnEvent(prepared.pop().expect("one event is prepared of one"))
+    }
+
     /// Prepares what `consumer`, of that kind, tells outside a delivery; a title that is too long is cut. [`Notices::store`]
     /// belongs into the transaction of what they tell of.
     pub async fn notices(&self, consumer: &str, kind: &str, trust: Trust, asked: Vec<NewNotification>) -> Notices {

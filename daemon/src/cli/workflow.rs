@@ -187,7 +187,8 @@ pub struct ConfirmedArgs {
 #[command(after_help = "\
 Examples:
   aman workflow approve 0193…
-  aman workflow approve 0193… --deny --reason 'not this one'")]
+  aman workflow approve 0193… --deny --reason 'not this one'
+  aman workflow approve 0193… --task /do/1/ask      when several questions wait")]
 pub struct ApproveArgs {
     /// The instance
     id: String,

@@ -10,19 +10,25 @@ use super::Tx;
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Trust;
-use crate::redact;
 
 pub use asked::{Change, KEY_TAKEN, apply, check, with_key, workflow_of};
 pub use progress::{
-    Advance, InboxRow, Kind, ListenerRow, StepRow, advance, bring, cancel, hold, inbox, listeners, reopen, steps,
+    Advance, InboxRow, Kind, ListenerRow, StepRow, advance, bring, cancel, cancel_below, fault, hold, inbox, listeners,
+    reopen, steps,
 };
 
 /// Rows of the journal that an instance keeps.
 const STEPS_KEPT: i64 = 10_000;
 /// Ended instances that a workflow keeps.
 const ENDED_KEPT: i64 = 10_000;
+/// Events and signals that may wait for one instance, as while it is paused.
+const INBOX_ROWS_MAX: i64 = 1000;
+/// Their bytes.
+const INBOX_BYTES_MAX: i64 = 4 << 20;
 /// Ended instances that go at once.
 const PRUNED_AT_ONCE: i64 = 20;
+/// Rows of their journals that go at once.
+const PRUNED_STEPS_AT_ONCE: i64 = 1000;
 
 /// Where a definition came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +153,7 @@ pub struct InstanceRow {
     pub hold: bool,
     /// Where it stands, JSON.
     pub state: Option<String>,
-    /// Its input, JSON.
+    /// Its input, JSON without secrets.
     pub input: String,
     /// Its output, JSON.
     pub output: Option<String>,
@@ -297,10 +303,10 @@ pub fn definitions(conn: &Connection, name: &str) -> Result<Vec<DefinitionRow>, 
     .map_err(unread)
 }
 
-/// The digests that unfinished instances of a workflow have.
-pub fn open_digests(conn: &Connection, workflow: &str) -> Result<Vec<String>, Error> {
-    conn.prepare_cached("SELECT DISTINCT digest FROM workflow_instance WHERE workflow = ?1 AND status < 3")
-        .and_then(|mut s| s.query_map([workflow], |row| row.get(0))?.collect())
+/// The names and definitions of unfinished instances.
+pub fn open_definitions(conn: &Connection) -> Result<Vec<(String, String)>, Error> {
+    conn.prepare_cached("SELECT DISTINCT workflow, digest FROM workflow_instance WHERE status < 3")
+        .and_then(|mut s| s.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
         .map_err(unread)
 }
 
@@ -357,7 +363,7 @@ pub fn start(tx: &Tx<'_>, row: &InstanceRow) -> Result<(i64, bool), Error> {
                 row.id,
                 row.workflow,
                 row.digest,
-                redact::json(&row.input),
+                row.input,
                 row.created_ms,
                 row.trace,
                 row.trust.code(),
@@ -415,10 +421,13 @@ pub fn instances(
     .map_err(unread)
 }
 
-/// The unfinished instances that an instance started and waits for.
-pub fn open_children(conn: &Connection, parent: i64) -> Result<Vec<i64>, Error> {
-    conn.prepare_cached("SELECT number FROM workflow_instance WHERE parent = ?1 AND awaited = 1 AND status < 3")
-        .and_then(|mut s| s.query_map([parent], |row| row.get(0))?.collect())
+/// The instance that an instance started and knows by this key; none =
+/// there is none with this key.
+pub fn child(tx: &Tx<'_>, parent: i64, key: &str) -> Result<Option<InstanceRow>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM workflow_instance WHERE parent = ?1 AND parent_key = ?2");
+    tx.conn
+        .prepare_cached(&sql)
+        .and_then(|mut s| s.query_row(params![parent, key], instance_of).optional())
         .map_err(unread)
 }
 

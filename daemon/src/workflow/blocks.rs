@@ -9,6 +9,7 @@ use super::fault::Fault;
 use super::links::{Strategy, Until};
 use super::listen::Listening;
 use super::machine::{Env, Machine, Next};
+use super::size;
 use super::state::{Action, Block, Child, Frame, Inner, Signal, Trying, Waiting};
 use super::template::{Scope, Template};
 use crate::clock::rfc3339;
@@ -58,8 +59,7 @@ impl Machine {
                 })
             }
             Kind::Try { catch, .. } => {
-                let mut trying =
-                    Trying { retries: 0, first_ms: env.now_ms, deadline_ms: None, caught: false };
+                let mut trying = Trying { retries: 0, first_ms: env.now_ms, deadline_ms: None, caught: false };
                 if let Some(each) = catch.retry.as_ref().and_then(|retry| retry.each.as_ref()) {
                     let scope = Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) };
                     trying.deadline_ms = Some(env.now_ms.saturating_add(each.ms(&scope)?));
@@ -239,6 +239,9 @@ impl Machine {
             return Ok(Next::Done(if *compete { input.clone() } else { json!([]) }));
         }
         let owner = self.doing(id)?.task;
+        if size::bytes(input).saturating_mul(branches.len()) > size::STATE_BYTES_MAX {
+            return Err(size::too_much("the branches get more together", size::STATE_BYTES_MAX));
+        }
         let mut data = input.clone();
         self.clean(&mut data);
         let fibers: Vec<u32> = branches

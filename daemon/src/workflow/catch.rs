@@ -12,7 +12,7 @@ use super::template::Scope;
 use crate::clock::Millis;
 
 /// The type of the event that answers a question of `aman.approve`.
-const APPROVAL: &str = "approval";
+pub const APPROVAL: &str = "approval";
 
 /// Where an error is caught: fiber and frame of the try.
 type Catcher = (u32, usize);
@@ -294,7 +294,7 @@ impl Machine {
         let fibers: Vec<u32> = self.state.fibers.keys().copied().collect();
         // An answer that names no question is for the only one.
         let names = !event["data"]["task"].is_null();
-        if signal && event["type"] == APPROVAL && !names && fibers.iter().filter(|id| self.asks(**id)).count() > 1 {
+        if signal && event["type"] == APPROVAL && !names && self.questions().len() > 1 {
             return false;
         }
         let mut taken = false;
@@ -306,11 +306,14 @@ impl Machine {
         taken
     }
 
-    /// Whether a fiber waits for an answer of the person.
-    fn asks(&self, id: u32) -> bool {
-        let Some(fiber) = self.state.fibers.get(&id) else { return false };
-        let task = fiber.doing().map(|doing| &self.definition.tasks[doing.task].kind);
-        matches!(fiber.wait, Some(Waiting::Events)) && matches!(task, Some(Kind::Call(Call::Approve(..))))
+    /// Pointers of the tasks that wait for an answer of the person.
+    pub fn questions(&self) -> Vec<String> {
+        let waiting = self.state.fibers.values().filter(|fiber| matches!(fiber.wait, Some(Waiting::Events)));
+        let asking = waiting.filter_map(|fiber| {
+            let task = &self.definition.tasks[fiber.doing()?.task];
+            matches!(task.kind, Kind::Call(Call::Approve(..))).then(|| task.pointer.clone())
+        });
+        asking.collect()
     }
 
     fn offer_to(&mut self, id: u32, event: &Value, signal: bool, env: &Env<'_>) -> bool {

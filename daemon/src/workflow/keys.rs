@@ -46,7 +46,9 @@ impl Machine {
         let frames = self.state.fibers.get(&id).map_or(0, |fiber| fiber.frames.len());
         let place = self.place(id, frames.saturating_sub(1));
         let within = |known: &String| {
-            known.strip_prefix(&place).is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit() || next == '~'))
+            known
+                .strip_prefix(&place)
+                .is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit() || next == '~'))
         };
         self.state.open.retain(|known, _| !within(known));
     }

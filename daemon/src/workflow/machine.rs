@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::definition::{Definition, Journal, Shape, Task, TaskId, Then};
 use super::fault::Fault;
+use super::size;
 use super::state::{Action, Block, Doing, Ended, Fiber, Frame, Inner, State, Step, StepStatus, Waiting, Wishes};
 use super::template::{Scope, Template};
 use crate::clock::{Millis, rfc3339};
@@ -19,8 +20,6 @@ const STEPS_MAX: u64 = 1_000_000;
 const FRAMES_MAX: usize = 400;
 /// Branches at one time.
 const FIBERS_MAX: usize = 1000;
-/// Bytes of what one instance holds, about; looked at where data is made.
-const DATA_BYTES_MAX: usize = 4 << 20;
 
 /// What the machine must know of the world.
 pub struct Env<'a> {
@@ -87,7 +86,7 @@ impl Machine {
                     steps += 1;
                 }
             }
-            if self.wishes.flush || steps >= steps_max || self.wishes.bytes > DATA_BYTES_MAX {
+            if self.wishes.flush || steps >= steps_max || self.wishes.bytes > size::VALUE_BYTES_MAX {
                 return Stop::Full;
             }
         }
@@ -381,6 +380,13 @@ impl Machine {
         self.state.ended = Some(Ended::Faulted(fault));
     }
 
+    /// Ends it because it holds more than it may; nothing catches that.
+    pub fn overflow(&mut self, what: &str) {
+        if self.state.ended.is_none() {
+            self.end_faulted(size::too_much(what, size::STATE_BYTES_MAX).at("/"));
+        }
+    }
+
     /// Ends a fiber and the branches below it, and says so of what it was doing.
     pub(super) fn drop_fiber(&mut self, id: u32, completed: bool, env: &Env<'_>) {
         let below: Vec<u32> =
@@ -448,7 +454,10 @@ impl Machine {
         env: &Env<'_>,
     ) {
         let open = matches!(status, StepStatus::Running | StepStatus::Waiting);
-        self.wishes.bytes += 256;
+        let (input, bytes) = size::journaled(&doing.input);
+        let output = output.map(size::journaled);
+        // What is long in the journal is long in the state.
+        self.wishes.bytes += 256 + bytes + output.as_ref().map_or(0, |(_, bytes)| *bytes);
         self.wishes.steps.push(Step {
             number: doing.step,
             task: doing.task,
@@ -456,8 +465,8 @@ impl Machine {
             attempt: doing.attempt,
             started_ms: doing.started_ms,
             ended_ms: (!open).then_some(env.now_ms),
-            input: Some(doing.input.clone()),
-            output: output.cloned(),
+            input: Some(input),
+            output: output.map(|(output, _)| output),
             error: fault.cloned(),
         });
     }

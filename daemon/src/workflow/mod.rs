@@ -19,6 +19,7 @@ mod links;
 mod listen;
 mod machine;
 mod mermaid;
+mod size;
 mod state;
 mod template;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod tests;
 mod time;
 
 pub use blocks::emitted;
+pub use catch::APPROVAL;
 pub use check::{Problem, load, parse, refused};
 pub use definition::{
     Call, Definition, Digest, Http, Journal, Kind, OpenApi, Output, Process, Read, Return, Run, Schedule, Task, TaskId,
@@ -35,6 +37,7 @@ pub use links::{Filter, Strategy, Until};
 pub use listen::Listening;
 pub use machine::{Env, Machine, Stop};
 pub use mermaid::{Marks, render};
+pub use size::STATE_BYTES_MAX;
 pub use state::{Action, Child, Ended, Fiber, Frame, Inner, Signal, State, Step, StepStatus, Waiting, Wishes};
 pub use template::{Formula, Scope, Template, scope};
 

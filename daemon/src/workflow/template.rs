@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Map, Value};
 
 use super::fault::Fault;
+use super::size;
 use crate::expr::{EvalErrorKind, Expr, Limits};
 
 /// The arguments that the DSL defines for expressions.
@@ -200,12 +201,24 @@ impl Template {
 
     /// The data.
     pub fn value(&self, scope: &Scope<'_>) -> Result<Value, Fault> {
+        self.within(scope, &mut 0)
+    }
+
+    /// The data; `bytes` counts what expressions have made, so that many of them cannot fill the memory.
+    fn within(&self, scope: &Scope<'_>, bytes: &mut usize) -> Result<Value, Fault> {
         match self {
             Template::Plain(value) => Ok(value.clone()),
-            Template::Formula(formula) => formula.value(scope),
-            Template::List(items) => items.iter().map(|item| item.value(scope)).collect(),
+            Template::Formula(formula) => {
+                let made = formula.value(scope)?;
+                *bytes += size::bytes(&made);
+                if *bytes > size::VALUE_BYTES_MAX {
+                    return Err(size::too_much("the expressions of the task make more", size::VALUE_BYTES_MAX));
+                }
+                Ok(made)
+            }
+            Template::List(items) => items.iter().map(|item| item.within(scope, bytes)).collect(),
             Template::Map(fields) => {
-                let one = |(name, item): &(String, Template)| Ok((name.clone(), item.value(scope)?));
+                let one = |(name, item): &(String, Template)| Ok((name.clone(), item.within(scope, bytes)?));
                 fields.iter().map(one).collect::<Result<Map<_, _>, Fault>>().map(Value::Object)
             }
         }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{CALL, Inner, http, openapi, process, spans};
+use super::{CALL, Inner, http, openapi, process};
 use crate::bus::{Origin, Publish};
 use crate::event::{NewEvent, Trust};
 use crate::store::deliveries::{self, Status};
@@ -54,24 +54,6 @@ pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
     tokio::select! {
         done = done => done,
         () = cancel.cancelled() => Err(Fault::runtime("it was ended before it was done").unknown()),
-    }
-}
-
-/// Publishes an event of the daemon's own about an instance; nobody waits for it.
-pub(super) async fn tell(inner: &Arc<Inner>, row: &InstanceRow, kind: &str, more: Value) {
-    let mut data = json!({ "workflow": row.workflow, "instance": row.id, "digest": row.digest });
-    if let (Value::Object(data), Value::Object(more)) = (&mut data, more) {
-        data.extend(more);
-    }
-    let mut event = NewEvent::new(format!("workflow/{}", row.workflow), kind, &data);
-    event.subject = Some(row.id.clone());
-    event.trace = row.trace.parse().ok();
-    event.parent = spans::id(inner, row);
-    // It ends once, but may tell of it twice.
-    event.id = Some(format!("{}-{kind}-{}", row.id, row.updated_ms));
-    let origin = Origin { principal: format!("workflow/{}", row.workflow), trust: row.trust, internal: true };
-    if let Err(error) = inner.bus.publish(Publish::one(event, origin)).await {
-        tracing::warn!(%error, "The end of a workflow could not be told.");
     }
 }
 

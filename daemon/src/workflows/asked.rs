@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::consumer::cause_of;
 use super::{Inner, fresh, spans};
@@ -10,7 +10,7 @@ use crate::bus::{Flows, NewInstance, NewSignal, Preparing, Wanted};
 use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::store::workflows::{Change, InstanceRow};
-use crate::workflow::{Env, Machine, State};
+use crate::workflow::{APPROVAL, Env, Machine, State};
 
 /// What the bus hands on.
 pub(super) fn flows(inner: &Arc<Inner>) -> Flows {
@@ -94,11 +94,30 @@ impl Inner {
             let secret = |name: &str| inner.secret(name);
             // A copy looks whether it would take it; the instance itself gets it from its inbox.
             let mut machine = Machine::new(definition, state);
-            machine.offer(&event, true, &Env { now_ms: inner.now_ms(), id: &row.id, secret: &secret })
+            let asked = machine.questions();
+            (machine.offer(&event, true, &Env { now_ms: inner.now_ms(), id: &row.id, secret: &secret }), asked)
         });
-        if !taken.await.map_err(Error::internal("offering an event"))? {
-            return Err(deaf());
+        let (taken, asked) = taken.await.map_err(Error::internal("offering an event"))?;
+        if !taken {
+            return Err(if signal.kind == APPROVAL { unanswered(&asked, &signal.data) } else { deaf() });
         }
         Ok((event_id, Change::Signal { instance: row.number, body }))
     }
+}
+
+/// Why an answer answers none of the questions that were asked.
+fn unanswered(asked: &[String], data: &Value) -> Error {
+    if asked.is_empty() {
+        let reason = "No question of it waits for an answer now; GET /workflow-instance/{id} shows where it is.";
+        return Error::conflict("invalid_state", reason);
+    }
+    if !data["approved"].is_boolean() {
+        return Error::invalid("data.approved", "must be true or false.");
+    }
+    let all = asked.join(", ");
+    let reason = match data["task"].as_str() {
+        Some(_) => format!("is no task that asks something now; these do: {all}."),
+        None => format!("must say which question is answered (`aman workflow approve` --task): {all}."),
+    };
+    Error::invalid("data.task", reason)
 }

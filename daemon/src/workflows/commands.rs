@@ -4,12 +4,12 @@ use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::{Current, Inner, Workflows, compile, definition_row, row_of, spans, view};
+use super::{Current, Inner, Workflows, compile, definition_row, view};
 use crate::bus::{NewInstance, NewSignal};
 use crate::error::Error;
 use crate::store::Tx;
 use crate::store::workflows::{self as rows, InstanceRow, Kind, Origin, WorkflowRow};
-use crate::workflow::{self, Definition, Env, Machine, Marks, State, StepStatus};
+use crate::workflow::{self, Definition, Env, Fault, Machine, Marks, State, StepStatus};
 
 /// Rows of the journal that are shown.
 const STEPS_SHOWN: usize = 1000;
@@ -145,12 +145,7 @@ impl Workflows {
             })
             .await?;
         self.inner.held(|held| held.current.remove(name));
-        let owner = name.to_owned();
-        let open = self.inner.bus.store().read(move |conn| rows::open_digests(conn, &owner)).await?;
-        // Whoever still waits for events goes on getting them until the next start.
-        if open.is_empty() {
-            self.inner.bus.unregister(&[format!("workflow/{name}")]).await;
-        }
+        self.inner.register(Some(name)).await?;
         Ok(shown)
     }
 
@@ -257,32 +252,33 @@ impl Workflows {
         if row.status.is_ended() {
             return Err(ended());
         }
-        let (number, workflow, now_ms) = (row.number, row.workflow.clone(), self.inner.now_ms());
-        let cancelled = row.clone();
-        let slot = self.inner.slot(number);
-        slot.cancel.cancel();
-        let done = {
-            let _turn = slot.turn.lock().await;
-            let change = move |tx: &mut Tx<'_>| {
-                if !rows::cancel(tx, number, &workflow, now_ms)? {
-                    return Err(ended());
-                }
-                if let Some(parent) = row.parent.filter(|_| row.awaited) {
-                    let fault = workflow::Fault::runtime("the workflow that was run was cancelled");
-                    let body = json!({ "key": row.parent_key, "error": fault }).to_string();
-                    rows::bring(tx, parent, Kind::Ended, &body)?;
-                }
-                let stored = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id))?;
-                let shown = view::instance(&stored);
-                audit(tx, &shown)?;
-                Ok(shown)
-            };
-            self.inner.bus.store().write(change).await
+        let (number, now_ms, after) = (row.number, self.inner.now_ms(), self.inner.after(&row));
+        let workflow = row.workflow.clone();
+        let change = move |tx: &mut Tx<'_>| {
+            let mut gone = rows::cancel_below(tx, number, "[]", now_ms)?;
+            if !rows::cancel(tx, number, &row.workflow, now_ms)? {
+                return Err(ended());
+            }
+            gone.extend(rows::current(tx, number)?);
+            if let Some(parent) = row.parent.filter(|_| row.awaited) {
+                let body = json!({ "key": row.parent_key, "error": cancelled() }).to_string();
+                rows::bring(tx, parent, Kind::Ended, &body)?;
+            }
+            if let Some(next_ms) = after {
+                rows::set_next(tx, &row.workflow, Some(next_ms))?;
+            }
+            let stored = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id))?;
+            let shown = view::instance(&stored);
+            audit(tx, &shown)?;
+            Ok((shown, gone))
         };
-        self.inner.leave(number, slot);
-        let shown = done?;
-        spans::ended(&self.inner, &cancelled, "cancelled", None);
-        self.inner.cancel_children(number).await?;
+        let (shown, gone) = self.inner.bus.store().write(change).await?;
+        self.inner.planned(&workflow, after);
+        for (number, slot) in self.inner.end_drivers(&gone) {
+            drop(slot.turn.lock().await);
+            self.inner.leave(number, slot);
+        }
+        self.inner.closed(&workflow).await?;
         self.inner.hint.notify_one();
         Ok(shown)
     }
@@ -295,6 +291,7 @@ impl Workflows {
             return Err(Error::conflict("invalid_state", reason));
         }
         let definition = self.inner.definition(&row.digest).await?;
+        let mut awaited = Vec::new();
         let state = match &row.state {
             Some(text) => {
                 let state: State =
@@ -303,6 +300,7 @@ impl Workflows {
                 let inner = Arc::clone(&self.inner);
                 let secret = |name: &str| inner.secret(name);
                 machine.retry(&Env { now_ms: self.inner.now_ms(), id: &row.id, secret: &secret });
+                awaited.extend(machine.awaited().into_iter().map(|(_, key)| key));
                 let text = serde_json::to_string(&machine.state);
                 Some(text.map_err(Error::internal("storing the state of an instance"))?)
             }
@@ -316,6 +314,12 @@ impl Workflows {
             .write(move |tx| {
                 if !rows::reopen(tx, number, state.as_deref(), now_ms)? {
                     return Err(Error::conflict("invalid_state", "It is not faulted any more. Look at it again."));
+                }
+                // Nobody told it of ends that came while it had ended itself.
+                for key in awaited {
+                    if let Some(body) = missed(rows::child(tx, number, &key)?, &key) {
+                        rows::bring(tx, number, Kind::Ended, &body)?;
+                    }
                 }
                 let stored = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id))?;
                 let shown = view::instance(&stored);
@@ -337,7 +341,10 @@ impl Workflows {
             .bus
             .store()
             .write(move |tx| {
-                rows::apply(tx, &[change])?;
+                if !rows::apply(tx, &[change])? {
+                    let reason = "It has ended, or too much waits for it already. Look at it; a paused one goes on with `resume`.";
+                    return Err(Error::conflict("invalid_state", reason));
+                }
                 audit(tx, &answer)
             })
             .await?;
@@ -359,27 +366,27 @@ impl Inner {
             slot.poke.notify_one();
         }
     }
+}
 
-    /// Ends the instances that an ended one waited for.
-    async fn cancel_children(self: &Arc<Self>, parent: i64) -> Result<(), Error> {
-        let mut open = vec![parent];
-        while let Some(parent) = open.pop() {
-            let children = self.bus.store().read(move |conn| rows::open_children(conn, parent)).await?;
-            for number in children {
-                let row = self.bus.store().read(move |conn| row_of(conn, number)).await?;
-                let (slot, now_ms) = (self.slot(number), self.now_ms());
-                slot.cancel.cancel();
-                {
-                    let _turn = slot.turn.lock().await;
-                    let workflow = row.workflow.clone();
-                    if self.bus.store().write(move |tx| rows::cancel(tx, number, &workflow, now_ms)).await? {
-                        spans::ended(self, &row, "cancelled", None);
-                    }
-                }
-                self.leave(number, slot);
-                open.push(number);
-            }
+/// What the parent of a cancelled instance hears.
+fn cancelled() -> Fault {
+    Fault::runtime("the workflow that was run was cancelled")
+}
+
+/// What its parent must still hear of a child, as of its end; none while that goes on.
+fn missed(child: Option<InstanceRow>, key: &str) -> Option<String> {
+    let fault = match child {
+        None => Fault::runtime("what became of the workflow that was run is not on record any more").unknown(),
+        Some(row) if !row.status.is_ended() => return None,
+        Some(InstanceRow { output: Some(output), .. }) => {
+            let output: Value = serde_json::from_str(&output).unwrap_or_default();
+            return Some(json!({ "key": key, "output": output }).to_string());
         }
-        Ok(())
-    }
+        Some(InstanceRow { error: Some(error), .. }) => {
+            let fault = serde_json::from_str(&error).unwrap_or_else(|_| Fault::runtime("it failed"));
+            Fault { instance: String::new(), ..fault }
+        }
+        Some(_) => cancelled(),
+    };
+    Some(json!({ "key": key, "error": fault }).to_string())
 }

@@ -1,29 +1,26 @@
 //! Drives instances: reads what came, lets the machine go on, stores where it has come to, then does what it wishes for.
 //! Nothing is done outside before the state that asks for it is stored.
 
+mod commit;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::actions::{self, Job};
-use super::record::{end_of, listeners, step_row, take};
+use super::record::{Moment, listeners, take};
 use super::{Current, Inner, Slot, fresh, row_of, spans};
-use crate::bus::{Action, NewNotification, Notices, Origin, Publish, Severity, StateWrite};
 use crate::clock::Millis;
 use crate::error::Error;
-use crate::event::{Data, Event, NewEvent};
-use crate::id::{EventSeq, TraceId};
+use crate::id::TraceId;
 use crate::store::Tx;
-use crate::store::events::Cause;
-use crate::store::workflows::{self as rows, Advance, InstanceRow, Kind, ListenerRow, Status, StepRow};
+use crate::store::workflows::{self as rows, InstanceRow, Kind, ListenerRow};
 use crate::telemetry::traces;
-use crate::workflow::{
-    Ended, Env, Fault, Fiber, Machine, Schedule, Signal, State, Step, Stop, Waiting, Wishes, emitted,
-};
+use crate::workflow::{Env, Fault, Fiber, Machine, Schedule, State, Stop};
 
 /// Tasks that are journaled together.
 const GROUP: usize = 1000;
@@ -137,7 +134,7 @@ impl Inner {
 
     /// Drives one instance until it waits for nothing that is done here, or has ended.
     async fn drive(self: &Arc<Self>, number: i64, slot: &Slot) -> Result<(), Error> {
-        let row = self.bus.store().read(move |conn| row_of(conn, number)).await?;
+        let mut row = self.bus.store().read(move |conn| row_of(conn, number)).await?;
         if row.status.is_ended() || row.hold {
             return Ok(());
         }
@@ -145,8 +142,9 @@ impl Inner {
             Ok(definition) => definition,
             Err(error) => return self.give_up(&row, &error).await,
         };
-        let state = match &row.state {
-            Some(text) => serde_json::from_str(text).map_err(Error::internal("reading the state of an instance"))?,
+        self.reach(&row.workflow, &row.digest).await?;
+        let state = match row.state.take() {
+            Some(text) => serde_json::from_str(&text).map_err(Error::internal("reading the state of an instance"))?,
             None => {
                 let input =
                     serde_json::from_str(&row.input).map_err(Error::internal("reading the input of an instance"))?;
@@ -161,47 +159,14 @@ impl Inner {
             begun: HashMap::new(),
             next_job: 0,
             cut_off: HashSet::new(),
-            listeners: None,
+            listeners: Vec::new(),
+            awaited: Vec::new(),
             seen: 0,
         };
-        driver.note_cut_off();
+        driver.note_stored();
         let done = driver.go(slot).await;
         driver.jobs.abort_all();
         done
-    }
-
-    /// Ends an instance whose definition cannot be read any more.
-    async fn give_up(self: &Arc<Self>, row: &InstanceRow, error: &Error) -> Result<(), Error> {
-        let fault = Fault::runtime(error.to_string()).at("/");
-        let advance = Advance {
-            number: row.number,
-            status: Status::Faulted,
-            state: row.state.clone(),
-            output: None,
-            error: Some(fault.to_value().to_string()),
-            current: None,
-            due_ms: None,
-            steps: Vec::new(),
-            listeners: None,
-            seen: 0,
-            trust: row.trust,
-        };
-        let (workflow, now_ms) = (row.workflow.clone(), self.now_ms());
-        let parent = row.parent.filter(|_| row.awaited);
-        let told = json!({ "key": row.parent_key, "error": Fault { instance: String::new(), ..fault.clone() } });
-        let change = move |tx: &mut Tx<'_>| {
-            let is_new = rows::advance(tx, &advance, &workflow, now_ms)?;
-            if let Some(parent) = parent.filter(|_| is_new) {
-                rows::bring(tx, parent, Kind::Ended, &told.to_string())?;
-            }
-            Ok(is_new)
-        };
-        if self.bus.store().write(change).await? {
-            spans::ended(self, row, "faulted", Some(&fault));
-            actions::tell(self, row, "aman.workflow.faulted", json!({ "error": fault.to_value() })).await;
-        }
-        self.hint.notify_one();
-        Ok(())
     }
 }
 
@@ -219,8 +184,10 @@ struct Driver {
     next_job: u64,
     /// Keys of what was being done when the daemon ended.
     cut_off: HashSet<String>,
-    /// What the tables say that it listens to; none = unknown.
-    listeners: Option<Vec<ListenerRow>>,
+    /// What the tables say that it listens to.
+    listeners: Vec<ListenerRow>,
+    /// Keys of the instances whose end it waited for when it was stored last.
+    awaited: Vec<String>,
     seen: i64,
 }
 
@@ -229,9 +196,13 @@ impl Driver {
         self.machine.as_mut().expect("the machine is here but while it runs")
     }
 
-    fn note_cut_off(&mut self) {
+    /// What the tables say of it besides.
+    fn note_stored(&mut self) {
+        let number = self.row.number;
+        self.listeners = listeners(self.machine(), number);
         let actions = self.machine().actions();
         self.cut_off = actions.iter().filter(|(_, action)| action.sent).map(|(_, action)| action.key.clone()).collect();
+        self.awaited = self.machine().awaited().into_iter().map(|(_, key)| key).collect();
     }
 
     /// Lends the machine to a thread on which expressions may take their time.
@@ -258,20 +229,22 @@ impl Driver {
         let mut came = self.came().await?;
         loop {
             let (done, held) = (std::mem::take(&mut results), self.row.hold);
-            let (stop, trust) = self
+            let (number, key) = (self.row.number, self.row.parent_key.clone());
+            let (stop, trust, moment) = self
                 .with(move |machine, env| {
                     machine.tick(env);
                     for (key, result) in done {
                         machine.resolve(&key, result, env);
                     }
                     let trust = came.iter().map(|(kind, body)| take(machine, *kind, body, env)).min();
-                    (if held { Stop::Idle } else { machine.run(env, GROUP) }, trust)
+                    let stop = if held { Stop::Idle } else { machine.run(env, GROUP) };
+                    (stop, trust, Moment::of(machine, (number, key.as_deref()), held))
                 })
                 .await;
             // What it does with an event is trusted no further than that event.
             self.row.trust = trust.map_or(self.row.trust, |trust| trust.min(self.row.trust));
             came = Vec::new();
-            if !self.commit().await? {
+            if !self.commit(moment?).await? {
                 return Ok(());
             }
             if self.machine().state.ended.is_some() {
@@ -341,268 +314,6 @@ impl Driver {
         Ok(found.into_iter().filter_map(read).collect())
     }
 
-    /// Stores where it has come to, with everything it wishes for. False when it was ended from outside.
-    async fn commit(&mut self) -> Result<bool, Error> {
-        let wishes = self.machine().take_wishes();
-        if !self.row.hold {
-            self.machine().mark_sent();
-        }
-        let (mut children, mut refused) = (Vec::new(), Vec::new());
-        for child in &wishes.children {
-            match self.child(child).await {
-                Ok(row) => children.push(row),
-                // Whoever waits for it hears why.
-                Err(fault) => {
-                    let (parent, error) = (&self.row.id, &fault.detail);
-                    tracing::warn!(parent, workflow = child.name, error, "A workflow could not start another one.");
-                    refused.push(json!({ "key": child.key, "error": fault }).to_string());
-                }
-            }
-        }
-        loop {
-            match self.write(&wishes, &children, &refused).await {
-                Ok(open) => {
-                    // What was seen is gone with this, and SQLite gives its numbers again.
-                    self.seen = 0;
-                    if !(children.is_empty() && refused.is_empty()) {
-                        self.inner.hint.notify_one();
-                    }
-                    return Ok(open);
-                }
-                Err(Error::Busy { code: "draining", .. }) => return Ok(false),
-                Err(Error::Busy { .. }) => {
-                    tokio::select! {
-                        () = self.inner.abort.cancelled() => return Ok(false),
-                        () = async { tokio::time::sleep(RETRY).await; self.inner.bus.store().until_writable().await } => {}
-                    }
-                }
-                // What the bus does not take is the workflow's error, not ours.
-                Err(error @ (Error::Invalid { .. } | Error::Forbidden { .. } | Error::Conflict { .. })) => {
-                    self.inner.give_up(&self.row, &error).await?;
-                    return Ok(false);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn child(&self, child: &crate::workflow::Child) -> Result<InstanceRow, Fault> {
-        let number = self.row.number;
-        let depth = self.inner.bus.store().read(move |conn| rows::generations(conn, number)).await.unwrap_or(0);
-        if depth >= GENERATIONS_MAX {
-            return Err(Fault::runtime(format!("more than {GENERATIONS_MAX} workflows started each other")));
-        }
-        let missing = |what: String| Fault::configuration(what);
-        let current = self.inner.current(&child.name).map_err(|error| missing(error.to_string()))?;
-        let definition = if child.version == "latest" || child.version == current.definition.version {
-            Arc::clone(&current.definition)
-        } else {
-            let name = child.name.clone();
-            let all = self.inner.bus.store().read(move |conn| rows::definitions(conn, &name)).await;
-            let all = all.map_err(|error| Fault::runtime(error.to_string()))?;
-            let found = all.into_iter().find(|row| row.version == child.version);
-            let found = found.ok_or_else(|| missing(format!("'{}' has no version {}", child.name, child.version)))?;
-            self.inner.definition(&found.digest).await.map_err(|error| missing(error.to_string()))?
-        };
-        if definition.namespace != child.namespace {
-            return Err(missing(format!(
-                "'{}' is in the namespace '{}', not '{}'",
-                child.name, definition.namespace, child.namespace
-            )));
-        }
-        let row = fresh(&Current { row: current.row, definition }, &child.input, self.inner.now_ms());
-        Ok(InstanceRow {
-            trace: self.row.trace.clone(),
-            trust: self.row.trust,
-            principal: self.row.principal.clone(),
-            cause: self.row.cause.clone(),
-            parent: Some(self.row.number),
-            parent_key: Some(child.key.clone()),
-            awaited: child.awaited,
-            dedup: Some(child.key.clone()),
-            ..row
-        })
-    }
-
-    /// What the person is asked.
-    async fn questions(&self, wishes: &Wishes) -> Notices {
-        let id = &self.row.id;
-        let ask = |one: &Signal| {
-            let answer = format!("Answer: aman workflow approve {id} --task {}", one.task);
-            let room = NewNotification::MESSAGE_CHARS_MAX.saturating_sub(answer.chars().count() + 1);
-            let message: String = one.message.chars().take(room).collect();
-            NewNotification {
-                title: one.title.clone(),
-                message: format!("{message} {answer}"),
-                severity: Severity::Warning,
-                action: Some(Action { label: "Instance".to_owned(), url: format!("/workflow-instance/{id}") }),
-                // Each question is asked, however alike they are.
-                fingerprint: Some(format!("{id} {}", one.step)),
-                ..NewNotification::default()
-            }
-        };
-        let asked = wishes.signals.iter().map(ask);
-        let consumer = format!("workflow/{}", self.row.workflow);
-        self.inner.bus.notices(&consumer, "workflow", self.row.trust, asked.collect()).await
-    }
-
-    async fn write(&mut self, wishes: &Wishes, children: &[InstanceRow], refused: &[String]) -> Result<bool, Error> {
-        let advance = self.advance(&wishes.steps)?;
-        let listened = advance.listeners.clone();
-        let parent = self.row.parent.filter(|_| self.row.awaited && advance.status.is_ended());
-        let row = self.row.clone();
-        let told = parent.map(|parent| (parent, end_of(&row, self.machine())));
-        let after = self.after();
-        let questions = self.questions(wishes).await;
-        let (children, workflow, now_ms) = (children.to_vec(), self.row.workflow.clone(), self.inner.now_ms());
-        let refused = refused.to_vec();
-        let number = self.row.number;
-        let (open, answer) = tokio::sync::oneshot::channel();
-        let change: StateWrite = Box::new(move |tx: &mut Tx<'_>| {
-            if !rows::advance(tx, &advance, &workflow, now_ms)? {
-                // An error undoes everything that came with it.
-                return Err(Error::not_found("open instance", number.to_string()));
-            }
-            for child in &children {
-                rows::start(tx, child)?;
-            }
-            for body in &refused {
-                rows::bring(tx, number, Kind::Ended, body)?;
-            }
-            questions.store(tx, now_ms)?;
-            if let Some((parent, body)) = &told {
-                rows::bring(tx, *parent, Kind::Ended, body)?;
-            }
-            if let Some(next_ms) = after {
-                rows::set_next(tx, &workflow, Some(next_ms))?;
-            }
-            let held = rows::current(tx, number)?.is_some_and(|row| row.hold);
-            let _heard = open.send(held);
-            Ok(())
-        });
-        let events = self.events(wishes);
-        let stored = if events.is_empty() {
-            self.inner.bus.store().write(change).await
-        } else {
-            let origin =
-                Origin { principal: format!("workflow/{}", self.row.workflow), trust: self.row.trust, internal: false };
-            let publish = Publish { events, origin, idempotency: None, state: Some(change) };
-            self.inner.bus.publish_caused(publish, self.cause()).await.map(drop)
-        };
-        match stored {
-            Err(Error::NotFound { kind: "open instance", .. }) => Ok(false),
-            Err(error) => Err(error),
-            Ok(()) => {
-                let definition = Arc::clone(&self.machine().definition);
-                spans::tasks(&self.inner, &self.row, &definition, &wishes.steps);
-                self.row.hold = answer.await.unwrap_or(false);
-                if listened.is_some() {
-                    self.listeners = listened;
-                }
-                if let Some(next_ms) = after {
-                    let name = self.row.workflow.clone();
-                    self.inner.held(|held| {
-                        if let Some(current) = held.current.get_mut(&name) {
-                            current.row.next_ms = Some(next_ms);
-                        }
-                    });
-                    self.inner.hint.notify_one();
-                }
-                Ok(true)
-            }
-        }
-    }
-
-    /// When a workflow that runs again after its end does so.
-    fn after(&mut self) -> Option<Millis> {
-        self.machine().state.ended.as_ref()?;
-        let current = self.inner.current(&self.row.workflow).ok()?;
-        match current.definition.schedule {
-            Some(Schedule::After(ms)) if self.row.parent.is_none() && current.row.next_ms.is_none() => {
-                Some(self.inner.now_ms().saturating_add(ms))
-            }
-            _ => None,
-        }
-    }
-
-    fn advance(&mut self, steps: &[Step]) -> Result<Advance, Error> {
-        let (number, seen, before, trust) = (self.row.number, self.seen, self.listeners.clone(), self.row.trust);
-        let machine = self.machine();
-        let faulted = matches!(machine.state.ended, Some(Ended::Faulted(_)));
-        let idle = machine.state.fibers.values().all(|fiber| fiber.wait.is_some());
-        let waits = |wait: &Option<Waiting>| !matches!(wait, Some(Waiting::Action(_)));
-        let resting = idle && machine.state.fibers.values().all(|fiber| waits(&fiber.wait));
-        let status = match &machine.state.ended {
-            Some(Ended::Completed(_)) => Status::Completed,
-            Some(Ended::Faulted(_)) => Status::Faulted,
-            None if resting => Status::Waiting,
-            None => Status::Running,
-        };
-        let state = if machine.state.ended.is_none() || faulted {
-            Some(serde_json::to_string(&machine.state).map_err(Error::internal("storing the state of an instance"))?)
-        } else {
-            None
-        };
-        let wanted = listeners(machine, number);
-        let definition = Arc::clone(&machine.definition);
-        let mut written: Vec<StepRow> = Vec::with_capacity(steps.len());
-        for step in steps {
-            let row = step_row(&definition.tasks[step.task].pointer, step);
-            match written.last_mut().filter(|last| last.number == row.number) {
-                Some(last) => *last = row,
-                None => written.push(row),
-            }
-        }
-        Ok(Advance {
-            number,
-            status,
-            state,
-            output: match &machine.state.ended {
-                Some(Ended::Completed(output)) => Some(output.to_string()),
-                _ => None,
-            },
-            error: match &machine.state.ended {
-                Some(Ended::Faulted(fault)) => Some(fault.to_value().to_string()),
-                _ => None,
-            },
-            current: machine.current().first().map(|pointer| (*pointer).to_owned()),
-            due_ms: machine.due_ms(),
-            steps: written,
-            listeners: Some(wanted.clone())
-                .filter(|_| before.as_ref() != Some(&wanted) && !(before.is_none() && wanted.is_empty())),
-            seen,
-            trust,
-        })
-    }
-
-    fn events(&self, wishes: &Wishes) -> Vec<NewEvent> {
-        let mut events: Vec<NewEvent> = wishes.events.iter().map(emitted).collect();
-        let trace: Option<TraceId> = self.row.trace.parse().ok();
-        events.iter_mut().for_each(|event| event.trace = trace);
-        events
-    }
-
-    /// The event that started it, as far as effects need it.
-    fn cause(&self) -> Option<Cause> {
-        let stored: Value = serde_json::from_str(self.row.cause.as_ref()?).ok()?;
-        let id = stored["id"].as_str()?.to_owned();
-        let sent = NewEvent { id: Some(id), data: Data::None, ..NewEvent::default() };
-        let event = Event {
-            sequence: EventSeq(stored["sequence"].as_i64()?),
-            received_ms: 0,
-            made_id: None,
-            sent,
-            trace: self.row.trace.parse().ok()?,
-            correlation: stored["correlation"].as_str().map(str::to_owned),
-            causation: None,
-            cause: None,
-            depth: stored["depth"].as_u64().and_then(|depth| u32::try_from(depth).ok()).unwrap_or(0),
-            trust: self.row.trust,
-            principal: self.row.principal.clone(),
-        };
-        Some(Cause { event: Arc::new(event), delivery: None, span: spans::id(&self.inner, &self.row) })
-    }
-
     /// Begins what the state asks for, and ends what it does not ask for any more.
     fn dispatch(&mut self) {
         // What is stored as sent begins, also when it was paused meanwhile; nothing else does.
@@ -660,23 +371,5 @@ impl Driver {
             None => machine.arguments(fiber, &env)?,
         };
         Ok(Job { key: key.to_owned(), args, definition, task: action.task, row, cancel })
-    }
-
-    /// Tells of its end.
-    async fn ended(&mut self) -> Result<(), Error> {
-        let (row, inner) = (self.row.clone(), Arc::clone(&self.inner));
-        match self.machine().state.ended.clone() {
-            Some(Ended::Faulted(fault)) => {
-                spans::ended(&inner, &row, "faulted", Some(&fault));
-                tracing::warn!(workflow = row.workflow, instance = row.id, error = fault.detail, "A workflow faulted.");
-                actions::tell(&inner, &row, "aman.workflow.faulted", json!({ "error": fault.to_value() })).await;
-            }
-            _ => {
-                spans::ended(&inner, &row, "completed", None);
-                tracing::info!(workflow = row.workflow, instance = row.id, "A workflow completed.");
-            }
-        }
-        inner.hint.notify_one();
-        Ok(())
     }
 }

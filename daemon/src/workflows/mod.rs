@@ -81,6 +81,8 @@ struct Inner {
     held: Mutex<Held>,
     /// Held while workflows are changed.
     changing: tokio::sync::Mutex<()>,
+    /// Held while the bus is told what workflows wait for, so that what was read last counts.
+    registering: tokio::sync::Mutex<()>,
     /// Told when there may be something to do.
     hint: Notify,
     active: Mutex<HashMap<i64, Arc<Slot>>>,
@@ -97,6 +99,8 @@ struct Held {
     current: BTreeMap<String, Current>,
     /// What could not be read at the start: where it lies, and why.
     left_out: Vec<(String, String)>,
+    /// The digests whose instances get their events, by workflow.
+    reached: HashMap<String, HashSet<String>>,
     ready: HashMap<String, Arc<Definition>>,
 }
 
@@ -139,6 +143,7 @@ impl Workflows {
                 settings,
                 held: Mutex::default(),
                 changing: tokio::sync::Mutex::default(),
+                registering: tokio::sync::Mutex::default(),
                 hint: Notify::new(),
                 active: Mutex::default(),
                 room: Arc::new(Semaphore::new(ACTIVE_MAX)),
@@ -317,32 +322,46 @@ impl Inner {
         }
     }
 
-    /// Has the bus bring workflows what they wait for: all of them, or one that changed.
+    /// Has the bus bring workflows what they wait for: all of them, or one that changed. One that was removed gets its
+    /// events until its last instance has ended.
     async fn register(self: &Arc<Self>, only: Option<&str>) -> Result<(), Error> {
+        let _turn = self.registering.lock().await;
+        let open = self.bus.store().read(rows::open_definitions).await?;
         let current: Vec<Current> = self.held(|held| held.current.values().cloned().collect());
-        let mut consumers: Vec<(ConsumerSpec, Arc<dyn Consumer>)> = Vec::new();
-        let mut skills = HashSet::new();
+        let mut served: BTreeMap<String, Vec<Arc<Definition>>> = BTreeMap::new();
         for one in &current {
-            let name = one.definition.name.clone();
-            let owner = name.clone();
-            let open = self.bus.store().read(move |conn| rows::open_digests(conn, &owner)).await?;
-            let mut definitions = vec![Arc::clone(&one.definition)];
-            for digest in open.iter().filter(|digest| **digest != one.definition.digest) {
-                definitions.extend(self.definition(digest).await.ok());
+            served.insert(one.definition.name.clone(), vec![Arc::clone(&one.definition)]);
+        }
+        for (name, digest) in open {
+            let definitions = served.entry(name).or_default();
+            if definitions.iter().all(|definition| definition.digest != digest) {
+                definitions.extend(self.definition(&digest).await.ok());
             }
-            // Links are replaced as a whole: those of all, also when only one changed.
-            definitions.iter().for_each(|definition| skills.extend(definition.skills()));
-            if only.is_some_and(|only| only != name) {
-                continue;
-            }
+        }
+        // Links are replaced as a whole: those of all, also when only one changed.
+        let skills: HashSet<String> = served.values().flatten().flat_map(|definition| definition.skills()).collect();
+        let mut consumers: Vec<(ConsumerSpec, Arc<dyn Consumer>)> = Vec::new();
+        for (name, definitions) in served.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
+            let schedule = self.current(name).ok().and_then(|current| current.definition.schedule.clone());
             let consumer = consumer::Events {
                 workflows: Arc::downgrade(self),
                 name: name.clone(),
-                schedule: cron(&one.definition),
+                schedule: cron(schedule.as_ref()),
             };
-            consumers.push((spec(&name, &definitions)?, Arc::new(consumer)));
+            consumers.push((spec(name, schedule.as_ref(), definitions)?, Arc::new(consumer)));
         }
         self.bus.register(consumers).await?;
+        if let Some(gone) = only.filter(|only| !served.contains_key(*only)) {
+            self.bus.unregister(&[format!("workflow/{gone}")]).await;
+        }
+        let digests = |all: &Vec<Arc<Definition>>| all.iter().map(|definition| definition.digest.clone()).collect();
+        let reached = served.iter().map(|(name, all)| (name.clone(), digests(all))).collect();
+        self.held(|held| held.reached = reached);
+        self.link(skills).await
+    }
+
+    /// Has the bus bring calls to these skills.
+    async fn link(&self, skills: HashSet<String>) -> Result<(), Error> {
         let mut links = Vec::new();
         for skill in skills {
             let pattern = TypePattern::parse(CALL).map_err(|reason| Error::invalid("type", reason))?;
@@ -351,6 +370,18 @@ impl Inner {
             links.push((format!("skill/{skill}"), Rule { pattern, condition: Some(condition) }));
         }
         self.bus.link(OWNER, links).await
+    }
+
+    /// Sees to it that events reach an instance of this definition, before it listens: it may be an old one, or that of a
+    /// workflow that was removed.
+    async fn reach(self: &Arc<Self>, workflow: &str, digest: &str) -> Result<(), Error> {
+        let known = |held: &mut Held| held.reached.get(workflow).is_some_and(|digests| digests.contains(digest));
+        if self.held(known) { Ok(()) } else { self.register(Some(workflow)).await }
+    }
+
+    /// An instance has ended: a workflow that was removed may need no more events.
+    async fn closed(self: &Arc<Self>, workflow: &str) -> Result<(), Error> {
+        if self.current(workflow).is_ok() { Ok(()) } else { self.register(Some(workflow)).await }
     }
 
     /// The value of a secret.
@@ -367,6 +398,14 @@ impl Inner {
     fn slot(&self, number: i64) -> Arc<Slot> {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(active.entry(number).or_default())
+    }
+
+    /// These instances were cancelled: ends what their drivers do. Gives those that were at work.
+    fn end_drivers(&self, gone: &[rows::InstanceRow]) -> Vec<(i64, Arc<Slot>)> {
+        gone.iter().for_each(|row| spans::ended(self, row, "cancelled", None));
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = gone.iter().filter_map(|row| Some((row.number, Arc::clone(active.get(&row.number)?))));
+        slots.inspect(|(_, slot)| slot.cancel.cancel()).collect()
     }
 
     /// Forgets a slot that nobody holds any more.
@@ -388,8 +427,8 @@ fn secret_value(secret: &Secret) -> Value {
     }
 }
 
-fn cron(definition: &Definition) -> Option<String> {
-    match &definition.schedule {
+fn cron(schedule: Option<&Schedule>) -> Option<String> {
+    match schedule {
         Some(Schedule::Cron(expression)) => Some(expression.clone()),
         _ => None,
     }
@@ -413,9 +452,9 @@ async fn compile(text: String) -> Result<Definition, Vec<workflow::Problem>> {
 }
 
 /// What the bus must know of a workflow: the types that its schedule and the listeners of these definitions wait for.
-fn spec(name: &str, definitions: &[Arc<Definition>]) -> Result<ConsumerSpec, Error> {
+fn spec(name: &str, schedule: Option<&Schedule>, definitions: &[Arc<Definition>]) -> Result<ConsumerSpec, Error> {
     let mut kinds: Vec<Option<Vec<String>>> = definitions.iter().flat_map(|one| one.listens()).collect();
-    if let Some(Schedule::On(strategy)) = definitions.first().and_then(|one| one.schedule.as_ref()) {
+    if let Some(Schedule::On(strategy)) = schedule {
         kinds.push(strategy.kinds());
     }
     let mut patterns: Vec<String> = if kinds.iter().any(Option::is_none) {
@@ -457,7 +496,7 @@ fn fresh(current: &Current, input: &Value, now_ms: Millis) -> rows::InstanceRow 
         status: rows::Status::Pending,
         hold: false,
         state: None,
-        input: input.to_string(),
+        input: record::clean(input.to_string()),
         output: None,
         error: None,
         current: None,

@@ -1,19 +1,29 @@
 //! What is written of a machine: its journal, what it listens to, what its parent is told; and how it is given what came.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
-use crate::event::Trust;
-use crate::store::workflows::{InstanceRow, Kind, ListenerRow, StepRow};
-use crate::workflow::{Ended, Env, Fault, Frame, Inner as Doing, Kind as TaskKind, Machine, Run, Step, StepStatus};
+use crate::error::Error;
+use crate::event::{NewEvent, Trust};
+use crate::redact;
+use crate::store::workflows::{Advance, InstanceRow, Kind, ListenerRow, Status, StepRow};
+use crate::workflow::{
+    Ended, Env, Fault, Fiber, Frame, Inner as Doing, Kind as TaskKind, Machine, Run, STATE_BYTES_MAX, Step, StepStatus,
+    Waiting, Wishes,
+};
 
-/// Bytes of a value that the journal keeps; of longer ones it says how long they are.
-const VALUE_BYTES_MAX: usize = 64 << 10;
+/// The type of the event that tells of an instance that faulted.
+const FAULTED: &str = "aman.workflow.faulted";
+/// Bytes of each text of an error in that event.
+const TOLD_BYTES_MAX: usize = 4096;
 
 /// Gives the machine something that came, and says how far what it made of it is trusted.
 pub(super) fn take(machine: &mut Machine, kind: Kind, body: &Value, env: &Env<'_>) -> Trust {
     match kind {
         Kind::Event | Kind::Signal if machine.offer(body, kind == Kind::Signal, env) => return trust_of(body),
         Kind::Event | Kind::Signal => {}
+        Kind::Full => machine.overflow("more events came for the instance than it took, as while it was paused"),
         Kind::Ended => {
             let Some(key) = body["key"].as_str() else { return Trust::Owner };
             let result = match body.get("error") {
@@ -45,15 +55,117 @@ fn child_output(machine: &Machine, key: &str, output: Value) -> Value {
 }
 
 /// What the parent of an ended instance is told.
-pub(super) fn end_of(row: &InstanceRow, machine: &Machine) -> String {
-    let key = row.parent_key.clone().unwrap_or_default();
-    match &machine.state.ended {
+pub(super) fn end_of(key: Option<&str>, ended: &Ended) -> String {
+    clean(match ended {
+        Ended::Completed(output) => json!({ "key": key, "output": output }).to_string(),
         // It is raised anew where the instance was started.
-        Some(Ended::Faulted(fault)) => {
+        Ended::Faulted(fault) => {
             json!({ "key": key, "error": Fault { instance: String::new(), ..fault.clone() } }).to_string()
         }
-        Some(Ended::Completed(output)) => json!({ "key": key, "output": output }).to_string(),
-        None => json!({ "key": key, "output": null }).to_string(),
+    })
+}
+
+/// JSON without secrets.
+pub(super) fn clean(json: String) -> String {
+    match redact::json(&json) {
+        Cow::Owned(clean) => clean,
+        Cow::Borrowed(_) => json,
+    }
+}
+
+/// What there is to store of a machine at one moment. Made where it holds up nobody: a state may be large, and everything
+/// in it is searched for secrets.
+pub(super) struct Moment {
+    /// Where it stands; whoever stores it says how far its inbox was seen and how far it is trusted.
+    pub advance: Advance,
+    /// What it wishes for, besides rows of the journal.
+    pub wishes: Wishes,
+    /// What its parent is told, once it has ended.
+    pub told: Option<String>,
+    /// The error that nothing caught.
+    pub fault: Option<Fault>,
+    /// Keys of the instances that it waits for.
+    pub awaited: Vec<String>,
+}
+
+impl Moment {
+    /// Of the instance with this row number, which its parent knows by `key`. While it is held nothing begins.
+    pub fn of(machine: &mut Machine, (number, key): (i64, Option<&str>), held: bool) -> Result<Moment, Error> {
+        let mut wishes = machine.take_wishes();
+        if !held {
+            machine.mark_sent();
+        }
+        let mut state = state_of(machine)?;
+        if state.as_ref().is_some_and(|text| text.len() > STATE_BYTES_MAX) && machine.state.ended.is_none() {
+            machine.overflow("the instance holds more data");
+            state = state_of(machine)?;
+        }
+        let waits = |fiber: &Fiber| matches!(fiber.wait, Some(ref wait) if !matches!(wait, Waiting::Action(_)));
+        let (status, output, fault) = match &machine.state.ended {
+            Some(Ended::Completed(output)) => (Status::Completed, Some(clean(output.to_string())), None),
+            Some(Ended::Faulted(fault)) => (Status::Faulted, None, Some(fault.clone())),
+            None if machine.state.fibers.values().all(waits) => (Status::Waiting, None, None),
+            None => (Status::Running, None, None),
+        };
+        let advance = Advance {
+            number,
+            status,
+            state,
+            output,
+            error: fault.as_ref().map(|fault| clean(fault.to_value().to_string())),
+            current: machine.current().first().map(|pointer| (*pointer).to_owned()),
+            due_ms: machine.due_ms(),
+            steps: steps_of(machine, std::mem::take(&mut wishes.steps)),
+            listeners: Some(listeners(machine, number)),
+            seen: 0,
+            trust: Trust::default(),
+        };
+        Ok(Moment {
+            advance,
+            wishes,
+            told: machine.state.ended.as_ref().map(|ended| end_of(key, ended)),
+            fault,
+            awaited: machine.awaited().into_iter().map(|(_, key)| key).collect(),
+        })
+    }
+}
+
+/// The state as JSON, as long as it can go on, or be taken up again.
+fn state_of(machine: &Machine) -> Result<Option<String>, Error> {
+    if matches!(machine.state.ended, Some(Ended::Completed(_))) {
+        return Ok(None);
+    }
+    serde_json::to_string(&machine.state).map(Some).map_err(Error::internal("storing the state of an instance"))
+}
+
+/// Rows of the journal, the last of each number only.
+fn steps_of(machine: &Machine, steps: Vec<Step>) -> Vec<StepRow> {
+    let mut written: Vec<StepRow> = Vec::with_capacity(steps.len());
+    for step in steps {
+        let row = step_row(&machine.definition.tasks[step.task].pointer, step);
+        match written.last_mut().filter(|last| last.number == row.number) {
+            Some(last) => *last = row,
+            None => written.push(row),
+        }
+    }
+    written
+}
+
+/// The event that tells of an instance that faulted.
+pub(super) fn faulted(row: &InstanceRow, fault: &Fault) -> NewEvent {
+    let cut = |text: &str| text[..text.floor_char_boundary(TOLD_BYTES_MAX)].to_owned();
+    let fault = Fault {
+        kind: cut(&fault.kind),
+        title: fault.title.as_deref().map(cut),
+        detail: fault.detail.as_deref().map(cut),
+        instance: cut(&fault.instance),
+        ..fault.clone()
+    };
+    let data = json!({ "workflow": row.workflow, "instance": row.id, "digest": row.digest, "error": fault.to_value() });
+    NewEvent {
+        subject: Some(row.id.clone()),
+        trace: row.trace.parse().ok(),
+        ..NewEvent::new(format!("workflow/{}", row.workflow), FAULTED, &data)
     }
 }
 
@@ -91,11 +203,8 @@ pub(super) fn listeners(machine: &Machine, number: i64) -> Vec<ListenerRow> {
     found
 }
 
-pub(super) fn step_row(pointer: &str, step: &Step) -> StepRow {
-    let short = |value: &Option<Value>| {
-        let text = value.as_ref()?.to_string();
-        Some(if text.len() > VALUE_BYTES_MAX { json!({ "bytes": text.len() }).to_string() } else { text })
-    };
+fn step_row(pointer: &str, step: Step) -> StepRow {
+    let text = |value: Option<Value>| value.map(|value| clean(value.to_string()));
     StepRow {
         number: i64::try_from(step.number).unwrap_or(i64::MAX),
         task: pointer.to_owned(),
@@ -103,9 +212,9 @@ pub(super) fn step_row(pointer: &str, step: &Step) -> StepRow {
         attempt: step.attempt,
         started_ms: step.started_ms,
         ended_ms: step.ended_ms,
-        input: short(&step.input),
-        output: short(&step.output),
-        error: step.error.as_ref().map(|fault| fault.to_value().to_string()),
+        input: text(step.input),
+        output: text(step.output),
+        error: text(step.error.map(|fault| fault.to_value())),
     }
 }
 

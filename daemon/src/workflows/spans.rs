@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use super::Inner;
 use crate::clock::Millis;
 use crate::id::{EventSeq, SpanId, SpanOf, TraceId};
-use crate::store::workflows::InstanceRow;
+use crate::store::workflows::{InstanceRow, StepRow};
 use crate::telemetry::traces::{Context, Kind, Span};
-use crate::workflow::{Definition, Fault, Step, StepStatus};
+use crate::workflow::Fault;
 
 /// The trace of an instance, if its spans are collected.
 fn trace(inner: &Inner, row: &InstanceRow) -> Option<TraceId> {
@@ -56,24 +56,23 @@ pub(super) fn of_task(inner: &Inner, row: &InstanceRow, doing: Option<(u64, u32)
 }
 
 /// Records the tasks that have ended among these rows of the journal.
-pub(super) fn tasks(inner: &Inner, row: &InstanceRow, definition: &Definition, steps: &[Step]) {
+pub(super) fn tasks(inner: &Inner, row: &InstanceRow, steps: &[StepRow]) {
     let Some(trace) = trace(inner, row) else { return };
     let ids = inner.bus.store().ids();
     let instance = ids.span(trace, SpanOf::Workflow(row.number));
-    for step in steps.iter().filter(|step| step.status != StepStatus::Skipped) {
+    for step in steps.iter().filter(|step| step.status != "skipped") {
         let Some(ended_ms) = step.ended_ms else { continue };
-        let pointer = definition.tasks[step.task].pointer.as_str();
-        let number = i64::try_from(step.number).unwrap_or(i64::MAX);
-        let id = ids.span(trace, SpanOf::Task(row.number, number, step.attempt));
-        let span = Span::new(Kind::Internal, format!("task {pointer}"), trace, id, nanos(step.started_ms))
+        let id = ids.span(trace, SpanOf::Task(row.number, step.number, step.attempt));
+        let span = Span::new(Kind::Internal, format!("task {}", step.task), trace, id, nanos(step.started_ms))
             .child_of(Some(instance))
             .ended_at(nanos(ended_ms))
             .text("aman.workflow.name", row.workflow.clone())
             .text("aman.workflow.instance", row.id.clone())
-            .text("aman.task", pointer)
+            .text("aman.task", step.task.clone())
             .number("aman.attempt", step.attempt)
-            .text("aman.outcome", outcome(step.status));
-        inner.bus.traces().record(failed(span, step.error.as_ref()));
+            .text("aman.outcome", step.status.clone());
+        let fault = step.error.as_deref().and_then(|error| serde_json::from_str(error).ok());
+        inner.bus.traces().record(failed(span, fault.as_ref()));
     }
 }
 
@@ -96,15 +95,6 @@ fn failed(span: Span, fault: Option<&Fault>) -> Span {
     let kind = fault.kind.rsplit('/').next().unwrap_or_default().to_owned();
     let title = fault.title.clone().unwrap_or_else(|| kind.clone());
     span.failed(kind, format!("{title} ({})", fault.status))
-}
-
-fn outcome(status: StepStatus) -> &'static str {
-    match status {
-        StepStatus::Completed => "completed",
-        StepStatus::Faulted => "faulted",
-        StepStatus::Cancelled => "cancelled",
-        StepStatus::Running | StepStatus::Waiting | StepStatus::Skipped => "unknown",
-    }
 }
 
 fn nanos(at_ms: Millis) -> u64 {

@@ -24,16 +24,18 @@ pub enum Change {
     },
 }
 
-/// Applies changes in their order. [`KEY_TAKEN`] when the id that somebody was told would not be the instance's.
-pub fn apply(tx: &Tx<'_>, changes: &[Change]) -> Result<(), Error> {
+/// Applies changes in their order. False when an event found its instance ended, or with more waiting for it than it may
+/// have. [`KEY_TAKEN`] when the id that somebody was told would not be the instance's.
+pub fn apply(tx: &Tx<'_>, changes: &[Change]) -> Result<bool, Error> {
+    let mut taken_up = true;
     for change in changes {
         match change {
             Change::Start(row) if !start(tx, row)?.1 => return Err(taken()),
             Change::Start(_) => {}
-            Change::Signal { instance, body } => bring(tx, *instance, Kind::Signal, body)?,
+            Change::Signal { instance, body } => taken_up &= bring(tx, *instance, Kind::Signal, body)?,
         }
     }
-    Ok(())
+    Ok(taken_up)
 }
 
 /// Whether [`apply`] would succeed after everything that was written before; the error says why not.

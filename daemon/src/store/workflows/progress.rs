@@ -2,13 +2,15 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::{ENDED_KEPT, PRUNED_AT_ONCE, STEPS_KEPT, Status, Tx, unread, unwritten};
+use super::{
+    ENDED_KEPT, INBOX_BYTES_MAX, INBOX_ROWS_MAX, InstanceRow, PRUNED_AT_ONCE, PRUNED_STEPS_AT_ONCE, STEPS_KEPT, Status,
+    Tx, current, unread, unwritten,
+};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Trust;
-use crate::redact;
 
-/// A row of the journal, its values as JSON.
+/// A row of the journal, its values as JSON without secrets.
 #[derive(Debug, Clone)]
 pub struct StepRow {
     /// Its number.
@@ -68,6 +70,8 @@ pub enum Kind {
     Signal,
     /// The end of an instance that it started: `{key, output}` or `{key, error}`.
     Ended,
+    /// More events came than wait for one instance: what came after the last one is lost to it.
+    Full,
 }
 
 /// Where an instance has come to.
@@ -79,9 +83,9 @@ pub struct Advance {
     pub status: Status,
     /// Where it stands, JSON.
     pub state: Option<String>,
-    /// Its output, JSON.
+    /// Its output, JSON without secrets.
     pub output: Option<String>,
-    /// Its error, JSON.
+    /// Its error, JSON without secrets.
     pub error: Option<String>,
     /// Pointer of the task that it is at.
     pub current: Option<String>,
@@ -104,6 +108,7 @@ pub fn inbox(conn: &Connection, instance: i64, after: i64, limit: usize) -> Resu
         let kind = match row.get::<_, i64>(1)? {
             1 => Kind::Signal,
             2 => Kind::Ended,
+            3 => Kind::Full,
             _ => Kind::Event,
         };
         Ok(InboxRow { id: row.get(0)?, kind, body: row.get(2)? })
@@ -115,21 +120,59 @@ pub fn inbox(conn: &Connection, instance: i64, after: i64, limit: usize) -> Resu
     .map_err(unread)
 }
 
-/// Gives an instance something to look at; nothing when it has ended.
-pub fn bring(tx: &Tx<'_>, instance: i64, kind: Kind, body: &str) -> Result<(), Error> {
+/// Gives an instance something to look at. False when it has ended, or when so much waits for it already that it will not
+/// see this.
+pub fn bring(tx: &Tx<'_>, instance: i64, kind: Kind, body: &str) -> Result<bool, Error> {
     let open = tx
         .conn
         .prepare_cached("UPDATE workflow_instance SET status = 1 WHERE number = ?1 AND status < 3")
         .and_then(|mut s| s.execute([instance]))
         .map_err(unwritten)?;
     if open == 0 {
-        return Ok(());
+        return Ok(false);
     }
+    // Its children are as many as it started itself; nothing else may fill the disk.
+    let waiting = match kind {
+        Kind::Event | Kind::Signal => waiting(tx, instance)?,
+        Kind::Ended | Kind::Full => Waiting::Some,
+    };
+    let (kind, body) = match (waiting, kind) {
+        (Waiting::Some, kind) => (kind, body),
+        // Whoever sends a signal is told.
+        (Waiting::Enough, Kind::Event) => (Kind::Full, "{}"),
+        (Waiting::Enough | Waiting::TooMuch, _) => return Ok(false),
+    };
     tx.conn
         .prepare_cached("INSERT INTO workflow_inbox (instance, kind, body) VALUES (?1, ?2, ?3)")
         .and_then(|mut s| s.execute(params![instance, kind as i64, body]))
-        .map(drop)
+        .map(|_| kind != Kind::Full)
         .map_err(unwritten)
+}
+
+/// How much waits for an instance.
+enum Waiting {
+    /// There is room for more.
+    Some,
+    /// There is no room.
+    Enough,
+    /// There is no room, and the instance will be told so.
+    TooMuch,
+}
+
+fn waiting(tx: &Tx<'_>, instance: i64) -> Result<Waiting, Error> {
+    let (rows, bytes, full): (i64, i64, i64) = tx
+        .conn
+        .prepare_cached(
+            "SELECT count(*), coalesce(sum(octet_length(body)), 0), coalesce(sum(kind = 3), 0) FROM workflow_inbox \
+             WHERE instance = ?1",
+        )
+        .and_then(|mut s| s.query_row([instance], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))))
+        .map_err(unwritten)?;
+    Ok(match (rows < INBOX_ROWS_MAX && bytes < INBOX_BYTES_MAX, full > 0) {
+        (_, true) => Waiting::TooMuch,
+        (true, false) => Waiting::Some,
+        (false, false) => Waiting::Enough,
+    })
 }
 
 /// Who of a workflow may wait for an event of this type.
@@ -154,7 +197,6 @@ pub fn listeners(conn: &Connection, workflow: &str, kind: &str, sequence: i64) -
 
 /// Writes where an instance has come to. False when it has ended meanwhile: then nothing is written.
 pub fn advance(tx: &Tx<'_>, to: &Advance, workflow: &str, now_ms: Millis) -> Result<bool, Error> {
-    let clean = |text: &Option<String>| text.as_deref().map(|text| redact::json(text).into_owned());
     let changed = tx
         .conn
         .prepare_cached(
@@ -166,8 +208,8 @@ pub fn advance(tx: &Tx<'_>, to: &Advance, workflow: &str, now_ms: Millis) -> Res
                 to.number,
                 to.status as i64,
                 to.state,
-                clean(&to.output),
-                clean(&to.error),
+                to.output,
+                to.error,
                 to.current,
                 to.due_ms,
                 now_ms,
@@ -212,7 +254,6 @@ pub fn advance(tx: &Tx<'_>, to: &Advance, workflow: &str, now_ms: Millis) -> Res
 }
 
 fn put_step(tx: &Tx<'_>, instance: i64, step: &StepRow) -> Result<(), Error> {
-    let clean = |text: &Option<String>| text.as_deref().map(|text| redact::json(text).into_owned());
     tx.conn
         .prepare_cached(
             "INSERT OR REPLACE INTO workflow_step \
@@ -228,9 +269,9 @@ fn put_step(tx: &Tx<'_>, instance: i64, step: &StepRow) -> Result<(), Error> {
                 step.attempt,
                 step.started_ms,
                 step.ended_ms,
-                clean(&step.input),
-                clean(&step.output),
-                clean(&step.error)
+                step.input,
+                step.output,
+                step.error
             ])
         })
         .map(drop)
@@ -276,11 +317,18 @@ fn close(tx: &Tx<'_>, number: i64, workflow: &str) -> Result<(), Error> {
         )
         .and_then(|mut s| s.query_map(params![workflow, ENDED_KEPT, PRUNED_AT_ONCE], |row| row.get(0))?.collect())
         .map_err(unwritten)?;
+    // A journal may be long; what is left of it goes with the next end.
+    let mut room = PRUNED_STEPS_AT_ONCE;
     for number in old {
-        for sql in ["DELETE FROM workflow_step WHERE instance = ?1", "DELETE FROM workflow_instance WHERE number = ?1"]
-        {
-            tx.conn.prepare_cached(sql).and_then(|mut s| s.execute([number])).map_err(unwritten)?;
+        let journal = "DELETE FROM workflow_step WHERE (instance, number) IN \
+             (SELECT instance, number FROM workflow_step WHERE instance = ?1 LIMIT ?2)";
+        let gone = tx.conn.prepare_cached(journal).and_then(|mut s| s.execute(params![number, room]));
+        room -= i64::try_from(gone.map_err(unwritten)?).unwrap_or(i64::MAX);
+        if room <= 0 {
+            break;
         }
+        let instance = "DELETE FROM workflow_instance WHERE number = ?1";
+        tx.conn.prepare_cached(instance).and_then(|mut s| s.execute([number])).map_err(unwritten)?;
     }
     Ok(())
 }
@@ -306,6 +354,45 @@ pub fn cancel(tx: &Tx<'_>, number: i64, workflow: &str, now_ms: Millis) -> Resul
         .map_err(unwritten)?;
     close(tx, number, workflow)?;
     Ok(true)
+}
+
+/// Ends an instance by an error, where it stands. False when it had ended.
+pub fn fault(tx: &Tx<'_>, number: i64, workflow: &str, error: &str, now_ms: Millis) -> Result<bool, Error> {
+    let changed = tx
+        .conn
+        .execute(
+            "UPDATE workflow_instance SET status = 4, due_ms = NULL, error = ?2, updated_ms = ?3 \
+             WHERE number = ?1 AND status < 3",
+            params![number, error, now_ms],
+        )
+        .map_err(unwritten)?;
+    if changed == 1 {
+        close(tx, number, workflow)?;
+    }
+    Ok(changed == 1)
+}
+
+/// Ends the unfinished instances that an instance started and waited for, with those below them; all of them, or those
+/// whose keys are not among `kept`, a JSON list. Gives them.
+pub fn cancel_below(tx: &Tx<'_>, parent: i64, kept: &str, now_ms: Millis) -> Result<Vec<InstanceRow>, Error> {
+    let below: Vec<(i64, String)> = tx
+        .conn
+        .prepare_cached(
+            "WITH RECURSIVE below (number, workflow) AS (\
+             SELECT number, workflow FROM workflow_instance WHERE parent = ?1 AND awaited = 1 AND status < 3 \
+             AND parent_key NOT IN (SELECT value FROM json_each(?2)) \
+             UNION ALL SELECT i.number, i.workflow FROM below JOIN workflow_instance i ON i.parent = below.number \
+             WHERE i.awaited = 1 AND i.status < 3) SELECT number, workflow FROM below",
+        )
+        .and_then(|mut s| s.query_map(params![parent, kept], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+        .map_err(unwritten)?;
+    let mut gone = Vec::with_capacity(below.len());
+    for (number, workflow) in below {
+        if cancel(tx, number, &workflow, now_ms)? {
+            gone.extend(current(tx, number)?);
+        }
+    }
+    Ok(gone)
 }
 
 /// Pauses an instance or lets it go on. False when it has ended, or stands so already.

@@ -1,0 +1,323 @@
+//! Stores where an instance has come to, in one transaction with everything that others must learn of it.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{Driver, GENERATIONS_MAX, RETRY};
+use crate::bus::{Action, NewNotification, Notices, Origin, OwnEvent, Publish, Severity, StateWrite};
+use crate::clock::Millis;
+use crate::error::Error;
+use crate::event::{Data, Event, NewEvent};
+use crate::id::{EventSeq, TraceId};
+use crate::store::Tx;
+use crate::store::events::Cause;
+use crate::store::workflows::{self as rows, InstanceRow, Kind};
+use crate::workflow::{Ended, Fault, Schedule, Signal, Wishes, emitted};
+use crate::workflows::record::{Moment, end_of, faulted};
+use crate::workflows::{Current, Inner, fresh, spans};
+
+impl Inner {
+    /// Ends an instance that cannot go on from where it stands, for reasons that its workflow cannot catch.
+    pub(super) async fn give_up(self: &Arc<Self>, row: &InstanceRow, error: &Error) -> Result<(), Error> {
+        let fault = Fault::runtime(error.to_string()).at("/");
+        let shown = crate::redact::json(&fault.to_value().to_string()).into_owned();
+        let told = end_of(row.parent_key.as_deref(), &Ended::Faulted(fault.clone()));
+        let own = self.faulted(row, &fault).await;
+        let (number, workflow, now_ms) = (row.number, row.workflow.clone(), self.now_ms());
+        let (parent, after) = (row.parent.filter(|_| row.awaited), self.after(row));
+        let change = move |tx: &mut Tx<'_>| {
+            if !rows::fault(tx, number, &workflow, &shown, now_ms)? {
+                return Ok(false);
+            }
+            if let Some(parent) = parent {
+                rows::bring(tx, parent, Kind::Ended, &told)?;
+            }
+            if let Some(next_ms) = after {
+                rows::set_next(tx, &workflow, Some(next_ms))?;
+            }
+            own.store(tx).map(|()| true)
+        };
+        if self.bus.store().write(change).await? {
+            spans::ended(self, row, "faulted", Some(&fault));
+            tracing::warn!(workflow = row.workflow, instance = row.id, %error, "A workflow was given up.");
+            self.planned(&row.workflow, after);
+            self.closed(&row.workflow).await?;
+        }
+        self.hint.notify_one();
+        Ok(())
+    }
+
+    /// The event that tells of a fault, to be stored with it.
+    async fn faulted(&self, row: &InstanceRow, fault: &Fault) -> OwnEvent {
+        let principal = format!("workflow/{}", row.workflow);
+        let origin = Origin { principal, trust: row.trust, internal: true };
+        let event = NewEvent { parent: spans::id(self, row), ..faulted(row, fault) };
+        self.bus.own_event(event, origin).await
+    }
+
+    /// When a workflow that starts again after its end does so, now that this instance of it ends.
+    pub(in crate::workflows) fn after(&self, row: &InstanceRow) -> Option<Millis> {
+        let current = self.current(&row.workflow).ok()?;
+        match current.definition.schedule {
+            Some(Schedule::After(ms)) if row.parent.is_none() && current.row.next_ms.is_none() => {
+                Some(self.now_ms().saturating_add(ms))
+            }
+            _ => None,
+        }
+    }
+
+    /// It is stored when a workflow starts next.
+    pub(in crate::workflows) fn planned(&self, workflow: &str, next_ms: Option<Millis>) {
+        let Some(next_ms) = next_ms else { return };
+        self.held(|held| {
+            if let Some(current) = held.current.get_mut(workflow) {
+                current.row.next_ms = Some(next_ms);
+            }
+        });
+        self.hint.notify_one();
+    }
+}
+
+/// Everything that commits together.
+struct Commit {
+    moment: Moment,
+    children: Vec<InstanceRow>,
+    /// What is heard of children that cannot be started.
+    refused: Vec<String>,
+    questions: Notices,
+    /// The event of a fault.
+    own: Option<OwnEvent>,
+    after: Option<Millis>,
+    /// The keys of children that are still waited for, as JSON, when there is one that is not any more.
+    kept: Option<String>,
+}
+
+impl Driver {
+    /// Stores where it has come to, with everything it wishes for. False when it was ended from outside.
+    pub(super) async fn commit(&mut self, moment: Moment) -> Result<bool, Error> {
+        let commit = Arc::new(self.gather(moment).await);
+        loop {
+            match self.write(&commit).await {
+                Ok(open) => {
+                    // What was seen is gone with this, and SQLite gives its numbers again.
+                    self.seen = 0;
+                    if !(commit.children.is_empty() && commit.refused.is_empty()) {
+                        self.inner.hint.notify_one();
+                    }
+                    self.inner.planned(&self.row.workflow, commit.after.filter(|_| open));
+                    return Ok(open);
+                }
+                Err(Error::Busy { code: "draining", .. }) => return Ok(false),
+                Err(Error::Busy { .. }) => {
+                    tokio::select! {
+                        () = self.inner.abort.cancelled() => return Ok(false),
+                        () = async { tokio::time::sleep(RETRY).await; self.inner.bus.store().until_writable().await } => {}
+                    }
+                }
+                // What the bus does not take is the workflow's error, not ours.
+                Err(error @ (Error::Invalid { .. } | Error::Forbidden { .. } | Error::Conflict { .. })) => {
+                    self.inner.give_up(&self.row, &error).await?;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn gather(&mut self, mut moment: Moment) -> Commit {
+        let advance = &mut moment.advance;
+        (advance.seen, advance.trust) = (self.seen, self.row.trust);
+        let wanted = advance.listeners.take().unwrap_or_default();
+        advance.listeners = Some(wanted).filter(|wanted| *wanted != self.listeners);
+        let (mut children, mut refused) = (Vec::new(), Vec::new());
+        for child in &moment.wishes.children {
+            match self.child(child).await {
+                Ok(row) => children.push(row),
+                // Whoever waits for it hears why.
+                Err(fault) => {
+                    let (parent, error) = (&self.row.id, &fault.detail);
+                    tracing::warn!(parent, workflow = child.name, error, "A workflow could not start another one.");
+                    refused.push(json!({ "key": child.key, "error": fault }).to_string());
+                }
+            }
+        }
+        let left = self.awaited.iter().any(|key| !moment.awaited.contains(key));
+        self.awaited.clone_from(&moment.awaited);
+        let ended = moment.advance.status.is_ended();
+        Commit {
+            questions: self.questions(&moment.wishes).await,
+            own: match &moment.fault {
+                Some(fault) => Some(self.inner.faulted(&self.row, fault).await),
+                None => None,
+            },
+            after: if ended { self.inner.after(&self.row) } else { None },
+            kept: left.then(|| json!(moment.awaited).to_string()),
+            children,
+            refused,
+            moment,
+        }
+    }
+
+    async fn child(&self, child: &crate::workflow::Child) -> Result<InstanceRow, Fault> {
+        let number = self.row.number;
+        let depth = self.inner.bus.store().read(move |conn| rows::generations(conn, number)).await.unwrap_or(0);
+        if depth >= GENERATIONS_MAX {
+            return Err(Fault::runtime(format!("more than {GENERATIONS_MAX} workflows started each other")));
+        }
+        let missing = |what: String| Fault::configuration(what);
+        let current = self.inner.current(&child.name).map_err(|error| missing(error.to_string()))?;
+        let definition = if child.version == "latest" || child.version == current.definition.version {
+            Arc::clone(&current.definition)
+        } else {
+            let name = child.name.clone();
+            let all = self.inner.bus.store().read(move |conn| rows::definitions(conn, &name)).await;
+            let all = all.map_err(|error| Fault::runtime(error.to_string()))?;
+            let found = all.into_iter().find(|row| row.version == child.version);
+            let found = found.ok_or_else(|| missing(format!("'{}' has no version {}", child.name, child.version)))?;
+            self.inner.definition(&found.digest).await.map_err(|error| missing(error.to_string()))?
+        };
+        if definition.namespace != child.namespace {
+            return Err(missing(format!(
+                "'{}' is in the namespace '{}', not '{}'",
+                child.name, definition.namespace, child.namespace
+            )));
+        }
+        let row = fresh(&Current { row: current.row, definition }, &child.input, self.inner.now_ms());
+        Ok(InstanceRow {
+            trace: self.row.trace.clone(),
+            trust: self.row.trust,
+            principal: self.row.principal.clone(),
+            cause: self.row.cause.clone(),
+            parent: Some(self.row.number),
+            parent_key: Some(child.key.clone()),
+            awaited: child.awaited,
+            dedup: Some(child.key.clone()),
+            ..row
+        })
+    }
+
+    /// What the person is asked.
+    async fn questions(&self, wishes: &Wishes) -> Notices {
+        let id = &self.row.id;
+        let ask = |one: &Signal| {
+            let answer = format!("Answer: aman workflow approve {id} --task {}", one.task);
+            let room = NewNotification::MESSAGE_CHARS_MAX.saturating_sub(answer.chars().count() + 1);
+            let message: String = one.message.chars().take(room).collect();
+            NewNotification {
+                title: one.title.clone(),
+                message: format!("{message} {answer}"),
+                severity: Severity::Warning,
+                action: Some(Action { label: "Instance".to_owned(), url: format!("/workflow-instance/{id}") }),
+                // Each question is asked, however alike they are.
+                fingerprint: Some(format!("{id} {}", one.step)),
+                ..NewNotification::default()
+            }
+        };
+        let asked = wishes.signals.iter().map(ask);
+        let consumer = format!("workflow/{}", self.row.workflow);
+        self.inner.bus.notices(&consumer, "workflow", self.row.trust, asked.collect()).await
+    }
+
+    async fn write(&mut self, commit: &Arc<Commit>) -> Result<bool, Error> {
+        let (number, workflow, now_ms) = (self.row.number, self.row.workflow.clone(), self.inner.now_ms());
+        let parent = self.row.parent.filter(|_| self.row.awaited);
+        let (open, answer) = tokio::sync::oneshot::channel();
+        let stored = Arc::clone(commit);
+        let change: StateWrite = Box::new(move |tx: &mut Tx<'_>| {
+            if !rows::advance(tx, &stored.moment.advance, &workflow, now_ms)? {
+                // An error undoes everything that came with it.
+                return Err(Error::not_found("open instance", number.to_string()));
+            }
+            let left = stored.kept.as_ref().map(|kept| rows::cancel_below(tx, number, kept, now_ms)).transpose()?;
+            for child in &stored.children {
+                rows::start(tx, child)?;
+            }
+            for body in &stored.refused {
+                rows::bring(tx, number, Kind::Ended, body)?;
+            }
+            stored.questions.store(tx, now_ms)?;
+            if let (Some(parent), Some(told)) = (parent, &stored.moment.told) {
+                rows::bring(tx, parent, Kind::Ended, told)?;
+            }
+            if let Some(next_ms) = stored.after {
+                rows::set_next(tx, &workflow, Some(next_ms))?;
+            }
+            if let Some(own) = &stored.own {
+                own.store(tx)?;
+            }
+            let held = rows::current(tx, number)?.is_some_and(|row| row.hold);
+            let _heard = open.send((held, left.unwrap_or_default()));
+            Ok(())
+        });
+        let events = self.events(&commit.moment.wishes);
+        let done = if events.is_empty() {
+            self.inner.bus.store().write(change).await
+        } else {
+            let origin =
+                Origin { principal: format!("workflow/{}", self.row.workflow), trust: self.row.trust, internal: false };
+            let publish = Publish { events, origin, idempotency: None, state: Some(change) };
+            self.inner.bus.publish_caused(publish, self.cause()).await.map(drop)
+        };
+        match done {
+            Err(Error::NotFound { kind: "open instance", .. }) => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => {
+                spans::tasks(&self.inner, &self.row, &commit.moment.advance.steps);
+                let (held, left) = answer.await.unwrap_or_default();
+                self.row.hold = held;
+                self.inner.end_drivers(&left).into_iter().for_each(|(number, slot)| self.inner.leave(number, slot));
+                if let Some(listeners) = &commit.moment.advance.listeners {
+                    self.listeners.clone_from(listeners);
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn events(&self, wishes: &Wishes) -> Vec<NewEvent> {
+        let mut events: Vec<NewEvent> = wishes.events.iter().map(emitted).collect();
+        let trace: Option<TraceId> = self.row.trace.parse().ok();
+        events.iter_mut().for_each(|event| event.trace = trace);
+        events
+    }
+
+    /// The event that started it, as far as effects need it.
+    fn cause(&self) -> Option<Cause> {
+        let stored: Value = serde_json::from_str(self.row.cause.as_ref()?).ok()?;
+        let id = stored["id"].as_str()?.to_owned();
+        let sent = NewEvent { id: Some(id), data: Data::None, ..NewEvent::default() };
+        let event = Event {
+            sequence: EventSeq(stored["sequence"].as_i64()?),
+            received_ms: 0,
+            made_id: None,
+            sent,
+            trace: self.row.trace.parse().ok()?,
+            correlation: stored["correlation"].as_str().map(str::to_owned),
+            causation: None,
+            cause: None,
+            depth: stored["depth"].as_u64().and_then(|depth| u32::try_from(depth).ok()).unwrap_or(0),
+            trust: self.row.trust,
+            principal: self.row.principal.clone(),
+        };
+        Some(Cause { event: Arc::new(event), delivery: None, span: spans::id(&self.inner, &self.row) })
+    }
+
+    /// Tells of its end.
+    pub(super) async fn ended(&mut self) -> Result<(), Error> {
+        let (workflow, instance) = (self.row.workflow.clone(), self.row.id.clone());
+        match self.machine().state.ended.clone() {
+            Some(Ended::Faulted(fault)) => {
+                spans::ended(&self.inner, &self.row, "faulted", Some(&fault));
+                tracing::warn!(workflow, instance, error = fault.detail, "A workflow faulted.");
+            }
+            _ => {
+                spans::ended(&self.inner, &self.row, "completed", None);
+                tracing::info!(workflow, instance, "A workflow completed.");
+            }
+        }
+        self.inner.closed(&workflow).await?;
+        self.inner.hint.notify_one();
+        Ok(())
+    }
+}
