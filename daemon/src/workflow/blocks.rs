@@ -1,5 +1,6 @@
 //! What each kind of task does, and what the end of its inner tasks means.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -251,8 +252,7 @@ impl Machine {
                 self.spawn(Some(id), only)
             })
             .collect();
-        let results = vec![None; fibers.len()];
-        self.doing_mut(id)?.inner = Inner::Fork(fibers, results);
+        self.doing_mut(id)?.inner = Inner::Fork(fibers, BTreeMap::new());
         Ok(Next::Wait(Waiting::Branches))
     }
 
@@ -264,12 +264,12 @@ impl Machine {
         let task = doing.task;
         let Inner::Fork(fibers, results) = &mut doing.inner else { return };
         let Some(place) = fibers.iter().position(|fiber| *fiber == branch) else { return };
-        results[place] = Some(output.clone());
+        results.insert(place, output.clone());
         let compete = matches!(definition.tasks[task].kind, Kind::Fork { compete: true, .. });
-        if !compete && results.iter().any(Option::is_none) {
+        if !compete && results.len() < fibers.len() {
             return;
         }
-        let all = Value::Array(results.iter_mut().map(|result| result.take().unwrap_or(Value::Null)).collect());
+        let all = Value::Array(std::mem::take(results).into_values().collect());
         for fiber in fibers.clone() {
             self.drop_fiber(fiber, false, env);
         }

@@ -122,8 +122,8 @@ pub enum Inner {
     Loop(Vec<Value>, usize),
     /// A try.
     Try(Trying),
-    /// A fork: its fibers, and the outputs of those that ended.
-    Fork(Vec<u32>, Vec<Option<Value>>),
+    /// A fork: its fibers, and the outputs of those that ended, by their place.
+    Fork(Vec<u32>, BTreeMap<usize, Value>),
     /// A listener.
     Listen(Box<Listening>),
 }

@@ -138,6 +138,11 @@ fn loops_branches_waits_and_calls_pass_data_on() {
             json!([{ "x": 1 }, { "y": 2 }]),
         ),
         (
+            "do: [{f: {fork: {branches: [{a: {set: {x: 1}, output: {as: 'null'}}}, {b: {wait: PT1S}}]}}}]",
+            json!({ "i": 2 }),
+            json!([null, { "i": 2 }]),
+        ),
+        (
             "do: [{f: {fork: {compete: true, branches: [{a: {wait: {seconds: 9}}}, {b: {set: {y: 1}}}]}}}]",
             json!({}),
             json!({ "y": 1 }),
