@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use jsonschema::{PatternOptions, Validator};
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::Value;
 
 use crate::error::{Error, FieldError};
@@ -45,14 +46,53 @@ impl Schema {
         let faults: Vec<FieldError> = self
             .validator
             .iter_errors(value)
+            .flat_map(|fault| nearest(&fault))
             .take(FAULTS_MAX)
-            .map(|fault| FieldError {
-                field: format!("{name}{}", fault.instance_path()),
-                reason: format!("does not fit {what}: {}.", fault.masked()),
+            .map(|(path, why)| FieldError {
+                field: format!("{name}{path}"),
+                reason: format!("does not fit {what}: {why}."),
             })
             .collect();
         if faults.is_empty() { Ok(()) } else { Err(Error::Invalid { code: "invalid_input", fields: faults }) }
     }
+}
+
+/// What is wrong, and where. Of a value that none of several alternatives takes: the faults of the one that it comes nearest
+/// to, which is the one that takes it deepest, lacks nothing, and has the fewest faults.
+fn nearest(fault: &ValidationError<'_>) -> Vec<(String, String)> {
+    let here = fault.instance_path().as_str();
+    let (ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }) = fault.kind() else {
+        return vec![(here.to_owned(), fault.masked().to_string())];
+    };
+    let at_here = |one: &&ValidationError<'_>| one.instance_path().as_str() == here;
+    let has_shape = |faults: &&Vec<ValidationError<'static>>| {
+        !faults.iter().filter(at_here).any(|one| matches!(one.kind(), ValidationErrorKind::Type { .. }))
+    };
+    let missing = |faults: &[ValidationError<'static>]| -> Vec<String> {
+        let name = |one: &ValidationError<'_>| match one.kind() {
+            ValidationErrorKind::Required { property } => Some(property.to_string()),
+            _ => None,
+        };
+        faults.iter().filter(at_here).filter_map(name).collect()
+    };
+    let depth = |faults: &[ValidationError<'static>]| {
+        faults.iter().map(|one| one.instance_path().as_str().matches('/').count()).min().unwrap_or(0)
+    };
+    let rank = |faults: &[ValidationError<'static>]| {
+        (std::cmp::Reverse(depth(faults)), !missing(faults).is_empty(), faults.len())
+    };
+    let fitting: Vec<&Vec<ValidationError<'static>>> = context.iter().filter(has_shape).collect();
+    let Some(best) = fitting.iter().map(|faults| rank(faults)).min() else {
+        let mut all: Vec<String> = context.iter().flatten().map(|one| one.masked().to_string()).collect();
+        all.dedup();
+        return vec![(here.to_owned(), all.join(", and "))];
+    };
+    let alike: Vec<_> = fitting.into_iter().filter(|faults| rank(faults) == best).collect();
+    let names: Vec<String> = alike.iter().flat_map(|faults| missing(faults)).collect();
+    if alike.len() > 1 && !names.is_empty() {
+        return vec![(here.to_owned(), format!("it has none of {}", names.join(", ")))];
+    }
+    alike.first().into_iter().flat_map(|faults| faults.iter()).flat_map(nearest).collect()
 }
 
 /// Types and their schemas; made anew when the folder is read again.
@@ -120,6 +160,26 @@ mod tests {
     fn registry(schema: Value) -> Result<Registry, String> {
         let mut registry = Registry::default();
         registry.add("order.created", schema).map(|()| registry)
+    }
+
+    #[test]
+    fn of_alternatives_the_nearest_is_told() {
+        let shell = json!({ "type": "object", "required": ["shell"], "additionalProperties": false,
+            "properties": { "shell": { "type": "object", "required": ["command"], "additionalProperties": false, "properties": { "command": {} } } } });
+        let script = json!({ "type": "object", "required": ["script"], "additionalProperties": false, "properties": { "script": { "type": "object" } } });
+        let schema = Schema::new(json!({ "oneOf": [shell, script, { "type": "string" }] })).expect("a schema");
+        for (value, path, said) in [
+            (json!({ "shell": { "command": 1, "folder": 2 } }), "x/shell", "folder"),
+            (json!({ "shell": {} }), "x/shell", "\"command\" is a required"),
+            (json!({ "script": {}, "more": 1 }), "x", "more"),
+            (json!({ "shel": {} }), "x", "none of \"shell\", \"script\""),
+            (json!(3), "x", "\"object\", and value is not of type \"string\""),
+        ] {
+            let Err(Error::Invalid { fields, .. }) = schema.check("x", "it", &value) else { panic!("taken: {value}") };
+            assert_eq!(fields[0].field, path, "{fields:?}");
+            assert!(fields[0].reason.contains(said) && fields.len() == 1, "{fields:?}");
+        }
+        assert!(schema.check("x", "it", &json!("y")).is_ok());
     }
 
     #[test]
