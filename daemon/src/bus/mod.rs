@@ -2,6 +2,7 @@
 //! [`dispatch`], and what consumers ask for ([`effects`]) is applied where their delivery is settled.
 
 pub mod cadence;
+mod chains;
 mod dispatch;
 pub mod effects;
 pub mod explain;
