@@ -521,7 +521,8 @@ fn sources_sinks_and_jobs_change_while_it_runs() {
     assert_eq!(daemon.get("/event-source/papers").json["config"]["ignore"], json!(["*.tmp"]), "the old one runs on");
     fs::write(inbox.join("b.txt"), "x").expect("a file");
     seen(2);
-    assert_eq!((daemon.get("/sink/out").status, daemon.get("/cron/yearly").status), (404, 404));
+    let (sink, job) = (daemon.get("/sink/out"), daemon.get("/cron/yearly"));
+    assert_eq!((&sink.json["state"], job.status), (&json!("removed"), 404), "{sink:?}");
     let calls = new.requests().len();
     daemon.push("order.paid", json!({ "n": 2 }));
     daemon.settle();

@@ -266,7 +266,8 @@ pub(super) fn refusal_now(
 
 fn reply(served: Served) -> Result<Reply, Problem> {
     let broken = |what: &str| {
-        let detail = format!("The plugin answered {what}.");
+        let detail =
+            format!("The plugin answered {what}. That is an error of the plugin; `aman plugin show` has its state.");
         Problem::new((StatusCode::BAD_GATEWAY, "plugin_trap"), detail)
     };
     let status = StatusCode::from_u16(served.status).ok().filter(|status| (200..600).contains(&status.as_u16()));

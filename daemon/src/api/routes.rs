@@ -167,6 +167,7 @@ fn access() -> Vec<Route> {
 pub fn core() -> Vec<Route> {
     let mut all = access();
     all.extend(work());
+    all.extend(sinks());
     all.extend(upkeep());
     all.extend(extensions());
     all.extend(flows());
@@ -257,6 +258,20 @@ fn upkeep() -> Vec<Route> {
     ]
 }
 
+/// Where events go.
+fn sinks() -> Vec<Route> {
+    vec![
+        route!(GET "/sinks" Admin sinks::list),
+        route!(GET "/sink/{id}" Admin sinks::show),
+        route!(POST "/sink/{id}/pause" Admin sinks::pause).audited("sink.pause"),
+        route!(POST "/sink/{id}/resume" Admin sinks::resume).audited("sink.resume"),
+        route!(GET "/sink/{id}/failures" Admin sinks::failures),
+        route!(POST "/sink/{id}/failure/{key}/retry" Admin sinks::retry).audited("sink.retry"),
+        route!(POST "/sink/{id}/discard" Admin sinks::discard).audited("sink.discard").confirmed(Confirm::Always),
+        route!(POST "/sink/{id}/test" Admin sinks::test).audited("sink.test"),
+    ]
+}
+
 /// What goes on behind the gate.
 fn work() -> Vec<Route> {
     vec![
@@ -303,14 +318,6 @@ fn work() -> Vec<Route> {
         route!(POST "/source/{id}/resume" Admin sources::resume).audited("source.resume"),
         route!(PUT "/source/{id}/config" Admin sources::configure).audited("source.config"),
         route!(POST "/hooks/{id}" Public sources::hook),
-        route!(GET "/sinks" Admin sinks::list),
-        route!(GET "/sink/{id}" Admin sinks::show),
-        route!(POST "/sink/{id}/pause" Admin sinks::pause).audited("sink.pause"),
-        route!(POST "/sink/{id}/resume" Admin sinks::resume).audited("sink.resume"),
-        route!(GET "/sink/{id}/failures" Admin sinks::failures),
-        route!(POST "/sink/{id}/failure/{key}/retry" Admin sinks::retry).audited("sink.retry"),
-        route!(POST "/sink/{id}/discard" Admin sinks::discard).audited("sink.discard").confirmed(Confirm::Always),
-        route!(POST "/sink/{id}/test" Admin sinks::test).audited("sink.test"),
         route!(POST "/im-channel/{platform}/{instance}/reload" Admin sources::reload_channel).audited("channel.reload"),
         route!(GET "/skills" Admin skills::list),
         route!(GET "/llm-skills" Admin skills::for_models),

@@ -319,8 +319,10 @@ impl Bus {
         if depth <= depth_max && self.inner.chains.admit(cause.event.trace, effects) {
             return Ok(());
         }
-        let reason =
-            format!("This would be number {depth} of a chain of effects that may have {depth_max}, or one too many.");
+        let reason = format!(
+            "This would be number {depth} of a chain of effects that may have {depth_max}, or one too many. \
+                 Break the loop, or raise bus.max_causation_depth."
+        );
         Err(Error::conflict("causation_loop", reason))
     }
 

@@ -62,9 +62,9 @@ pub struct GroupsArgs {}
 
 /// Shows one.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  aman dlq show 17")]
+#[command(after_help = "Example:\n  aman dlq show 01a20340-d59b-7000-8000-0002782cf4a7")]
 pub struct ShowArgs {
-    /// Its id, from `dlq list`
+    /// Its id, from `dlq list`; the beginning of one is enough where no other begins so
     id: String,
 }
 
@@ -72,10 +72,10 @@ pub struct ShowArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  aman dlq retry 17
-  aman dlq retry 17 --yes --reason 'disk is free again'
-  aman dlq retry --all-like 3f2a90
-  aman dlq retry 17 --dry-run
+  aman dlq retry 01a20340-d59b-7000-8000-0002782cf4a7
+  aman dlq retry 01a20340-d59b-7000-8000-0002782cf4a7 --yes --reason 'disk is free again'
+  aman dlq retry --all-like 728d1f06c4d2e518
+  aman dlq retry --all-like 728d1f06c4d2e518 --dry-run
 
 It asks first; where no terminal is there to ask on, --yes is needed. A letter that fails again keeps its id.")]
 pub struct RetryArgs {
@@ -98,7 +98,7 @@ pub struct RetryArgs {
 
 /// Gives one up.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  aman dlq discard 17 --reason 'was a test'")]
+#[command(after_help = "Example:\n  aman dlq discard 01a20340-d59b-7000-8000-0002782cf4a7 --reason 'was a test'")]
 pub struct DiscardArgs {
     /// Its id, from `dlq list`
     id: String,
@@ -182,9 +182,18 @@ async fn groups(context: &mut Context) -> Result<(), Failure> {
 async fn show(context: &mut Context, id: &str) -> Result<(), Failure> {
     // The contract has no route for one letter: it is found in the list.
     let items = context.every_item(Call::get("/dlq")).await?;
-    let Some(item) = items.iter().find(|item| text(&item["id"]) == id) else {
-        return Err(Failure::Failed(format!("There is no dead letter '{id}'. `aman dlq list --all` shows them.")));
+    let mut like = items.iter().filter(|item| text(&item["id"]).starts_with(id));
+    let item = match (like.next(), like.next()) {
+        (Some(item), None) => item,
+        (Some(_), Some(_)) => {
+            let what = format!("Several dead letters have ids that begin with '{id}'. Give more of the one you mean.");
+            return Err(Failure::Failed(what));
+        }
+        (None, _) => {
+            return Err(Failure::Failed(format!("There is no dead letter '{id}'. `aman dlq list --all` shows them.")));
+        }
     };
+    let id = text(&item["id"]);
     if context.out.json() {
         return context.out.line(&item.to_string());
     }

@@ -49,6 +49,11 @@ impl Out {
         self.json
     }
 
+    /// Whether a person reads this.
+    pub fn is_terminal(&self) -> bool {
+        self.columns.is_some()
+    }
+
     /// Columns that a line may have.
     pub fn width(&self) -> usize {
         self.columns.unwrap_or(WIDTH_ELSEWHERE)

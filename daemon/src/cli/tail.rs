@@ -74,6 +74,9 @@ pub async fn run(context: &mut Context, args: &TailArgs) -> Result<(), Failure> 
     };
     let mut tail = Tail { args, cursor, left: args.count, retry_ms: RETRY_FIRST_MS };
     let mut stream = connect(&client, &tail).await?;
+    if context.out.is_terminal() && !context.out.json() {
+        context.out.complain("Events appear here as they happen; Ctrl-C ends this.");
+    }
     let mut wait_ms = 0;
     loop {
         let before = tail.cursor.clone();

@@ -118,7 +118,10 @@ impl Refusal {
     }
 
     pub(super) fn absent(name: &str) -> Refusal {
-        Refusal::new(Kind::Absent, format!("The plugin '{name}' is not there, or switched off."))
+        Refusal::new(
+            Kind::Absent,
+            format!("The plugin '{name}' is not there, or switched off: see `aman plugin list`."),
+        )
     }
 }
 
