@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Folder, Stream, TOKEN, write_skill};
 use crate::peer::Peer;
+use crate::workflows::stored;
 
 /// Tells what the event's data are.
 const TELLS: &str = r#""$AMAN_BIN" jq -c '{notify: .data.notify}'"#;
@@ -182,6 +183,27 @@ fn answers_to_notifications_end() {
     let shown = daemon.get("/notifications?active_only=true").items();
     assert_eq!((text(&shown[0], "title"), daemon.recent("aman.notification.created").len()), ("At the end", told));
     assert_eq!(daemon.get("/dlq").items().len(), 1);
+}
+
+/// Goal: a workflow that asks whenever it hears of a question ends as every loop does; its last question is asked all the
+/// same.
+#[test]
+fn questions_about_questions_end() {
+    let daemon = Daemon::configured("[bus]\nmax_causation_depth = 3\n[notifications]\nper_hour = 0\n");
+    write_skill(daemon.home(), "tells", &["aman.on: t.tell"], "echo '{\"notify\":[{\"title\":\"First\"}]}'");
+    assert_eq!(daemon.post("/skills/reload", &json!({})).status, 200);
+    stored(
+        &daemon,
+        "asks",
+        "schedule: {on: {one: {with: {type: aman.notification.created}}}}\n\
+         do: [{q: {call: aman.approve, with: {title: May I?, message: Please.}}}]",
+    );
+    daemon.push("t.tell", json!({}));
+    daemon.wait("the last question", || (daemon.get("/notifications").items().len() >= 4).then_some(()));
+    daemon.push("t.last", json!({}));
+    daemon.settle();
+    let waiting = daemon.get("/workflow-instances?workflow=asks&status=waiting&limit=1000").items().len();
+    assert_eq!((waiting, daemon.recent("aman.notification.created").len()), (3, 3));
 }
 
 /// Goal: lists are paged, filtered and stable; what is asked wrongly is named; every change is on record.

@@ -12,7 +12,7 @@ use crate::event::{NewEvent, Trust};
 use crate::id::{fresh, hex, random_bytes, sha256_hex};
 use crate::redact;
 use crate::store::deliveries::Ready;
-use crate::store::events::Prepared;
+use crate::store::events::{Cause, Prepared};
 use crate::store::notifications::{self as rows, Limits, New, Told};
 use crate::store::{Tx, events};
 
@@ -169,18 +169,29 @@ impl Bus {
         OwnEvent(prepared.pop().expect("one event is prepared of one"))
     }
 
-    /// Prepares what `consumer`, of that kind, tells outside a delivery; a title that is too long is cut. [`Notices::store`]
-    /// belongs into the transaction of what they tell of.
-    pub async fn notices(&self, consumer: &str, kind: &str, trust: Trust, asked: Vec<NewNotification>) -> Notices {
+    /// Prepares what `consumer`, of that kind, tells outside a delivery, because of `cause`; a title that is too long is cut.
+    /// At the end of a chain of effects it is shown, and is no event. [`Notices::store`] belongs into the transaction of what
+    /// they tell of.
+    pub async fn notices(
+        &self,
+        (consumer, kind): (&str, &str),
+        trust: Trust,
+        cause: Option<Cause>,
+        asked: Vec<NewNotification>,
+    ) -> Notices {
         if asked.is_empty() {
             return Notices::default();
         }
-        let limits = self.inner.settings.load().notify;
+        let settings = self.inner.settings.load_full();
+        let limits = settings.notify;
         let rest = too_much(consumer, limits, &asked);
         let mut all: Vec<New> = asked.into_iter().map(|one| row(consumer, kind, one.fitted())).collect();
         all.push(rest);
-        let origin = Origin { principal: SOURCE.to_owned(), trust, internal: true };
-        let told = self.prepare(all.iter().map(created).collect(), origin, None).await;
+        if cause.as_ref().is_some_and(|cause| cause.event.depth + 1 > settings.max_causation_depth) {
+            return Notices::of(all.into_iter().map(|row| (row, None)).collect(), limits);
+        }
+        let origin = Origin { trust, ..Origin::own(SOURCE) };
+        let told = self.prepare(all.iter().map(created).collect(), origin, cause).await;
         Notices::of(all.into_iter().zip(told.into_iter().map(Some)).collect(), limits)
     }
 
@@ -196,7 +207,7 @@ impl Bus {
             rows::tell(tx, &new, now_ms, None)?;
             record(tx)
         });
-        let origin = Origin { principal: SOURCE.to_owned(), trust: Trust::Owner, internal: true };
+        let origin = Origin::own(SOURCE);
         self.publish(Publish { state: Some(state), ..Publish::one(event, origin) }).await?;
         Ok(id)
     }

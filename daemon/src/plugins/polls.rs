@@ -331,7 +331,7 @@ async fn store(
 ) -> Result<u64, Error> {
     let origin = Origin { principal: format!("plugin/{name}"), trust: Trust::Plugin, internal: true };
     let (own, now_ms) = (ready.state, bus.clock().now_ms());
-    let notices = bus.notices(&origin.principal, "plugin", origin.trust, ready.notify).await;
+    let notices = bus.notices((&origin.principal, "plugin"), origin.trust, None, ready.notify).await;
     let state: StateWrite = Box::new(move |tx| {
         let _open = open;
         if let Some(own) = own {

@@ -199,7 +199,7 @@ impl Api {
         let asked = vec![notification(sent)?];
         let (bus, source, trust) = (self.bus().clone(), self.source(), Api::trust(caller, None));
         let telling = async move {
-            let notices = bus.notices(&source, "plugin", trust, asked).await;
+            let notices = bus.notices((&source, "plugin"), trust, None, asked).await;
             let now_ms = bus.clock().now_ms();
             bus.store().write(move |tx| notices.store(tx, now_ms)).await
         };

@@ -216,7 +216,7 @@ impl Driver {
         };
         let asked = wishes.signals.iter().map(ask);
         let consumer = format!("workflow/{}", self.row.workflow);
-        self.inner.bus.notices(&consumer, "workflow", self.row.trust, asked.collect()).await
+        self.inner.bus.notices((&consumer, "workflow"), self.row.trust, self.cause(), asked.collect()).await
     }
 
     async fn write(&mut self, commit: &Arc<Commit>) -> Result<bool, Error> {
