@@ -5,6 +5,7 @@ mod plugin_databases;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -95,16 +96,12 @@ impl Partial {
     fn finish(mut self, target: &Path, force: bool) -> Result<(), Error> {
         let io = |error| Error::internal("putting the copy on the disk")(error);
         File::open(&self.path).and_then(|file| file.sync_all()).map_err(io)?;
-        if force {
-            std::fs::rename(&self.path, target).map_err(io)?;
-            self.done = true;
-        } else {
-            // Fails when the name is taken, also when that happened only just now.
-            std::fs::hard_link(&self.path, target).map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => taken(target),
-                _ => io(error),
-            })?;
-        }
+        let named = if force { std::fs::rename(&self.path, target) } else { name_new(&self.path, target) };
+        named.map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => taken(target),
+            _ => io(error),
+        })?;
+        self.done = true;
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
     }
@@ -120,6 +117,20 @@ impl Drop for Partial {
             name.push(end);
             let _gone = std::fs::remove_file(name);
         }
+    }
+}
+
+/// Gives a file a name that is free; fails when it is taken, also when that happened only just now. Where no file can have
+/// two names, as on a USB stick, only a name that is taken before is noticed.
+fn name_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    match std::fs::hard_link(from, to) {
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
+            if to.symlink_metadata().is_ok() {
+                return Err(ErrorKind::AlreadyExists.into());
+            }
+            std::fs::rename(from, to)
+        }
+        linked => linked.and_then(|()| std::fs::remove_file(from)),
     }
 }
 
