@@ -191,7 +191,7 @@ async fn attempted(bus: &Bus, entry: &Arc<Entry>, ready: &Ready) -> End {
             Ok(false) => return End::Untold(Settled::Ended),
             Err(error) => {
                 tracing::debug!(%error, "A claim could not be stored; the lane tries again.");
-                return End::Untold(Settled::Untouched);
+                return End::Untold(settle::unclaim(bus, ready).await);
             }
         }
     }

@@ -220,6 +220,13 @@ pub(super) async fn wait(bus: &Bus, ready: &Ready, wait: Duration, failure: Fail
     stored.await.map_or(Settled::Ended, Settled::Waits)
 }
 
+/// Takes a claim back that could not be stored for certain: where it was stored all the same, nobody else would find it.
+pub(super) async fn unclaim(bus: &Bus, ready: &Ready) -> Settled {
+    let (id, attempt, now_ms) = (ready.id, ready.attempt, bus.clock().now_ms());
+    until_stored(bus, || move |tx: &mut Tx<'_>| deliveries::unclaim(tx, id, attempt, now_ms)).await;
+    Settled::Untouched
+}
+
 /// Lets a delivery wait whose attempt did not begin.
 pub(super) async fn postpone(bus: &Bus, ready: &Ready, wait: Duration) -> Settled {
     let (id, attempt) = (ready.id, ready.attempt);

@@ -159,14 +159,11 @@ impl Cron {
         }
         let shown = view::job(&held, None);
         let (stored, answer) = (row.clone(), shown.clone());
-        self.inner
-            .bus
-            .store()
-            .write(move |tx| {
-                rows::put(tx, &stored)?;
-                audit(tx, &answer)
-            })
-            .await?;
+        let written = self.inner.bus.store().write(move |tx| {
+            rows::put(tx, &stored)?;
+            audit(tx, &answer)
+        });
+        written.await.inspect_err(|_| self.doubt(state))?;
         state.replace(row, job);
         self.inner.link(state).await?;
         self.inner.hint.notify_one();
@@ -182,14 +179,11 @@ impl Cron {
         let (owner, now_ms) = (id.to_owned(), self.inner.now_ms());
         let shown = json!({ "id": id, "deleted": true });
         let answer = shown.clone();
-        self.inner
-            .bus
-            .store()
-            .write(move |tx| {
-                rows::remove(tx, &owner, now_ms)?;
-                audit(tx, &answer)
-            })
-            .await?;
+        let written = self.inner.bus.store().write(move |tx| {
+            rows::remove(tx, &owner, now_ms)?;
+            audit(tx, &answer)
+        });
+        written.await.inspect_err(|_| self.doubt(&mut state))?;
         state.jobs.remove(id);
         self.inner.link(&mut state).await?;
         self.inner.hint.notify_one();
@@ -249,16 +243,27 @@ impl Cron {
             rows::add(tx, &row)?;
             audit(tx, &answer)
         });
-        if queue {
-            self.inner.bus.store().write(change).await?;
-            held.queued.push_back(slot);
-        } else {
-            let event = event_of(id, &held.job, &slot);
-            self.inner.publish(&source_of(id), vec![event], change).await?;
-            held.running.push(slot);
+        let event = event_of(id, &held.job, &slot);
+        let stored = match queue {
+            true => self.inner.bus.store().write(change).await,
+            false => self.inner.publish(&source_of(id), vec![event], change).await,
+        };
+        match stored {
+            Ok(()) if queue => held.queued.push_back(slot),
+            Ok(()) => held.running.push(slot),
+            Err(error) => {
+                self.doubt(&mut state);
+                return Err(error);
+            }
         }
         self.inner.hint.notify_one();
         Ok(shown)
+    }
+
+    /// A change failed, and may have been stored all the same.
+    fn doubt(&self, state: &mut State) {
+        state.unsure = true;
+        self.inner.hint.notify_one();
     }
 
     /// Reads a definition from a request; `id` is checked with it.

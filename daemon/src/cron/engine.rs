@@ -91,6 +91,7 @@ impl Inner {
     /// Does everything that is due now.
     pub(super) async fn look(&self) -> Result<Look, Error> {
         let mut state = self.state.lock().await;
+        self.be_sure(&mut state).await?;
         self.take_skills(&mut state).await?;
         let now_ms = self.now_ms();
         let mut failed = None;
@@ -109,6 +110,7 @@ impl Inner {
             }
         }
         if let Some(error) = failed {
+            state.unsure = true;
             return Err(error);
         }
         Ok(look_of(&state))

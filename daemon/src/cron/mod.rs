@@ -56,6 +56,8 @@ struct State {
     linked: Vec<(String, String, String)>,
     /// The count of changes among the consumers that the jobs of skills were last read at; none = never.
     synced: Option<u64>,
+    /// A change failed, and may have been stored all the same: everything is read again.
+    unsure: bool,
 }
 
 /// A job and what it has going on.
@@ -129,6 +131,7 @@ impl Cron {
         let theirs: Vec<String> = configured.iter().map(|(id, _)| id).filter(theirs).cloned().collect();
         let mut applied = state.plan(configured);
         if let Err(error) = self.inner.take_configured(&mut state, configured).await {
+            state.unsure = true;
             let all = [&applied.started, &applied.changed, &applied.stopped].map(Clone::clone).concat();
             all.iter().for_each(|id| applied.fail(id, &error));
         }

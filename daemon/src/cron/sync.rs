@@ -43,6 +43,24 @@ impl Inner {
         Ok(())
     }
 
+    /// Reads everything again if a change failed: what was stored all the same would be known to nobody.
+    pub(super) async fn be_sure(&self, state: &mut State) -> Result<(), Error> {
+        if !state.unsure {
+            return Ok(());
+        }
+        let mut read = State { linked: std::mem::take(&mut state.linked), ..State::default() };
+        let all = match self.load(&mut read).await {
+            Ok(()) => self.adopt_open(&mut read).await,
+            failed => failed,
+        };
+        if all.is_err() {
+            state.linked = read.linked;
+            return all;
+        }
+        *state = read;
+        Ok(())
+    }
+
     /// Takes over the jobs of the configuration file, and drops those that it does not name any more.
     pub(super) async fn take_configured(&self, state: &mut State, jobs: &[(String, Job)]) -> Result<(), Error> {
         let wanted = jobs.iter().map(|(id, job)| (id.clone(), job.clone())).collect();

@@ -126,8 +126,18 @@ impl Lane {
             self.note(&Sent::Refused(why.to_owned()), &sink.retry(), intent.attempt, now_ms);
             return bus.store().write(move |tx| rows::end(tx, id, Status::Failed, now_ms, Some(why))).await;
         }
-        if !bus.store().write(move |tx| rows::begin(tx, id)).await? {
-            return Ok(());
+        match bus.store().write(move |tx| rows::begin(tx, id)).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                // It may be marked all the same, and nobody else would find it then.
+                let attempt = intent.attempt;
+                while !stop.is_cancelled() && bus.store().write(move |tx| rows::unbegin(tx, id, attempt)).await.is_err()
+                {
+                    pause(bus, stop).await;
+                }
+                return Err(error);
+            }
         }
         let span = spans::begin(bus, sink.name(), &intent).await;
         let sending = tokio::time::timeout(SEND_MAX, self.send(sink, &intent.key, &intent.payload));
@@ -183,9 +193,11 @@ impl Lane {
     }
 }
 
-/// False while it waits for its next attempt. One that would wait for longer than any was stored by a clock that was ahead.
+/// False while it waits for its next attempt. One that would wait for longer than any was stored by a clock that was ahead;
+/// a clock that was only put right is no reason to hurry.
 fn is_due(intent: &Intent, now_ms: Millis) -> bool {
-    let never_ms = now_ms.saturating_add(i64::try_from(WAIT_MAX.as_millis()).unwrap_or(i64::MAX));
+    let longest = (WAIT_MAX + LOOK_AGAIN_MAX).as_millis();
+    let never_ms = now_ms.saturating_add(i64::try_from(longest).unwrap_or(i64::MAX));
     intent.next_ms <= now_ms || intent.next_ms > never_ms
 }
 

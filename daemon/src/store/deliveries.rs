@@ -277,6 +277,19 @@ pub fn claim(tx: &Tx<'_>, id: DeliveryId, lease_ms: Millis, outside: bool) -> Re
         .map_err(unwritten)
 }
 
+/// Takes a claim back whose attempt was not begun, so that attempt `attempt` + 1 is the next again; nothing when it was not
+/// stored.
+pub fn unclaim(tx: &Tx<'_>, id: DeliveryId, attempt: u32, now_ms: Millis) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached(
+            "UPDATE delivery SET status = iif(?2 = 0, 0, 2), attempt = ?2, next_ms = iif(?2 = 0, NULL, ?3), \
+             lease_ms = NULL WHERE id = ?1 AND status = 1",
+        )
+        .and_then(|mut s| s.execute(params![id.0, attempt, now_ms]))
+        .map(drop)
+        .map_err(unwritten)
+}
+
 /// Ends a delivery; false when it had ended already, so that its effects must not be applied.
 ///
 /// `result` is JSON without secrets.

@@ -151,6 +151,14 @@ pub fn begin(tx: &Tx<'_>, id: i64) -> Result<bool, Error> {
         .map_err(unwritten)
 }
 
+/// Takes [`begin`] back where nothing was sent, so that `attempt` attempts were begun.
+pub fn unbegin(tx: &Tx<'_>, id: i64, attempt: u32) -> Result<(), Error> {
+    tx.conn
+        .execute("UPDATE outbox SET status = 0, attempt = ?2 WHERE id = ?1 AND status = 1", params![id, attempt])
+        .map(drop)
+        .map_err(unwritten)
+}
+
 /// Ends an intent as sent, unknown or failed.
 pub fn end(tx: &Tx<'_>, id: i64, status: Status, now_ms: Millis, error: Option<&str>) -> Result<(), Error> {
     tx.conn

@@ -173,9 +173,10 @@ impl Workflows {
                 audit(tx, &shown)?;
                 Ok(shown)
             })
-            .await?;
+            .await;
+        // Also when that failed: it may have been stored all the same.
         inner.hint.notify_one();
-        Ok(started)
+        started
     }
 
     /// Instances, newest first, each with its row number for the cursor.

@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::{Disk, degraded, healthy, nothing_lost, refused, run, runs, text, told, try_push, write_waiting_skill};
-use crate::harness::{Daemon, Folder, Stream, TOKEN};
+use crate::harness::{Daemon, Folder, Stream, TOKEN, write_skill};
+use crate::peer::Peer;
 
 const BIG: usize = 100_000;
 
@@ -44,9 +45,7 @@ fn a_full_disk_recovers_by_itself() {
 
     disk.empty();
     healthy(&daemon);
-    daemon.wait("what ended meanwhile to be settled", || {
-        (daemon.dump(&work)["deliveries"][0]["status"] == "done").then_some(())
-    });
+    daemon.until(&work, "done");
     assert_eq!((runs(&disk.home), daemon.recent("work.done").len()), (1, 1));
     let told_of = live.next().expect("an event tells of the end");
     assert_eq!(
@@ -80,9 +79,7 @@ fn little_space_is_kept_for_work_under_way() {
     refused(&low, "disk_full", "Free some space");
     degraded(&daemon, "disk_full");
     std::fs::write(disk.home.join("runs/go"), "").expect("there is room");
-    daemon.wait("the work under way to be settled", || {
-        (daemon.dump(&work)["deliveries"][0]["status"] == "done").then_some(())
-    });
+    daemon.until(&work, "done");
     assert_eq!(daemon.recent("work.done").len(), 1);
     disk.empty();
     healthy(&daemon);
@@ -118,9 +115,7 @@ fn a_disk_that_becomes_read_only() {
     std::fs::write(disk.home.join("runs/go"), "").expect("it is writable again");
     daemon.again();
     nothing_lost(&daemon, &stored);
-    daemon.wait("what was cut off to be done", || {
-        (daemon.dump(&work)["deliveries"][0]["status"] == "done").then_some(())
-    });
+    daemon.until(&work, "done");
     assert_eq!(daemon.recent("work.done").len(), 1);
     stored.push(daemon.push("a.b", json!(3)));
     nothing_lost(&daemon, &stored);
@@ -185,9 +180,7 @@ fn a_read_only_disk_that_becomes_writable_again() {
     std::fs::remove_file(&switch).expect("a file");
     healthy(&daemon);
     stored.push(daemon.push("a.b", json!(2)));
-    daemon.wait("what ended meanwhile to be settled", || {
-        (daemon.dump(&work)["deliveries"][0]["status"] == "done").then_some(())
-    });
+    daemon.until(&work, "done");
     assert_eq!((runs(&home), daemon.recent("work.done").len(), daemon.recent("a.b").len()), (1, 1, 2));
     daemon.wait("the event that tells of it", || (daemon.recent("aman.storage.recovered").len() == 1).then_some(()));
     daemon.kill();
@@ -216,4 +209,70 @@ fn numbers_that_are_not_on_the_disk_are_not_told() {
     let heard = [live.next(), live.next()].map(|frame| frame.expect("a frame").event);
     assert_eq!(heard, ["a.b", "aman.storage.recovered"]);
     assert_eq!(daemon.recent("a.b").len(), 1);
+}
+
+/// Goal: a copy is made also where no file can have two names, as on a USB stick, and replaces nothing there either. The disk
+/// is a fake, as above.
+#[test]
+fn copies_are_made_where_there_are_no_links() {
+    let folder = Folder::new("nolinks");
+    let home = folder.path().join("home");
+    std::fs::create_dir(&home).expect("a folder");
+    std::fs::write(folder.path().join("on"), "").expect("a file");
+    let daemon = on_fake_disk(&folder, "no-links");
+    // Of the files that the fake is about.
+    std::fs::write(home.join("aman.toml"), "[backup]\nevery = \"24h\"\nfolder = \"~/aman.copies\"\n")
+        .expect("aman.toml");
+    let reloaded = daemon.post("/config/reload", &json!({}));
+    assert_eq!(reloaded.status, 200, "{reloaded:?}");
+    let made = daemon.wait("the copy", || daemon.recent("aman.backup.made").pop());
+    let file = made["data"]["file"].as_str().expect("a path").to_owned();
+    assert!(file.starts_with(&text(&home.join("aman.copies"))), "{made}");
+    let copies = std::fs::read_dir(home.join("aman.copies")).expect("the folder").count();
+    assert_eq!(copies, 1, "nothing else is left");
+    let (code, _, err) = daemon.cli(&["db", "backup", &file]);
+    assert!(code == 1 && err.contains("is there already"), "{err}");
+}
+
+/// Goal: what was stored and could not be told so, because the files were gone for a moment, is found again without a
+/// restart: the claim of an attempt, an intent that is being sent, the run of a cron job. The disk is a fake, as above.
+#[test]
+fn what_was_stored_without_an_answer_is_found() {
+    let peer = Peer::start();
+    for (look, what) in [(2, "cron"), (3, "claim"), (4, "sending")] {
+        let folder = Folder::new("look");
+        let (home, switch) = (folder.path().join("home"), folder.path().join("on"));
+        std::fs::create_dir(&home).expect("a folder");
+        let toml = format!(
+            "[http_client]\nallow_private = true\n[sources.none]\nkind = \"webhook\"\n[sinks.out]\nkind = \"webhook\"\n\
+             secret = \"plain-secret\"\nurl = \"{}/in\"\ntypes = [\"send.it\"]\n[cron.job]\nexpression = \"@yearly\"\n",
+            peer.url()
+        );
+        std::fs::write(home.join("aman.toml"), toml).expect("aman.toml");
+        write_skill(&home, "well", &["aman.on: work.do"], "exit 0");
+        let daemon = on_fake_disk(&folder, &format!("look-{look}"));
+        // Connections that read are open from now on, so that only commits look.
+        for kind in ["work.do", "send.it"] {
+            daemon.push(kind, json!(1));
+        }
+        daemon.settle();
+        daemon.wait("the first message", || (daemon.get("/sink/out").json["sent"] == 1).then_some(()));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::fs::write(&switch, "").expect("a file");
+        match what {
+            "cron" => assert_eq!(daemon.post("/cron/job/run", &json!({})).code(), "database_moved"),
+            "claim" => daemon.until(&daemon.push("work.do", json!(2)), "done"),
+            _ => drop(daemon.push("send.it", json!(2))),
+        }
+        daemon.wait("the fault", || (!switch.exists()).then_some(()));
+        healthy(&daemon);
+        match what {
+            "cron" => daemon.wait("the end of the run", || {
+                let runs = daemon.get("/cron/job/runs").items();
+                (runs.len() == 1 && runs[0]["status"] == "done").then_some(())
+            }),
+            "claim" => daemon.settle(),
+            _ => daemon.wait("the message", || (daemon.get("/sink/out").json["sent"] == 2).then_some(())),
+        }
+    }
 }
