@@ -188,6 +188,8 @@ pub struct Config {
     pub log: Log,
     /// `[skills] paths`
     pub skill_paths: Vec<PathBuf>,
+    /// `[skills] watch`
+    pub skills_watch: bool,
     /// True: `/inject-event` and other test helpers answer.
     pub debug_endpoints: bool,
     /// `[sources.*]`, and the inbox unless `[sources.default]` is something else or `enabled = false`.
@@ -255,6 +257,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let log = log(&paths, &mut layers);
     let home = paths.home_dir.clone();
     let skill_paths = layers.list("skills.paths").iter().map(|path| paths::expand(path, home.as_deref())).collect();
+    let skills_watch = layers.flag("skills.watch");
     let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
     let sources = sources(file, &paths, &mut layers);
     let sinks = sinks(file, &paths, &mut layers);
@@ -277,6 +280,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         drain_timeout,
         log,
         skill_paths,
+        skills_watch,
         debug_endpoints,
         sources,
         sinks,

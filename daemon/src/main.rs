@@ -4,11 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use aman::cli::{Cli, Command, Files, ServeArgs};
+use aman::cli::{Cli, Command, Files, Running, ServeArgs, SkillFiles, Trial};
 use aman::clock::Clock;
 use aman::config::{self, Config, Flags, Paths};
 use aman::error::Error;
 use aman::plugins;
+use aman::skills::{self, author};
+use aman::start;
 use aman::store::backup::{self, Place};
 use aman::store::check;
 use serde_json::json;
@@ -25,7 +27,24 @@ const FILES: Files = Files {
         backup::restore(from, place(&paths), Clock::System.now_ms()).map(|made| json!(made))
     },
     check: |file| check::file(file).map(|report| json!(report)),
+    skills: SkillFiles {
+        make: |name, parent| author::make(name, parent).map(|made| json!(made)),
+        check: |folder, paths| {
+            let places = skills::Places { home: paths.home_dir.clone(), data: paths.data.clone() };
+            Ok(json!(author::check(folder, &places)))
+        },
+        run: try_skill,
+    },
 };
+
+fn try_skill(trial: Trial<'_>) -> Running<'_> {
+    Box::pin(async move {
+        let config = config::load(&Flags::of_client(trial.home))?;
+        let settings = start::skill_settings(&config);
+        let tried = author::run(trial.folder, trial.event.as_bytes(), trial.anyway, &settings).await?;
+        Ok(json!(tried))
+    })
+}
 
 fn place(paths: &Paths) -> Place<'_> {
     Place { db: &paths.db_file, plugins: &paths.plugin_data }
@@ -87,7 +106,7 @@ async fn run(config: Config) -> Result<(), Error> {
     let (mut hangup, mut quit) = (catch(SignalKind::hangup())?, catch(SignalKind::quit())?);
     // Their default would kill it; tools that mean other programs send them, as after the rotation of logs.
     let (mut user1, mut user2) = (catch(SignalKind::user_defined1())?, catch(SignalKind::user_defined2())?);
-    let daemon = aman::start::start(config).await?;
+    let daemon = start::start(config).await?;
     let mut out = std::io::stdout().lock();
     // Whoever started it may have closed the other end; the daemon runs all the same.
     let _told = writeln!(out, "aman ready {}", daemon.url()).and_then(|()| out.flush());

@@ -98,7 +98,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let supervisor = Supervisor::new();
     let sandbox = Sandbox::new(&config.paths.runtime).with_private(private(&config));
     bus.register(vec![notifications::consumer()]).await?;
-    let skills = start_skills(&config, &bus, &sandbox).await?;
+    let skills = start_skills(&config, &bus, &sandbox, &supervisor).await?;
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
@@ -321,11 +321,12 @@ async fn start_sources(
     Sources::start(&config.sources, Surroundings { bus, supervisor, sandbox, egress, paths }).await
 }
 
-async fn start_skills(config: &Config, bus: &Bus, sandbox: &Sandbox) -> Result<Skills, Error> {
+async fn start_skills(config: &Config, bus: &Bus, sandbox: &Sandbox, supervisor: &Supervisor) -> Result<Skills, Error> {
     let (skills, report) = Skills::start(skill_settings(config), bus, sandbox.clone()).await?;
     for failed in &report.failed {
         tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
     }
+    skills.watch(supervisor, config.skills_watch);
     Ok(skills)
 }
 
@@ -346,7 +347,8 @@ fn workflow_settings(config: &Config) -> workflows::Settings {
     }
 }
 
-fn skill_settings(config: &Config) -> skills::Settings {
+/// Where skills lie by this configuration, and what no script may touch.
+pub fn skill_settings(config: &Config) -> skills::Settings {
     let paths = &config.paths;
     let agents = paths.home_dir.as_ref().filter(|_| !paths.portable).map(|home| home.join(".agents/skills"));
     skills::Settings {

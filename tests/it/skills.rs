@@ -273,7 +273,7 @@ fn changed_content_is_untrusted() {
 /// Goal: a reload finds what came, changed and went; a broken skill is named with its field and disturbs nobody.
 #[test]
 fn reload_reports() {
-    let (daemon, folder) = daemon_with("", |home| {
+    let (daemon, folder) = daemon_with("[skills]\nwatch = false\n", |home| {
         skill(&home.join("skills"), "stays", &["aman.on: t.a"], "exit 0");
         skill(&home.join("skills"), "goes", &["aman.on: t.a"], "exit 0");
     });

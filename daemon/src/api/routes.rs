@@ -168,6 +168,7 @@ pub fn core() -> Vec<Route> {
     let mut all = access();
     all.extend(work());
     all.extend(sinks());
+    all.extend(abilities());
     all.extend(upkeep());
     all.extend(extensions());
     all.extend(flows());
@@ -248,6 +249,25 @@ fn flows() -> Vec<Route> {
     ]
 }
 
+/// Skills and their history.
+fn abilities() -> Vec<Route> {
+    vec![
+        route!(GET "/skills" Admin skills::list),
+        route!(GET "/llm-skills" Admin skills::for_models),
+        route!(GET "/skills/search" Admin skills::search),
+        route!(POST "/skills/reload" Admin skills::reload).audited("skill.reload"),
+        route!(GET "/skill/{name}" Admin skills::show),
+        route!(GET "/skill/{name}/content" Admin skills::content),
+        route!(GET "/skill/{name}/versions" Admin skills::versions),
+        route!(GET "/skill/{name}/diff" Admin skills::diff),
+        route!(POST "/skill/{name}/rollback" Admin skills::rollback)
+            .audited("skill.rollback")
+            .confirmed(Confirm::Always),
+        route!(POST "/skill/{name}/enable" Admin skills::enable).audited("skill.enable"),
+        route!(POST "/skill/{name}/disable" Admin skills::disable).audited("skill.disable"),
+    ]
+}
+
 /// The database.
 fn upkeep() -> Vec<Route> {
     vec![
@@ -319,15 +339,6 @@ fn work() -> Vec<Route> {
         route!(PUT "/source/{id}/config" Admin sources::configure).audited("source.config"),
         route!(POST "/hooks/{id}" Public sources::hook),
         route!(POST "/im-channel/{platform}/{instance}/reload" Admin sources::reload_channel).audited("channel.reload"),
-        route!(GET "/skills" Admin skills::list),
-        route!(GET "/llm-skills" Admin skills::for_models),
-        route!(GET "/skills/search" Admin skills::search),
-        route!(POST "/skills/reload" Admin skills::reload).audited("skill.reload"),
-        route!(GET "/skill/{name}" Admin skills::show),
-        route!(GET "/skill/{name}/content" Admin skills::content),
-        route!(GET "/skill/{name}/versions" Admin skills::versions),
-        route!(POST "/skill/{name}/enable" Admin skills::enable).audited("skill.enable"),
-        route!(POST "/skill/{name}/disable" Admin skills::disable).audited("skill.disable"),
         route!(GET "/cron" Admin cron::list),
         route!(POST "/cron/add" Admin cron::add).audited("cron.add").creates(Creates::Yes),
         route!(GET "/cron/{id}" Admin cron::show),

@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::body::{self, Reply};
 use super::problem::Problem;
 use super::query::Query;
 use super::{App, Call};
 use crate::error::Error;
-use crate::skills::Shown;
-
-/// Longest snippet of a search result, in characters.
-const SNIPPET_CHARS: usize = 160;
+use crate::store::Tx;
 
 /// `GET /skills`, by name.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
@@ -20,7 +17,7 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     query.page("skills", app.skills.list())
 }
 
-/// `GET /llm-skills`: what a model is told of: skills that may run or be read, with what triggers them.
+/// `GET /llm-skills`: what a model is told of: skills that may run or be read, what they are for, and where their text lies.
 pub(super) async fn for_models(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["limit", "cursor"])?;
     let visible = app.skills.list().into_iter().filter(|skill| skill.enabled && skill.trusted);
@@ -31,55 +28,24 @@ pub(super) async fn for_models(app: Arc<App>, call: Call) -> Result<Reply, Probl
             "kind": skill.kind,
             "triggers": skill.triggers,
             "tags": skill.tags,
+            "location": format!("{}/SKILL.md", skill.path),
+            "digest": skill.digest,
         })
     });
     query.page("llm-skills", shown)
 }
 
-/// `GET /skills/search`: best first. Every word must be in the name, the tags or the description.
+/// `GET /skills/search`: best first. Every word must be in the name, the tags, the description or the text.
 pub(super) async fn search(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["q", "limit"])?;
-    let Some(wanted) = query.get("q").map(str::to_lowercase) else {
+    let Some(wanted) = query.get("q") else {
         return Err(Error::invalid("q", "is required: words to look for.").into());
     };
-    let words: Vec<&str> = wanted.split_whitespace().collect();
-    let mut found: Vec<(u32, Value)> =
-        app.skills.list().iter().filter_map(|skill| score(skill, &words).map(|hit| shown_hit(skill, hit))).collect();
-    found.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1["name"].as_str().cmp(&b.1["name"].as_str())));
-    let items: Vec<Value> = found.into_iter().take(query.limit()?).map(|(_, item)| item).collect();
-    body::ok(&json!({ "items": items, "next_cursor": null }))
-}
-
-/// How well a skill fits, and the field that fits best; none when a word is missing.
-fn score(skill: &Shown, words: &[&str]) -> Option<(u32, &'static str)> {
-    let tags = skill.tags.join(" ").to_lowercase();
-    let fields = [
-        ("name", skill.name.to_lowercase(), 10),
-        ("tags", tags, 5),
-        ("description", skill.description.to_lowercase(), 2),
-    ];
-    let mut total = 0;
-    let mut best: (u32, &'static str) = (0, "name");
-    for word in words {
-        let hits = fields.iter().filter(|(_, text, _)| text.contains(word));
-        let weights: Vec<(u32, &'static str)> =
-            hits.map(|(field, text, weight)| (weight * if text == word { 2 } else { 1 }, *field)).collect();
-        let top = weights.iter().max_by_key(|(weight, _)| *weight)?;
-        total += weights.iter().map(|(weight, _)| weight).sum::<u32>();
-        if top.0 > best.0 {
-            best = *top;
-        }
-    }
-    (total > 0).then_some((total, best.1))
-}
-
-fn shown_hit(skill: &Shown, (score, field): (u32, &'static str)) -> (u32, Value) {
-    let text = match field {
-        "name" | "description" => &skill.description,
-        _ => &skill.tags.join(" "),
-    };
-    let snippet: String = text.chars().take(SNIPPET_CHARS).collect();
-    (score, json!({ "name": skill.name, "score": score, "snippet": snippet, "field": field }))
+    let hits = app.skills.search(wanted, query.limit()?).await?;
+    let shown = hits
+        .iter()
+        .map(|hit| json!({ "name": hit.name, "score": hit.score, "snippet": hit.snippet, "field": hit.field }));
+    body::ok(&json!({ "items": shown.collect::<Vec<_>>(), "next_cursor": null }))
 }
 
 /// `GET /skill/{name}`
@@ -99,6 +65,41 @@ pub(super) async fn versions(app: Arc<App>, call: Call) -> Result<Reply, Problem
     let query = Query::read(&call, &["limit", "cursor"])?;
     let all = app.skills.versions(call.param("name")).await?;
     query.page("versions", all)
+}
+
+/// `GET /skill/{name}/diff`: what differs between two contents.
+pub(super) async fn diff(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let query = Query::read(&call, &["from", "to"])?;
+    body::ok(&app.skills.diff(call.param("name"), query.get("from"), query.get("to")).await?)
+}
+
+/// `POST /skill/{name}/rollback`: `digest` or `version` says which content comes back. A dry run tells what would differ.
+pub(super) async fn rollback(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
+    if dry_run {
+        call.draft.skip();
+    }
+    let mut fields = call.fields().await?;
+    let (digest, version) = (fields.text("digest"), fields.text("version"));
+    fields.done()?;
+    let ((Some(wanted), None) | (None, Some(wanted))) = (digest, version) else {
+        return Err(
+            Error::invalid("digest", "or version is required, one of them: `aman skill versions` lists both.").into()
+        );
+    };
+    let name = call.param("name").to_owned();
+    let before = app.skills.versions(&name).await?.swap_remove(0).digest;
+    if dry_run {
+        let diff = app.skills.diff(&name, Some(&before), Some(&wanted)).await?;
+        return body::ok(&json!({ "dry_run": true, "from": diff.from, "to": diff.to, "files": diff.files }));
+    }
+    let (begin, end) = (call.draft.clone(), call.draft.clone());
+    let (target, done) = (name.clone(), name.clone());
+    let detail = json!({ "wanted": wanted });
+    let begun = move |tx: &mut Tx<'_>, digest: &str| begin.begin(tx, &target, json!({ "digest": digest }));
+    let ended =
+        move |tx: &mut Tx<'_>, digest: &str| end.record_with(tx, &done, detail, Some(before), Some(digest.to_owned()));
+    body::ok(&app.skills.rollback(&name, &wanted, begun, ended).await?)
 }
 
 /// `POST /skill/{name}/enable`

@@ -9,6 +9,7 @@ use super::Context;
 use super::client::Call;
 use super::failure::{FAILED, Failure};
 use super::out::{clean, count, size, text, text_or_dash, time};
+use super::skill_author::SkillFiles;
 use crate::config::Paths;
 use crate::error::Error;
 
@@ -21,6 +22,8 @@ pub struct Files {
     pub restore: fn(&Path, &Path) -> Result<Value, Error>,
     /// Looks whether the file is whole.
     pub check: fn(&Path) -> Result<Value, Error>,
+    /// What is done with folders of skills.
+    pub skills: SkillFiles,
 }
 
 /// What can be done with the database.

@@ -23,6 +23,7 @@ mod plugin_author;
 mod service;
 mod sink;
 mod skill;
+mod skill_author;
 mod source;
 mod sse;
 mod standing;
@@ -47,6 +48,7 @@ use crate::config::Paths;
 pub use self::db::Files;
 pub use self::doctor::table as doctor_table;
 pub use self::jq::{JqArgs, run as run_jq};
+pub use self::skill_author::{Running, SkillFiles, Trial};
 
 /// Most items that one page of a list may have.
 const PAGE_MAX: u64 = 1000;
@@ -119,7 +121,7 @@ pub enum Command {
     /// What failed for good: look at it, try again, discard
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
-    /// What reacts to events: look at it, switch it on and off
+    /// What reacts to events: look at it, switch it on and off; write, check and try it
     #[command(subcommand)]
     Skill(skill::SkillCommand),
     /// What brings events in: look at it, switch it off and on
@@ -274,7 +276,8 @@ impl Context {
         fn none() -> Result<Value, crate::error::Error> {
             Err(crate::error::Error::not_found("database", "fake"))
         }
-        let files = Files { backup: |_, _, _| none(), restore: |_, _| none(), check: |_| none() };
+        let skills = SkillFiles { make: |_, _| none(), check: |_, _| none(), run: |_| Box::pin(async { none() }) };
+        let files = Files { backup: |_, _, _| none(), restore: |_, _| none(), check: |_| none(), skills };
         Context { global, out: Out::to(printed, json, None), files }
     }
 }

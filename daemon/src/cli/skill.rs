@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::client::{Call, segment};
 use super::failure::Failure;
-use super::out::{clean_lines, shorten, text, text_or_dash};
+use super::out::{clean_lines, shorten, size, text, text_or_dash, time};
+use super::skill_author::{self, AuthorCommand};
 use super::{Context, PAGE_MAX};
 
 /// Hex digits of a digest that a list shows.
@@ -24,8 +25,19 @@ pub enum SkillCommand {
     Enable(EnableArgs),
     /// Keep it from reacting
     Disable(DisableArgs),
+    /// List the contents it had, newest first
+    Versions(NameArgs),
+    /// Show what differs between two of them
+    Diff(DiffArgs),
+    /// Bring an earlier one back
+    Rollback(RollbackArgs),
+    /// Find skills by words
+    Search(SearchArgs),
     /// Read all skill folders again
     Reload(ReloadArgs),
+    /// For those who write skills; no daemon is needed
+    #[command(flatten)]
+    Author(AuthorCommand),
 }
 
 /// Lists skills.
@@ -71,6 +83,63 @@ pub struct DisableArgs {
     name: String,
 }
 
+/// Compares contents.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman skill diff my-skill                        what the last change was
+  aman skill diff my-skill --from 1.0 --to 9f86d0")]
+pub struct DiffArgs {
+    /// The skill
+    name: String,
+    /// The older one: a version, or the beginning of a digest [default: the one before]
+    #[arg(long, value_name = "VERSION|DIGEST")]
+    from: Option<String>,
+    /// The newer one [default: the present one]
+    #[arg(long, value_name = "VERSION|DIGEST")]
+    to: Option<String>,
+}
+
+/// Brings a content back.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman skill versions my-skill
+  aman skill rollback my-skill 9f86d0
+  aman skill rollback my-skill 1.0 --yes
+
+All files become what they were; the present ones stay in the history. It asks first.")]
+pub struct RollbackArgs {
+    /// Show what would differ; change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The skill
+    name: String,
+    /// A version, or the beginning of a digest, from `skill versions`
+    #[arg(value_name = "VERSION|DIGEST")]
+    to: String,
+    /// Do not ask
+    #[arg(long, short = 'y')]
+    yes: bool,
+}
+
+/// Finds skills.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman skill search invoices
+  aman skill search 'mail folder'
+
+Every word must be there, or a word that begins so: in the name, the tags, the description or the text.")]
+pub struct SearchArgs {
+    /// What to look for
+    #[arg(required = true)]
+    words: Vec<String>,
+    /// Show at most this many, best first
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    limit: u64,
+}
+
 /// Reads all again.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  aman skill reload")]
@@ -87,7 +156,12 @@ pub async fn run(context: &mut Context, command: SkillCommand) -> Result<(), Fai
             switch(context, &args.name, "enable", &body).await
         }
         SkillCommand::Disable(args) => switch(context, &args.name, "disable", &json!({})).await,
+        SkillCommand::Versions(args) => versions(context, &args.name).await,
+        SkillCommand::Diff(args) => diff(context, &args).await,
+        SkillCommand::Rollback(args) => rollback(context, &args).await,
+        SkillCommand::Search(args) => search(context, &args).await,
         SkillCommand::Reload(_) => reload(context).await,
+        SkillCommand::Author(command) => skill_author::run(context, command).await,
     }
 }
 
@@ -196,6 +270,74 @@ async fn switch(context: &mut Context, name: &str, what: &str, body: &Value) -> 
     let digest = text(&answer["digest"]);
     let at = if digest.is_empty() { String::new() } else { format!(" (digest {})", shorten(&digest, DIGEST_CHARS)) };
     context.out.line(&format!("Skill {name} is {what}d{at}."))
+}
+
+async fn versions(context: &mut Context, name: &str) -> Result<(), Failure> {
+    let call = Call::get(format!("/skill/{}/versions", segment(name)));
+    let Some(list) = context.list(call, PAGE_MAX, false).await? else { return Ok(()) };
+    let row = |one: &Value| {
+        let current = if one["current"] == true { "now" } else { "-" };
+        let digest = shorten(&text(&one["digest"]), DIGEST_CHARS);
+        vec![text(&one["version"]), digest, time(&one["created_at"]), current.to_owned()]
+    };
+    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
+    context.out.table(&["VERSION", "DIGEST", "SINCE", "CURRENT"], &rows)
+}
+
+async fn diff(context: &mut Context, args: &DiffArgs) -> Result<(), Failure> {
+    let call = Call::get(format!("/skill/{}/diff", segment(&args.name)))
+        .query_some("from", args.from.as_ref())
+        .query_some("to", args.to.as_ref());
+    let Some(answer) = context.answer(call).await? else { return Ok(()) };
+    show_diff(context, &answer)
+}
+
+fn show_diff(context: &mut Context, answer: &Value) -> Result<(), Failure> {
+    let files = answer["files"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if files.is_empty() {
+        return context.out.line("Nothing differs.");
+    }
+    for file in files {
+        let what = format!("{}: {}", text(&file["change"]), text(&file["path"]));
+        match file["diff"].as_str() {
+            Some(diff) => {
+                context.out.line(&what)?;
+                context.out.raw(clean_lines(diff).as_bytes())?;
+            }
+            None => {
+                let sizes: Vec<String> =
+                    ["old_size", "new_size"].iter().filter_map(|key| file[key].as_u64()).map(size).collect();
+                context.out.line(&format!("{what} (no text, or too long to compare: {})", sizes.join(" → ")))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn search(context: &mut Context, args: &SearchArgs) -> Result<(), Failure> {
+    let call = Call::get("/skills/search").query("q", args.words.join(" "));
+    let Some(list) = context.list(call, args.limit, false).await? else { return Ok(()) };
+    if list.items.is_empty() {
+        return context.out.line("No skill has all of these words.");
+    }
+    let row = |hit: &Value| vec![text(&hit["name"]), text(&hit["field"]), text(&hit["snippet"])];
+    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
+    context.out.table(&["NAME", "FOUND IN", "TEXT"], &rows)
+}
+
+async fn rollback(context: &mut Context, args: &RollbackArgs) -> Result<(), Failure> {
+    let path = format!("/skill/{}/rollback", segment(&args.name));
+    // What looks like a digest and is none is a version all the same: the daemon knows both by either name.
+    let body = json!({ "digest": args.to });
+    let call = Call::post(path).body("application/json", body.to_string()).header("x-aman-confirm", "yes");
+    if args.dry_run {
+        let Some(answer) = context.answer(call.query("dry_run", "true")).await? else { return Ok(()) };
+        return show_diff(context, &answer);
+    }
+    context.confirm(args.yes, &format!("Replace all files of {} by those of {}?", args.name, args.to))?;
+    let Some(answer) = context.answer(call).await? else { return Ok(()) };
+    let digest = shorten(&text(&answer["digest"]), DIGEST_CHARS);
+    context.out.line(&format!("{} is {} again (digest {digest}).", args.name, text_or_dash(&answer["version"])))
 }
 
 async fn reload(context: &mut Context) -> Result<(), Failure> {

@@ -114,6 +114,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("telemetry.sample_ratio", "1.0", "The share of traces that is exported, from 0.0 to 1.0."),
     setting("telemetry.timeout", "\"10s\"", "How long one request to the collector may take, at most 120s."),
     setting("skills.paths", "[]", "Folders with skills, besides the data folder's."),
+    setting("skills.watch", "true", "Reads skills again as soon as their files change."),
     setting("debug.force_enable_debug_endpoints", "false", "Lets /inject-event and other test helpers answer."),
 ];
 

@@ -16,7 +16,7 @@ const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_')
 /// Makes a notification of an event's data.
 type Words = fn(&Value) -> NewNotification;
 
-const RULES: [(&str, Words); 12] = [
+const RULES: [(&str, Words); 13] = [
     ("aman.delivery.dead", dead),
     ("aman.cron.disabled", cron),
     ("aman.source.silent", silent),
@@ -24,6 +24,7 @@ const RULES: [(&str, Words); 12] = [
     ("aman.plugin.quarantined", plugin),
     ("aman.workflow.faulted", workflow),
     ("aman.skill.untrusted", untrusted),
+    ("aman.skill.broken", broken_skill),
     ("aman.config.broken", config),
     ("aman.retention.full", full),
     ("aman.backup.failed", backup),
@@ -167,6 +168,16 @@ fn untrusted(data: &Value) -> NewNotification {
     let title = format!("The skill '{name}' was changed");
     let told = notice("security", Severity::Warning, title, message, &format!("untrusted/{name}/{digest}"));
     linked(told, "Skill", "/skill/{}", &data["name"])
+}
+
+fn broken_skill(data: &Value) -> NewNotification {
+    let path = shown(&data["path"], ERROR_CHARS_MAX / 2);
+    let message = format!(
+        "{path}: {}\nIt gets no events until that is corrected; `aman skill validate` says what is wrong.",
+        shown(&data["error"], ERROR_CHARS_MAX),
+    );
+    let title = "A skill cannot be loaded".to_owned();
+    notice("skill", Severity::Warning, title, message, &format!("skill/broken/{}", part(data, "path")))
 }
 
 fn config(data: &Value) -> NewNotification {

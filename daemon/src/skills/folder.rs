@@ -9,6 +9,8 @@ use ring::digest::{Context, SHA256};
 use serde::Serialize;
 
 use crate::id::hex;
+use crate::plain;
+use crate::store::skill_contents::Kept;
 
 /// Files of one skill.
 pub const FILES_MAX: usize = 500;
@@ -16,6 +18,9 @@ pub const FILES_MAX: usize = 500;
 pub const BYTES_MAX: u64 = 16 << 20;
 /// Folders within folders.
 const DEPTH_MAX: usize = 8;
+
+/// Why a folder is not read that somebody writes at this moment; the next reading may find it complete.
+pub const CHANGED: &str = "changed while it was read; reload once it is complete.";
 
 /// A file of a skill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -85,9 +90,23 @@ pub fn stamp(folder: &Path) -> Result<Stamp, String> {
 
 /// Reads a folder and gives its digest. What changes while it is read is refused.
 pub fn read(folder: &Path) -> Result<Content, String> {
+    read_each(folder, |_, _, _| {})
+}
+
+/// As [`read`], with the files themselves.
+pub fn read_all(folder: &Path) -> Result<(Content, Vec<Kept>), String> {
+    let mut all = Vec::new();
+    let keep = |path: &str, mode: i64, bytes: Vec<u8>| {
+        all.push(Kept { path: path.to_owned(), mode: u32::try_from(mode & 0o777).unwrap_or(0o600), bytes });
+    };
+    read_each(folder, keep).map(|content| (content, all))
+}
+
+/// As [`read`], with path, mode and bytes of each file.
+pub fn read_each(folder: &Path, mut heed: impl FnMut(&str, i64, Vec<u8>)) -> Result<Content, String> {
     let before = stamp(folder)?;
     let (mut sum, mut files) = (Context::new(&SHA256), Vec::new());
-    for (path, [_, _, size, .., is_file]) in &before.0 {
+    for (path, [_, mode, size, .., is_file]) in &before.0 {
         if *is_file == 0 {
             continue;
         }
@@ -99,9 +118,10 @@ pub fn read(folder: &Path) -> Result<Content, String> {
             sum.update(part);
         }
         files.push(File { path: name.to_owned(), size: u64::try_from(*size).unwrap_or(0) });
+        heed(name, *mode, bytes);
     }
     if stamp(folder)? != before {
-        return Err("changed while it was read; reload once it is complete.".to_owned());
+        return Err(CHANGED.to_owned());
     }
     Ok(Content { digest: hex(sum.finish().as_ref()), files, stamp: before })
 }
@@ -109,7 +129,8 @@ pub fn read(folder: &Path) -> Result<Content, String> {
 /// Reads a whole file of at most `bytes_max` bytes.
 pub fn read_capped(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(|error| told(path, &error))?;
+    // A named pipe that took the file's place since it was listed would never be read to its end.
+    let file = plain::open(fs::OpenOptions::new().read(true), path).map_err(|error| told(path, &error))?;
     file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| told(path, &error))?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > bytes_max {
         return Err(format!("'{}' has more than {bytes_max} bytes.", path.display()));

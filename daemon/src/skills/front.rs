@@ -31,10 +31,34 @@ pub struct Front {
     pub aman: BTreeMap<String, String>,
     /// Fields that the Agent Skills specification does not know.
     pub unknown: Vec<String>,
+    /// Whether `allowed-tools` is a list, which that specification does not know either.
+    pub tools_listed: bool,
+    /// Keys of `metadata` whose value is no text but a list or a map.
+    pub nested: Vec<String>,
 }
 
-/// Splits a `SKILL.md` into its front matter and the instructions below, and reads the former.
-pub fn split(text: &str) -> Result<(Front, &str), Error> {
+/// Reads the front matter of a `SKILL.md`.
+///
+/// Many that were written for other programs hold texts with a colon in them, which is no YAML without quotes: such lines are
+/// read as if they had quotes, and the error that a strict reader would have is given with what was read.
+pub fn read(text: &str) -> Result<(Front, Option<Error>), Error> {
+    let (yaml, _) = split(text)?;
+    match parse(&yaml) {
+        Ok(front) => Ok((front, None)),
+        Err(error) => match parse(&quoted(&yaml)) {
+            Ok(front) => Ok((front, Some(error))),
+            Err(_) => Err(error),
+        },
+    }
+}
+
+/// The instructions below the front matter; everything when there is none.
+pub fn body(text: &str) -> &str {
+    split(text).map_or(text, |(_, body)| body)
+}
+
+/// Splits a `SKILL.md` into its front matter and the instructions below.
+fn split(text: &str) -> Result<(String, &str), Error> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut lines = text.split_inclusive('\n');
     let first = lines.next().unwrap_or_default();
@@ -46,11 +70,27 @@ pub fn split(text: &str) -> Result<(Front, &str), Error> {
         if line.trim_end() == "---" {
             // The empty line stands for the first '---', so that messages count lines as an editor does.
             let yaml = format!("\n{}", &text[first.len()..end]);
-            return Ok((parse(&yaml)?, text[end + line.len()..].trim_start_matches(['\r', '\n'])));
+            return Ok((yaml, text[end + line.len()..].trim_start_matches(['\r', '\n'])));
         }
         end += line.len();
     }
     Err(Error::invalid("front matter", "has no end: a line '---' must stand below it."))
+}
+
+/// `yaml` with quotes around the texts of one line that have a colon and no quotes.
+fn quoted(yaml: &str) -> String {
+    const TEXTS: [&str; 4] = ["name", "description", "license", "compatibility"];
+    let line = |line: &str| {
+        let known = line.split_once(": ").filter(|(key, _)| TEXTS.contains(key));
+        let plain = known.map(|(key, value)| (key, value.trim())).filter(|(_, value)| {
+            value.contains(':') && !value.starts_with(['"', '\'', '|', '>', '[', '{', '&', '*', '!', '%', '@', '#'])
+        });
+        match plain {
+            Some((key, value)) => format!("{key}: '{}'\n", value.replace('\'', "''")),
+            None => line.to_owned(),
+        }
+    };
+    yaml.split_inclusive('\n').map(line).collect()
 }
 
 fn parse(yaml: &str) -> Result<Front, Error> {
@@ -111,12 +151,14 @@ impl<'de> Deserialize<'de> for Front {
                         "license" => &mut front.license,
                         "compatibility" => &mut front.compatibility,
                         "allowed-tools" => {
-                            front.allowed_tools =
-                                map.next_value::<Option<Words>>().map_err(named(&field))?.map(|w| w.0);
+                            let words = map.next_value::<Option<Words>>().map_err(named(&field))?;
+                            front.tools_listed = words.as_ref().is_some_and(|words| words.listed);
+                            front.allowed_tools = words.map(|words| words.text);
                             continue;
                         }
                         "metadata" => {
-                            front.aman = map.next_value::<Option<Metadata>>()?.map(|m| m.0).unwrap_or_default();
+                            let metadata = map.next_value::<Option<Metadata>>()?.unwrap_or_default();
+                            (front.aman, front.nested) = (metadata.aman, metadata.nested);
                             continue;
                         }
                         _ => {
@@ -134,8 +176,12 @@ impl<'de> Deserialize<'de> for Front {
     }
 }
 
-/// The `aman.` part of `metadata`.
-struct Metadata(BTreeMap<String, String>);
+/// The `aman.` part of `metadata`, and what else of it is no text.
+#[derive(Default)]
+struct Metadata {
+    aman: BTreeMap<String, String>,
+    nested: Vec<String>,
+}
 
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Metadata, D::Error> {
@@ -148,26 +194,90 @@ impl<'de> Deserialize<'de> for Metadata {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
-                let mut kept = BTreeMap::new();
+                let mut kept = Metadata::default();
                 while let Some(key) = map.next_key::<String>()? {
                     if !key.starts_with("aman.") {
-                        map.next_value::<IgnoredAny>()?;
+                        if map.next_value::<Nested>()?.0 {
+                            kept.nested.push(key);
+                        }
                         continue;
                     }
                     let value = map.next_value::<Option<String>>().map_err(|error| {
                         A::Error::custom(format!("metadata.{key}{MARK}must be a text in quotes: {error}"))
                     })?;
-                    kept.insert(key, value.unwrap_or_default());
+                    kept.aman.insert(key, value.unwrap_or_default());
                 }
-                Ok(Metadata(kept))
+                Ok(kept)
             }
         }
         from.deserialize_map(Keys)
     }
 }
 
+/// True for a list or a map, whatever they hold.
+struct Nested(bool);
+
+impl<'de> Deserialize<'de> for Nested {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Nested, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Nested;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Nested, E> {
+                Ok(Nested(false))
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Nested, E> {
+                Ok(Nested(false))
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Nested, E> {
+                Ok(Nested(false))
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Nested, E> {
+                Ok(Nested(false))
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Nested, E> {
+                Ok(Nested(false))
+            }
+
+            fn visit_unit<E>(self) -> Result<Nested, E> {
+                Ok(Nested(false))
+            }
+
+            fn visit_none<E>(self) -> Result<Nested, E> {
+                Ok(Nested(false))
+            }
+
+            fn visit_some<D: Deserializer<'de>>(self, from: D) -> Result<Nested, D::Error> {
+                Nested::deserialize(from)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Nested, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Nested(true))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Nested, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Nested(true))
+            }
+        }
+        from.deserialize_any(Any)
+    }
+}
+
 /// A text, or a list of words that many skills write instead.
-struct Words(String);
+struct Words {
+    text: String,
+    listed: bool,
+}
 
 impl<'de> Deserialize<'de> for Words {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Words, D::Error> {
@@ -180,7 +290,7 @@ impl<'de> Deserialize<'de> for Words {
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Words, E> {
-                Ok(Words(text.to_owned()))
+                Ok(Words { text: text.to_owned(), listed: false })
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Words, A::Error> {
@@ -188,7 +298,7 @@ impl<'de> Deserialize<'de> for Words {
                 while let Some(word) = seq.next_element::<String>()? {
                     words.push(word);
                 }
-                Ok(Words(words.join(" ")))
+                Ok(Words { text: words.join(" "), listed: true })
             }
         }
         from.deserialize_any(Either)
@@ -203,14 +313,25 @@ mod tests {
     fn fields_keep_their_text() {
         let text = "\u{feff}---\r\nname: a\r\nlicense: no\r\nmodel: {x: [1, 2]}\r\nallowed-tools: [Read, Bash]\r\nmetadata:\r\n  \
             aman.version: 1.0\r\n  aman.when:\r\n  other: {nested: true}\r\n---\r\n\r\n# Body\r\n---\r\n";
-        let (front, body) = split(text).expect("good");
-        assert_eq!(body, "# Body\r\n---\r\n");
+        let (front, odd) = read(text).expect("good");
+        assert!(odd.is_none() && front.tools_listed, "{odd:?}");
+        assert_eq!(body(text), "# Body\r\n---\r\n");
+        assert_eq!(front.nested, ["other"]);
         assert_eq!(front.name.as_deref(), Some("a"));
         assert_eq!(front.license.as_deref(), Some("no"));
         assert_eq!(front.allowed_tools.as_deref(), Some("Read Bash"));
         assert_eq!(front.unknown, ["model"]);
         let aman: Vec<_> = front.aman.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(aman, [("aman.version", "1.0"), ("aman.when", "")]);
+    }
+
+    #[test]
+    fn colons_without_quotes_are_read_and_told() {
+        let text = "---\nname: a\ndescription: Use it when: it's late\nlicense: \"b: c\"\n---\n";
+        let (front, odd) = read(text).expect("readable");
+        assert_eq!(front.description.as_deref(), Some("Use it when: it's late"));
+        assert_eq!(front.license.as_deref(), Some("b: c"));
+        assert!(odd.is_some_and(|odd| odd.to_string().contains("line 3")));
     }
 
     #[test]
@@ -223,7 +344,7 @@ mod tests {
             ("---\nname: a\n", "front matter", "no end"),
             ("---\nname: [a]\n---\n", "name", "line 2"),
             ("---\nname: a\nname: b\n---\n", "front matter", "duplicate"),
-            ("---\nname: a: b\n---\n", "front matter", "line 2"),
+            ("---\nnote: a: b\n---\n", "front matter", "line 2"),
             ("---\n- a\n---\n", "front matter", "line 2"),
             ("---\nmetadata: {aman.on: [a, b]}\n---\n", "metadata.aman.on", "text in quotes"),
             ("---\nmetadata: {aman.on: {a: b}}\n---\n", "metadata.aman.on", "text in quotes"),
@@ -231,7 +352,7 @@ mod tests {
             (deep.as_str(), "front matter", ""),
         ];
         for (text, field, reason) in cases {
-            let Err(Error::Invalid { fields, .. }) = split(text) else { panic!("{text:?} was read") };
+            let Err(Error::Invalid { fields, .. }) = read(text) else { panic!("{text:?} was read") };
             assert_eq!(fields[0].field, field, "{text:?}: {fields:?}");
             assert!(fields[0].reason.contains(reason), "{text:?}: {fields:?}");
             assert!(!fields[0].reason.contains(MARK), "{text:?}: {fields:?}");

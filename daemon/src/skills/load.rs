@@ -18,6 +18,12 @@ pub const SKILL_FILE: &str = "SKILL.md";
 const TEXT_BYTES_MAX: u64 = 256 << 10;
 /// Skills of one search path.
 const SKILLS_MAX: usize = 500;
+/// Folders of one search path that are looked into for skills, and how deep they may lie.
+const FOLDERS_MAX: usize = 2000;
+const DEPTH_MAX: usize = 4;
+/// Endings of the hidden names that a skill's folder has while another content takes its place.
+const MAKING: &str = ".aman-new";
+const REPLACED: &str = ".aman-old";
 
 /// Where a skill lies, which decides how far it is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -74,6 +80,9 @@ pub struct Failed {
     pub path: String,
     /// What is wrong, with the fields.
     pub error: String,
+    /// The skill's real folder when somebody writes in it at this moment.
+    #[serde(skip)]
+    pub unfinished: Option<PathBuf>,
 }
 
 /// A skill that another of the same name hides.
@@ -102,13 +111,15 @@ pub struct Scan {
 pub fn scan(paths: &[SearchPath], places: &Places) -> Scan {
     let mut scan = Scan::default();
     for search in paths {
-        let folders = match skill_folders(&search.path) {
-            Ok(folders) => folders,
-            Err(error) => {
-                scan.failed.push(Failed { path: search.path.display().to_string(), error });
-                continue;
-            }
-        };
+        let walk = walk(&search.path, &mut |_| {});
+        for path in &walk.leftovers {
+            mend(path);
+        }
+        scan.failed.extend(walk.failed);
+        let put_back = walk.leftovers.iter().filter_map(|path| replaced_by(path)).filter(|path| is_skill(path));
+        let mut folders: Vec<PathBuf> = walk.skills.into_iter().chain(put_back).collect();
+        folders.sort();
+        folders.dedup();
         for path in folders {
             match load(&path, search.place, places) {
                 Ok(found) => scan.add(found),
@@ -117,6 +128,34 @@ pub fn scan(paths: &[SearchPath], places: &Places) -> Scan {
         }
     }
     scan
+}
+
+/// The hidden name beside `folder` under which a new content of it is made, and the one that the old content gets where
+/// the two cannot be exchanged in one step.
+pub fn beside(folder: &Path) -> Option<(PathBuf, PathBuf)> {
+    let (parent, name) = folder.parent().zip(folder.file_name()?.to_str())?;
+    Some((parent.join(format!(".{name}{MAKING}")), parent.join(format!(".{name}{REPLACED}"))))
+}
+
+/// The folder whose old content `hidden` is; none when it is no such name.
+fn replaced_by(hidden: &Path) -> Option<PathBuf> {
+    let name = hidden.file_name()?.to_str()?.strip_prefix('.')?.strip_suffix(REPLACED)?;
+    (!name.is_empty()).then(|| hidden.with_file_name(name))
+}
+
+fn is_leftover(name: &str) -> bool {
+    name.starts_with('.') && (name.ends_with(MAKING) || name.ends_with(REPLACED))
+}
+
+/// Ends what a crash cut off: an old content whose place is empty goes back there, everything else was not to stay.
+fn mend(leftover: &Path) {
+    let done = match replaced_by(leftover) {
+        Some(folder) if folder.symlink_metadata().is_err() => fs::rename(leftover, folder),
+        _ => super::clear::remove(leftover),
+    };
+    if let Err(error) = done {
+        tracing::warn!(path = %leftover.display(), %error, "What a rollback left could not be put in order.");
+    }
 }
 
 impl Scan {
@@ -135,46 +174,114 @@ impl Scan {
     }
 }
 
-/// The folders with a `SKILL.md` directly below `path`, by name; hidden ones are left out.
-fn skill_folders(path: &Path) -> Result<Vec<PathBuf>, String> {
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(format!("cannot be read: {error}.")),
-    };
-    let mut folders = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|error| format!("cannot be read: {error}."))?;
-        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        if !hidden && entry.path().join(SKILL_FILE).symlink_metadata().is_ok() {
-            folders.push(entry.path());
+/// What lies below a search path.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// The folders with a `SKILL.md`.
+    pub skills: Vec<PathBuf>,
+    /// What could not be looked at.
+    pub failed: Vec<Failed>,
+    /// What a rollback left that was cut off.
+    leftovers: Vec<PathBuf>,
+}
+
+/// Looks for skills below `path`, also in folders of folders; hidden ones, `node_modules` and links to folders that are no
+/// skills are left out. `enter` hears of every folder before it is listed. A path that does not exist holds nothing.
+pub fn walk(path: &Path, enter: &mut dyn FnMut(&Path)) -> Walk {
+    let mut found = Walk::default();
+    let mut waiting = vec![(path.to_owned(), 0)];
+    let mut looked = 0;
+    while let Some((folder, depth)) = waiting.pop() {
+        looked += 1;
+        if looked > FOLDERS_MAX || found.skills.len() > SKILLS_MAX {
+            let error = format!(
+                "holds more than {FOLDERS_MAX} folders or {SKILLS_MAX} skills; what comes after them was not looked at."
+            );
+            found.failed.push(Failed::new(path, error));
+            break;
         }
-        if folders.len() > SKILLS_MAX {
-            return Err(format!("holds more than {SKILLS_MAX} skills."));
+        enter(&folder);
+        match fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) {
+            Ok(entries) => entries.iter().for_each(|entry| found.sort(entry, depth, &mut waiting)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => found.failed.push(Failed::new(&folder, format!("cannot be read: {error}."))),
         }
     }
-    folders.sort();
-    Ok(folders)
+    found.skills.sort();
+    found
+}
+
+impl Walk {
+    fn sort(&mut self, entry: &fs::DirEntry, depth: usize, waiting: &mut Vec<(PathBuf, usize)>) {
+        let (path, name) = (entry.path(), entry.file_name());
+        if name.as_encoded_bytes().starts_with(b".") {
+            if name.to_str().is_some_and(is_leftover) {
+                self.leftovers.push(path);
+            }
+        } else if is_skill(&path) {
+            self.skills.push(path);
+        } else if depth < DEPTH_MAX && name != "node_modules" && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            waiting.push((path, depth + 1));
+        }
+    }
+}
+
+/// Tells `enter` of a skill's folder and every folder in it, each before it is listed.
+pub fn folders(skill: &Path, enter: &mut dyn FnMut(&Path)) {
+    let (mut waiting, mut told) = (vec![skill.to_owned()], 0);
+    while let Some(folder) = waiting.pop().filter(|_| told <= 2 * folder::FILES_MAX) {
+        if !folder.symlink_metadata().is_ok_and(|data| data.is_dir()) {
+            continue;
+        }
+        told += 1;
+        enter(&folder);
+        waiting.extend(fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()));
+    }
+}
+
+fn is_skill(path: &Path) -> bool {
+    path.join(SKILL_FILE).symlink_metadata().is_ok()
+}
+
+impl Failed {
+    fn new(path: &Path, error: String) -> Failed {
+        Failed { path: path.display().to_string(), error, unfinished: None }
+    }
 }
 
 fn load(path: &Path, place: Place, places: &Places) -> Result<Found, Failed> {
-    let failed = |path: &Path, error: String| Failed { path: path.display().to_string(), error };
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-        return Err(failed(path, "has a name that is no UTF-8.".to_owned()));
+    let Some(folder) = path.file_name().and_then(|name| name.to_str()) else {
+        return Err(Failed::new(path, "has a name that is no UTF-8.".to_owned()));
     };
-    let content = folder::read(path).map_err(|error| failed(path, error))?;
+    // Text and digest are of the same bytes: what was trusted is what is read.
+    let mut text = None;
+    let read = folder::read_each(path, |name, _, bytes| {
+        if name == SKILL_FILE {
+            text = Some(bytes);
+        }
+    });
+    let content = read.map_err(|error| {
+        let unfinished = if error == folder::CHANGED { fs::canonicalize(path).ok() } else { None };
+        Failed { unfinished, ..Failed::new(path, error) }
+    })?;
     let file = path.join(SKILL_FILE);
-    let text = folder::read_capped(&file, TEXT_BYTES_MAX).map_err(|error| failed(&file, error))?;
-    let text = String::from_utf8(text).map_err(|_| failed(&file, "is not UTF-8.".to_owned()))?;
-    let manifest = Manifest::parse(&text, name, places).map_err(|error| failed(&file, error.to_string()))?;
-    // The folder may be a link, which its owner made; from here on only where it leads counts.
-    let real = fs::canonicalize(path).map_err(|error| failed(path, format!("cannot be read: {error}.")))?;
+    let text = text.ok_or_else(|| "is missing.".to_owned()).and_then(decode);
+    let text = text.map_err(|error| Failed::new(&file, error))?;
+    let manifest = Manifest::parse(&text, folder, places).map_err(|error| Failed::new(&file, error.to_string()))?;
+    // Folders on the way may be links, which their owner made; from here on only where they lead counts.
+    let real = fs::canonicalize(path).map_err(|error| Failed::new(path, format!("cannot be read: {error}.")))?;
     Ok(Found { manifest: Arc::new(manifest), place, path: real, content })
 }
 
 /// The `SKILL.md` of a skill's folder.
 pub fn text(path: &Path) -> Result<String, String> {
-    let bytes = folder::read_capped(&path.join(SKILL_FILE), TEXT_BYTES_MAX)?;
+    folder::read_capped(&path.join(SKILL_FILE), TEXT_BYTES_MAX).and_then(decode)
+}
+
+fn decode(bytes: Vec<u8>) -> Result<String, String> {
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > TEXT_BYTES_MAX {
+        return Err(format!("has more than {TEXT_BYTES_MAX} bytes."));
+    }
     String::from_utf8(bytes).map_err(|_| "is not UTF-8.".to_owned())
 }
 

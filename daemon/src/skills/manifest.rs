@@ -96,20 +96,33 @@ pub struct Manifest {
     pub permissions: Permissions,
     /// `aman.tags`.
     pub tags: Vec<String>,
-    /// What is odd and did not stop it from being loaded.
+    /// What breaks the Agent Skills specification and did not stop it from being loaded.
+    pub breaks: Vec<FieldError>,
+    /// What is odd besides.
     pub warnings: Vec<String>,
 }
 
 impl Manifest {
-    /// Reads the text of a `SKILL.md` that lies in the folder `folder`; the error holds every broken field.
+    /// Reads the text of a `SKILL.md` that lies in the folder `folder`. It is lenient where the Agent Skills specification is
+    /// broken and the meaning is clear, which `breaks` tells; the error holds every field that leaves none.
     pub fn parse(text: &str, folder: &str, places: &Places) -> Result<Manifest, Error> {
-        let (front, _) = front::split(text)?;
-        let mut check = Checker { aman: &front.aman, wrong: Vec::new(), warnings: Vec::new() };
-        check.plain(&front, folder);
+        let (manifest, wrong) = Manifest::examine(text, folder, places)?;
+        if wrong.is_empty() { Ok(manifest) } else { Err(Error::Invalid { code: "invalid_input", fields: wrong }) }
+    }
+
+    /// As [`Manifest::parse`], with the wrong fields beside what the others say.
+    pub fn examine(text: &str, folder: &str, places: &Places) -> Result<(Manifest, Vec<FieldError>), Error> {
+        let (front, mended) = front::read(text)?;
+        let mut check = Checker { aman: &front.aman, wrong: Vec::new(), breaks: Vec::new(), warnings: Vec::new() };
+        if let Some(Error::Invalid { fields, .. }) = mended {
+            check.breaks.extend(fields);
+        }
+        let name = check.name(front.name.as_deref(), folder);
+        check.plain(&front);
         let condition = check.read("aman.when", |text| Expr::compile(text).map_err(|error| error.message));
         let patterns = check.read("aman.on", patterns).unwrap_or_default();
         let manifest = Manifest {
-            name: folder.to_owned(),
+            name,
             description: front.description.clone().unwrap_or_default(),
             license: front.license.clone(),
             compatibility: front.compatibility.clone(),
@@ -124,13 +137,17 @@ impl Manifest {
             retry: check.read("aman.retry", retry).unwrap_or_default(),
             permissions: check.read("aman.permissions", |text| Permissions::parse(text, places)).unwrap_or_default(),
             tags: check.read("aman.tags", tags).unwrap_or_default(),
+            breaks: Vec::new(),
             warnings: Vec::new(),
         };
-        check.odd(&front, &manifest);
-        if !check.wrong.is_empty() {
-            return Err(Error::Invalid { code: "invalid_input", fields: check.wrong });
-        }
-        Ok(Manifest { warnings: check.warnings, ..manifest })
+        check.odd(&manifest);
+        Ok((Manifest { breaks: check.breaks, warnings: check.warnings, ..manifest }, check.wrong))
+    }
+
+    /// Everything that is odd, for people.
+    pub fn told(&self) -> Vec<String> {
+        let breaks = self.breaks.iter().map(|one| format!("{}: {}", one.field, one.reason));
+        breaks.chain(self.warnings.iter().cloned()).collect()
     }
 
     /// What it is: `script`, `agent`, or `instructions` for whoever reads them.
@@ -146,6 +163,7 @@ impl Manifest {
 struct Checker<'a> {
     aman: &'a BTreeMap<String, String>,
     wrong: Vec<FieldError>,
+    breaks: Vec<FieldError>,
     warnings: Vec<String>,
 }
 
@@ -166,27 +184,60 @@ impl Checker<'_> {
         }
     }
 
-    /// The fields of the Agent Skills specification.
-    fn plain(&mut self, front: &Front, folder: &str) {
-        match front.name.as_deref() {
-            None | Some("") => self.refuse("name", "is missing; it is the name of the skill's folder."),
-            Some(name) => {
-                if let Err(reason) = check_name(name) {
-                    self.refuse("name", reason);
-                } else if name != folder {
-                    self.refuse("name", format!("'{name}' is not the name of its folder, which is '{folder}'."));
+    fn breaks(&mut self, field: &str, reason: impl Into<String>) {
+        self.breaks.push(FieldError { field: field.to_owned(), reason: reason.into() });
+    }
+
+    /// The name it goes by: what `name` says if that is a name, else its folder's, else what is left of either without what
+    /// no name may have.
+    fn name(&mut self, said: Option<&str>, folder: &str) -> String {
+        let said = said.filter(|name| !name.is_empty());
+        let reason = match said {
+            None => "is missing; it is the name of the skill's folder.".to_owned(),
+            Some(name) => match check_name(name) {
+                Err(reason) => reason,
+                Ok(()) if name == folder => return name.to_owned(),
+                Ok(()) => {
+                    self.breaks("name", format!("'{name}' is not the name of its folder, which is '{folder}'."));
+                    return name.to_owned();
                 }
+            },
+        };
+        let tamed = said.into_iter().chain([folder]).map(tame);
+        let name = std::iter::once(folder.to_owned()).chain(tamed).find(|name| check_name(name).is_ok());
+        match name {
+            Some(name) => {
+                self.breaks("name", format!("{reason} It goes by '{name}'."));
+                name
+            }
+            None => {
+                self.refuse("name", reason);
+                String::new()
             }
         }
+    }
+
+    /// The other fields of the Agent Skills specification.
+    fn plain(&mut self, front: &Front) {
         match front.description.as_deref().map(str::trim) {
             None | Some("") => self.refuse("description", "is missing; say what the skill does and when to use it."),
             Some(text) if text.chars().count() > DESCRIPTION_CHARS_MAX => {
-                self.refuse("description", format!("has more than {DESCRIPTION_CHARS_MAX} characters."));
+                self.breaks("description", format!("has more than {DESCRIPTION_CHARS_MAX} characters."));
             }
             Some(_) => {}
         }
         if front.compatibility.as_ref().is_some_and(|text| text.chars().count() > COMPATIBILITY_CHARS_MAX) {
-            self.refuse("compatibility", format!("has more than {COMPATIBILITY_CHARS_MAX} characters."));
+            self.breaks("compatibility", format!("has more than {COMPATIBILITY_CHARS_MAX} characters."));
+        }
+        if front.tools_listed {
+            self.breaks("allowed-tools", "must be one text with spaces between the tools, not a list.");
+        }
+        for key in &front.nested {
+            self.breaks(&format!("metadata.{key}"), "must be a text, not a list or a map.");
+        }
+        for field in &front.unknown {
+            let hint = if field.starts_with("aman.") { " Keys of aman stand below 'metadata'." } else { "" };
+            self.breaks(field, format!("is no field of a SKILL.md and was left out.{hint}"));
         }
     }
 
@@ -204,11 +255,7 @@ impl Checker<'_> {
     }
 
     /// Warns of what has no effect.
-    fn odd(&mut self, front: &Front, manifest: &Manifest) {
-        for field in &front.unknown {
-            let hint = if field.starts_with("aman.") { " Keys of aman stand below 'metadata'." } else { "" };
-            self.warnings.push(format!("{field} is no field of a SKILL.md and was left out.{hint}"));
-        }
+    fn odd(&mut self, manifest: &Manifest) {
         for key in self.aman.keys().filter(|key| !KEYS.contains(&key.as_str())) {
             let hint = nearest(key).map_or_else(String::new, |known| format!(" Did you mean {known}?"));
             self.warnings.push(format!("metadata.{key} is unknown and was left out.{hint}"));
@@ -242,6 +289,13 @@ pub fn check_name(name: &str) -> Result<(), String> {
         return Ok(());
     };
     Err(reason)
+}
+
+/// What is left of a text when everything is taken out that no name may have.
+fn tame(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let name: String = words.collect::<Vec<_>>().join("-").to_lowercase().chars().take(NAME_CHARS_MAX).collect();
+    name.trim_end_matches('-').to_owned()
 }
 
 fn short(text: &str, chars_max: usize) -> Result<String, String> {

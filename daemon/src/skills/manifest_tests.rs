@@ -89,7 +89,7 @@ fn each_broken_field_is_named() {
     }
     let many = parse("---\nname: A\nmetadata: {aman.timeout: x, aman.concurrency: y}\n---\n").expect_err("broken");
     let fields: Vec<_> = many.iter().map(|wrong| wrong.field.as_str()).collect();
-    assert_eq!(fields, ["name", "description", "metadata.aman.timeout", "metadata.aman.concurrency"]);
+    assert_eq!(fields, ["description", "metadata.aman.timeout", "metadata.aman.concurrency"]);
 }
 
 #[test]
@@ -100,8 +100,31 @@ fn names_follow_the_specification() {
     for bad in ["", "A", "a_b", "a b", "-a", "a-", "a--b", "a/b", "..", "a.b", "a\n", &"x".repeat(65)] {
         assert!(check_name(bad).is_err(), "{bad:?}");
     }
-    let moved = Manifest::parse(&skill(""), "other", &places()).expect_err("another folder");
-    assert!(moved.to_string().contains("'other'"), "{moved}");
+}
+
+#[test]
+fn what_breaks_the_specification_is_loaded_and_told() {
+    let long = "x".repeat(1025);
+    let cases = [
+        ("name: a-b\ndescription: d", "other", "a-b", "name"),
+        ("name: A_B\ndescription: d", "a-b", "a-b", "name"),
+        ("name: My Skill!\ndescription: d", "My Skill", "my-skill", "name"),
+        ("description: d", "a-b", "a-b", "name"),
+        ("name: ''\ndescription: d", "Ä b_c", "ä-b-c", "name"),
+        (&format!("name: a-b\ndescription: {long}"), "a-b", "a-b", "description"),
+        ("name: a-b\ndescription: When: always", "a-b", "a-b", "front matter"),
+        ("name: a-b\ndescription: d\nallowed-tools: [Read]", "a-b", "a-b", "allowed-tools"),
+        ("name: a-b\ndescription: d\nmetadata: {tags: [a]}", "a-b", "a-b", "metadata.tags"),
+        ("name: a-b\ndescription: d\nmodel: x", "a-b", "a-b", "model"),
+    ];
+    for (front, folder, name, field) in cases {
+        let manifest = Manifest::parse(&format!("---\n{front}\n---\n"), folder, &places()).expect(front);
+        assert_eq!(manifest.name, name, "{front}");
+        let fields: Vec<_> = manifest.breaks.iter().map(|one| one.field.as_str()).collect();
+        assert_eq!(fields, [field], "{front}: {:?}", manifest.breaks);
+    }
+    let nameless = Manifest::parse("---\nname: '!'\ndescription: d\n---\n", "---", &places());
+    assert!(nameless.expect_err("no name is left").to_string().contains("name:"));
 }
 
 #[test]
@@ -122,6 +145,6 @@ fn what_is_odd_is_a_warning() {
     }
     let text = "---\nname: a-b\ndescription: d\nmodel: x\naman.on: a.b\n---\n";
     let manifest = parse(text).expect("good");
-    assert_eq!(manifest.warnings.len(), 2);
-    assert!(manifest.warnings[1].contains("below 'metadata'"), "{:?}", manifest.warnings);
+    assert_eq!(manifest.breaks.len(), 2);
+    assert!(manifest.breaks[1].reason.contains("below 'metadata'"), "{:?}", manifest.breaks);
 }

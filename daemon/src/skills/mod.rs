@@ -1,14 +1,17 @@
 //! Skills: folders with a `SKILL.md`. This is their registry: what is there, what may run, what the bus knows of it.
 
 mod answer;
+pub mod author;
 mod clear;
 mod folder;
 mod front;
+mod history;
 mod load;
 mod manifest;
 mod run;
 mod stats;
 mod view;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,9 +35,9 @@ use crate::error::Error;
 use crate::event::{NewEvent, Trust};
 use crate::sandbox::{Private, Sandbox};
 use crate::store::skills::{self as records, Decided};
-use crate::store::{Store, Tx};
+use crate::store::{Store, Tx, skill_words};
 use load::{Found, Scan};
-use run::{OnChange, Refuser, Runner, Surroundings};
+use run::{OnChange, Refuser, Runner, Script, Surroundings};
 use stats::Stats;
 
 /// How much longer than a script's own limit the bus waits, so that the sandbox ends it and says so.
@@ -159,8 +162,11 @@ struct Inner {
 impl Skills {
     /// Unpacks the bundled skills, loads all and registers them with the bus. A bad skill is reported and left out.
     pub async fn start(settings: Settings, bus: &Bus, sandbox: Sandbox) -> Result<(Skills, Reloaded), Error> {
-        let (unpack_to, work) = (settings.bundled.clone(), settings.work.clone());
+        let (unpack_to, work, own) = (settings.bundled.clone(), settings.work.clone(), settings.own.clone());
         tokio::task::spawn_blocking(move || {
+            if let Err(error) = std::fs::create_dir_all(&own) {
+                tracing::warn!(path = %own.display(), %error, "The folder for skills could not be made.");
+            }
             if let Err(error) = clear::remove(&work) {
                 tracing::warn!(path = %work.display(), %error, "What scripts left could not be removed.");
             }
@@ -204,31 +210,8 @@ impl Skills {
     where
         A: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
     {
-        let inner = &self.inner;
-        let _alone = inner.changing.lock().await;
-        let (paths, places) = (inner.settings.search_paths(), inner.settings.places.clone());
-        let scan = tokio::task::spawn_blocking(move || load::scan(&paths, &places))
-            .await
-            .map_err(Error::internal("loading the skills"))?;
-        let decided = inner.store.read(records::decided).await?;
-        let decided: BTreeMap<String, Decided> = decided.into_iter().map(|one| (one.name.clone(), one)).collect();
-        let Scan { found, failed, shadowed } = scan;
-        let before = inner.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let now: BTreeMap<String, Arc<Skill>> = found
-            .into_iter()
-            .map(|(name, found)| {
-                let skill = inner.assess(found, decided.get(&name), before.get(&name));
-                (name, Arc::new(skill))
-            })
-            .collect();
-        inner.record(&now, audit).await?;
-        let report = compare(&before, &now, failed, shadowed);
-        inner.tell_bus(&before, &now, &report).await?;
-        inner.tell_untrusted(&now, &decided).await;
-        log(&report);
-        inner.failed.write().unwrap_or_else(PoisonError::into_inner).clone_from(&report.failed);
-        *inner.loaded.write().unwrap_or_else(PoisonError::into_inner) = now;
-        Ok(report)
+        let _alone = self.inner.changing.lock().await;
+        self.inner.load(None, audit).await
     }
 
     /// Switches a skill on. `digest` names the content that the caller has seen: it is needed for one that is not
@@ -302,14 +285,65 @@ impl Inner {
         loaded.get(name).cloned().ok_or_else(|| Error::not_found("skill", name))
     }
 
-    fn assess(&self, found: Found, decided: Option<&Decided>, before: Option<&Arc<Skill>>) -> Skill {
+    /// Reads all skills; whoever calls holds `changing`. `agreed` names a skill and the content of it that may run from now on.
+    async fn load<A>(self: &Arc<Self>, agreed: Option<(&str, &str)>, audit: A) -> Result<Reloaded, Error>
+    where
+        A: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    {
+        let (paths, places) = (self.settings.search_paths(), self.settings.places.clone());
+        let scan = tokio::task::spawn_blocking(move || load::scan(&paths, &places))
+            .await
+            .map_err(Error::internal("loading the skills"))?;
+        let decided = self.store.read(records::decided).await?;
+        let mut decided: BTreeMap<String, Decided> = decided.into_iter().map(|one| (one.name.clone(), one)).collect();
+        if let Some((name, digest)) = agreed {
+            let unknown = || Decided { name: name.to_owned(), enabled: None, trusted: None };
+            decided.entry(name.to_owned()).or_insert_with(unknown).trusted = Some(digest.to_owned());
+        }
+        let before = self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let kept_stats = self.kept_stats(&scan, &before).await?;
+        let Scan { found, failed, shadowed } = scan;
+        let mut now: BTreeMap<String, Arc<Skill>> = found
+            .into_iter()
+            .map(|(name, found)| {
+                let stats = before.get(&name).map(|before| Arc::clone(&before.stats));
+                let stats = stats.or_else(|| kept_stats.get(&name).map(|kept| Arc::new(Stats::of(kept))));
+                let skill = self.assess(found, decided.get(&name), stats.unwrap_or_default());
+                (name, Arc::new(skill))
+            })
+            .collect();
+        keep_unfinished(&before, &mut now, &failed);
+        let gone = self.keep(&now).await?;
+        self.record(&now, gone, audit).await?;
+        let report = compare(&before, &now, failed, shadowed);
+        self.tell_bus(&before, &now, &report).await?;
+        self.tell_untrusted(&now, &decided).await;
+        log(&report);
+        self.failed.write().unwrap_or_else(PoisonError::into_inner).clone_from(&report.failed);
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = now;
+        Ok(report)
+    }
+
+    /// The counts that are kept, if a skill was found that is not loaded.
+    async fn kept_stats(
+        &self,
+        scan: &Scan,
+        before: &BTreeMap<String, Arc<Skill>>,
+    ) -> Result<BTreeMap<String, records::Stats>, Error> {
+        if scan.found.keys().all(|name| before.contains_key(name)) {
+            return Ok(BTreeMap::new());
+        }
+        Ok(self.store.read(records::stats).await?.into_iter().collect())
+    }
+
+    fn assess(&self, found: Found, decided: Option<&Decided>, stats: Arc<Stats>) -> Skill {
         let data = &self.settings.places.data;
         // What came with the daemon and reaches beyond its data folder waits for a word of its owner.
         let reaches_out = found.place == Place::Bundled && found.manifest.permissions.writes_outside(data).is_some();
         Skill {
             enabled: decided.and_then(|decided| decided.enabled).unwrap_or(!reaches_out),
             trusted: load::is_trusted(found.place, &found.content.digest, decided),
-            stats: before.map(|before| Arc::clone(&before.stats)).unwrap_or_default(),
+            stats,
             found: self.warn_of_refusal(found),
         }
     }
@@ -327,7 +361,7 @@ impl Inner {
         found
     }
 
-    async fn record<A>(&self, now: &BTreeMap<String, Arc<Skill>>, audit: A) -> Result<(), Error>
+    async fn record<A>(&self, now: &BTreeMap<String, Arc<Skill>>, gone: Vec<String>, audit: A) -> Result<(), Error>
     where
         A: FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
     {
@@ -337,7 +371,7 @@ impl Inner {
                 name: skill.found.manifest.name.clone(),
                 digest: skill.found.content.digest.clone(),
                 version: skill.found.manifest.version.clone(),
-                origin: skill.found.place.name(),
+                origin: skill.found.place.name().to_owned(),
                 path: skill.found.path.display().to_string(),
                 trusted: skill.trusted,
             })
@@ -346,6 +380,7 @@ impl Inner {
         self.store
             .write(move |tx| {
                 seen.iter().try_for_each(|one| records::see(tx, one, now_ms))?;
+                gone.iter().try_for_each(|name| skill_words::remove(tx, name))?;
                 audit(tx)
             })
             .await
@@ -414,13 +449,16 @@ impl Inner {
         };
         let consumer: Arc<dyn Consumer> = match (&manifest.run, skill.reason()) {
             (Run::Script(argv), None) => Arc::new(Runner {
-                manifest: Arc::clone(manifest),
-                argv: argv.clone(),
-                folder: skill.found.path.clone(),
+                script: Script {
+                    manifest: Arc::clone(manifest),
+                    argv: argv.clone(),
+                    folder: skill.found.path.clone(),
+                    surroundings: Arc::clone(&self.surroundings),
+                    sandbox: self.sandbox.clone(),
+                },
                 content: skill.found.content.clone(),
                 stats: Arc::clone(&skill.stats),
-                surroundings: Arc::clone(&self.surroundings),
-                sandbox: self.sandbox.clone(),
+                store: self.store.clone(),
                 clock: self.clock.clone(),
                 on_change: reload_later(Skills { inner: Arc::clone(self) }.weak()),
             }),
@@ -451,6 +489,15 @@ fn reload_later(inner: Weak<Inner>) -> OnChange {
     })
 }
 
+/// A skill in whose folder somebody writes at this moment stays what it was: the reading after that finds it complete, and
+/// until then no run takes it for what was loaded.
+fn keep_unfinished(before: &BTreeMap<String, Arc<Skill>>, now: &mut BTreeMap<String, Arc<Skill>>, failed: &[Failed]) {
+    let folders: Vec<_> = failed.iter().filter_map(|failed| failed.unfinished.as_ref()).collect();
+    for (name, skill) in before.iter().filter(|(_, skill)| folders.contains(&&skill.found.path)) {
+        now.entry(name.clone()).or_insert_with(|| Arc::clone(skill));
+    }
+}
+
 fn compare(
     before: &BTreeMap<String, Arc<Skill>>,
     now: &BTreeMap<String, Arc<Skill>>,
@@ -468,7 +515,7 @@ fn compare(
 }
 
 fn log(report: &Reloaded) {
-    for Failed { path, error } in &report.failed {
+    for Failed { path, error, .. } in &report.failed {
         tracing::warn!(path, error, "A skill was left out.");
     }
     for Shadowed { name, path, by } in &report.shadowed {

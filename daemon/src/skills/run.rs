@@ -15,6 +15,8 @@ use super::stats::Stats;
 use crate::bus::{Attempt, Consumer, Delivered, Effects, Failure, Outcome, Plan};
 use crate::clock::Clock;
 use crate::sandbox::{self, Exit, Finished, Limits, Sandbox, SandboxError, Spec};
+use crate::store::Store;
+use crate::store::skills as records;
 
 /// Exit codes that mean something to the daemon, from sysexits.h: EX_TEMPFAIL and EX_DATAERR.
 const TRY_AGAIN: i32 = 75;
@@ -37,22 +39,30 @@ pub struct Surroundings {
 /// What hears of a content that is not the one that was loaded.
 pub type OnChange = Arc<dyn Fn() + Send + Sync>;
 
-/// Runs one skill's script.
-pub struct Runner {
+/// A skill's script and what it runs with.
+pub struct Script {
     /// What the skill says of itself.
     pub manifest: Arc<Manifest>,
     /// Its command and arguments.
     pub argv: Vec<String>,
     /// Its folder.
     pub folder: PathBuf,
-    /// Its content when it was loaded.
-    pub content: Content,
-    /// Counts, shared with the registry.
-    pub stats: Arc<Stats>,
     /// Where things are.
     pub surroundings: Arc<Surroundings>,
     /// Runs the command.
     pub sandbox: Sandbox,
+}
+
+/// Runs one skill's script for the daemon.
+pub struct Runner {
+    /// What runs.
+    pub script: Script,
+    /// Its content when it was loaded.
+    pub content: Content,
+    /// Counts, shared with the registry.
+    pub stats: Arc<Stats>,
+    /// Keeps the counts.
+    pub store: Store,
     /// Tells the time for the counts.
     pub clock: Clock,
     /// See [`OnChange`].
@@ -64,13 +74,13 @@ impl Consumer for Runner {
         Box::pin(async move {
             let begun = Instant::now();
             let outcome = self.attempt(&attempt).await;
-            self.stats.record(&outcome, begun.elapsed(), self.clock.now_ms());
+            self.keep(self.stats.record(&outcome, begun.elapsed(), self.clock.now_ms()));
             outcome
         })
     }
 
     fn plan(&self) -> Option<Plan> {
-        plan(&self.manifest)
+        plan(&self.script.manifest)
     }
 }
 
@@ -102,32 +112,33 @@ impl Runner {
         if let Err(failure) = self.check_content().await {
             return Outcome::Retry(failure, Some(Duration::from_secs(1)));
         }
-        let name = &self.manifest.name;
-        let work = match WorkFolder::make(&self.surroundings.work, attempt, &self.manifest, &self.surroundings.data) {
-            Ok(work) => work,
-            Err(failure) => return Outcome::Retry(failure, None),
-        };
-        let ran = self.sandbox.run(self.spec(attempt, &work), attempt.cancel.clone()).await;
-        let outcome = match ran {
-            Ok(finished) => {
-                self.stats.enforced(finished.enforced.clone());
-                let log = tail(&finished);
-                if !log.is_empty() {
-                    tracing::info!(skill = name, delivery = attempt.delivery_id, log, "Skill wrote to its log.");
-                }
-                judge(&finished, &self.manifest, &log)
+        let (outcome, finished) = self.script.run(attempt).await;
+        if let Some(finished) = finished {
+            let log = tail(&finished);
+            if !log.is_empty() {
+                let name = &self.script.manifest.name;
+                tracing::info!(skill = name, delivery = attempt.delivery_id, log, "Skill wrote to its log.");
             }
-            Err(error @ SandboxError::Setup { .. }) => Outcome::Retry(Failure::new(error.to_string()), None),
-            Err(error) => Outcome::Reject(Failure::new(error.to_string())),
-        };
-        // Removing many files takes a while; it must not hold up the others on this thread.
-        let _removed = tokio::task::spawn_blocking(move || drop(work)).await;
+            self.stats.enforced(finished.enforced);
+        }
         outcome
+    }
+
+    /// Keeps the counts without holding up the delivery: they are queued before its end is, and so commit with it. What
+    /// cannot be kept now is in the next counts.
+    fn keep(&self, counts: records::Stats) {
+        let (store, name) = (self.store.clone(), self.script.manifest.name.clone());
+        tokio::spawn(async move {
+            let kept = store.write(move |tx| records::keep_stats(tx, &name, &counts)).await;
+            if let Err(error) = kept {
+                tracing::debug!(%error, "The counts of a skill are not kept.");
+            }
+        });
     }
 
     /// Makes sure that what runs is what was loaded and trusted.
     async fn check_content(&self) -> Result<(), Failure> {
-        let (path, loaded) = (self.folder.clone(), self.content.clone());
+        let (path, loaded) = (self.script.folder.clone(), self.content.clone());
         let same = tokio::task::spawn_blocking(move || match folder::stamp(&path) {
             Ok(stamp) if stamp == loaded.stamp => Ok(true),
             Ok(_) => folder::read(&path).map(|now| now.digest == loaded.digest),
@@ -141,6 +152,24 @@ impl Runner {
             }
             Ok(Err(reason)) => Err(Failure::new("the skill's files cannot be checked").within(reason)),
             Err(error) => Err(Failure::new(error.to_string()).within("the skill's files cannot be checked")),
+        }
+    }
+}
+
+impl Script {
+    /// Runs the script once; gives what its end means, and what it left if it ran.
+    pub async fn run(&self, attempt: &Attempt) -> (Outcome, Option<Finished>) {
+        let work = match WorkFolder::make(&self.surroundings.work, attempt, &self.manifest, &self.surroundings.data) {
+            Ok(work) => work,
+            Err(failure) => return (Outcome::Retry(failure, None), None),
+        };
+        let ran = self.sandbox.run(self.spec(attempt, &work), attempt.cancel.clone()).await;
+        // Removing many files takes a while; it must not hold up the others on this thread.
+        let _removed = tokio::task::spawn_blocking(move || drop(work)).await;
+        match ran {
+            Ok(finished) => (judge(&finished, &self.manifest, &tail(&finished)), Some(finished)),
+            Err(error @ SandboxError::Setup { .. }) => (Outcome::Retry(Failure::new(error.to_string()), None), None),
+            Err(error) => (Outcome::Reject(Failure::new(error.to_string())), None),
         }
     }
 
@@ -207,7 +236,7 @@ fn judge(finished: &Finished, manifest: &Manifest, log: &str) -> Outcome {
 }
 
 /// The end of standard error, without what could play tricks on a terminal.
-fn tail(finished: &Finished) -> String {
+pub fn tail(finished: &Finished) -> String {
     let from = finished.stderr.len().saturating_sub(STDERR_TAIL);
     let text = String::from_utf8_lossy(&finished.stderr[from..]);
     let visible = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');

@@ -15,10 +15,17 @@ use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::sandbox::Permissions;
 use crate::sandbox::{Enforced, Network, NetworkGuard};
+use crate::store::skill_words::{self, Hit};
 use crate::store::skills as records;
 
 /// Entries of a skill's history that are shown.
 const VERSIONS_MAX: usize = 200;
+
+/// What may be searched for.
+const SEARCH_CHARS_MAX: usize = 256;
+const SEARCH_WORDS_MAX: usize = 16;
+/// Characters of a description in the place of a snippet.
+const SNIPPET_CHARS: usize = 200;
 
 /// What brings an event to a skill.
 #[derive(Debug, Clone, Serialize)]
@@ -74,7 +81,7 @@ pub struct Shown {
     pub path: String,
     /// What is odd about it.
     pub warnings: Vec<String>,
-    /// How it has been doing since the daemon started.
+    /// How it has been doing.
     pub stats: stats::Shown,
     /// What is in force when it runs, never what is wished for; none for a skill without a script, or without sandbox.
     pub enforced: Option<Enforced>,
@@ -129,18 +136,41 @@ impl Skills {
         tokio::task::spawn_blocking(move || read(name, &path)).await.map_err(Error::internal("reading a skill"))?
     }
 
-    /// The contents a skill had, newest first.
+    /// The contents a skill had, newest first; also of one that is broken or gone.
     pub async fn versions(&self, name: &str) -> Result<Vec<VersionShown>, Error> {
-        self.inner.skill(name)?;
-        let name = name.to_owned();
-        let rows = self.inner.store.read(move |conn| records::versions(conn, &name, VERSIONS_MAX)).await?;
+        let loaded = self.inner.skill(name).map(|skill| skill.found.content.digest.clone()).ok();
+        let wanted = name.to_owned();
+        let rows = self.inner.store.read(move |conn| records::versions(conn, &wanted, VERSIONS_MAX)).await?;
+        if rows.is_empty() {
+            return Err(Error::not_found("skill", name));
+        }
         let shown = rows.into_iter().enumerate().map(|(n, row)| VersionShown {
+            current: n == 0 && loaded.as_ref() == Some(&row.digest),
             version: row.version,
             digest: row.digest,
             created_at: rfc3339(row.first_seen_ms),
-            current: n == 0,
         });
         Ok(shown.collect())
+    }
+
+    /// The skills that have every word of `text`, best first. A hit in a name shows what the skill is for.
+    pub async fn search(&self, text: &str, count_max: usize) -> Result<Vec<Hit>, Error> {
+        let (chars, words) = (text.chars().count(), text.split_whitespace().count());
+        if chars > SEARCH_CHARS_MAX || words > SEARCH_WORDS_MAX {
+            let reason =
+                format!("has {words} words of {chars} characters; at most {SEARCH_WORDS_MAX} of {SEARCH_CHARS_MAX}.");
+            return Err(Error::invalid("q", reason));
+        }
+        let text = text.to_owned();
+        let mut hits = self.inner.store.read(move |conn| skill_words::search(conn, &text, count_max)).await?;
+        for hit in &mut hits {
+            if hit.field == "name"
+                && let Ok(skill) = self.inner.skill(&hit.name)
+            {
+                hit.snippet = skill.found.manifest.description.chars().take(SNIPPET_CHARS).collect();
+            }
+        }
+        Ok(hits)
     }
 }
 
@@ -182,7 +212,7 @@ pub(super) fn show(skill: &Arc<Skill>, probed: Option<&Enforced>) -> Shown {
         digest: found.content.digest.clone(),
         place: found.place,
         path: found.path.display().to_string(),
-        warnings: manifest.warnings.clone(),
+        warnings: manifest.told(),
         stats: skill.stats.shown(),
         enforced: enforced(skill, probed),
     }

@@ -21,6 +21,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0011_plugin_rest", include_str!("../../../schemas/sql/0011_plugin_rest.sql")),
     ("0012_workflows", include_str!("../../../schemas/sql/0012_workflows.sql")),
     ("0013_notifications", include_str!("../../../schemas/sql/0013_notifications.sql")),
+    ("0014_skill_contents", include_str!("../../../schemas/sql/0014_skill_contents.sql")),
     ("0015_workflow_retention", include_str!("../../../schemas/sql/0015_workflow_retention.sql")),
 ];
 

@@ -26,6 +26,8 @@ pub mod plugins;
 pub mod private;
 pub mod retention;
 pub mod sinks;
+pub mod skill_contents;
+pub mod skill_words;
 pub mod skills;
 pub mod sources;
 pub mod space;

@@ -6,6 +6,9 @@ use super::Tx;
 use crate::clock::Millis;
 use crate::error::Error;
 
+/// Entries of the history of one name that are kept.
+const VERSIONS_MAX: u32 = 1000;
+
 /// What was decided about a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decided {
@@ -27,7 +30,7 @@ pub struct Found {
     /// What its `SKILL.md` says.
     pub version: String,
     /// Where it lies: `bundled`, `data`, `configured`, `agents`.
-    pub origin: &'static str,
+    pub origin: String,
     /// Its folder.
     pub path: String,
     /// Whether this content may run.
@@ -41,6 +44,8 @@ pub struct Version {
     pub version: String,
     /// SHA-256 over all its files, hex.
     pub digest: String,
+    /// What kind of place it lay in, as [`Found::origin`].
+    pub origin: String,
     /// Where it lay.
     pub path: String,
     /// When this content was first seen in its place of the history.
@@ -83,6 +88,13 @@ pub fn see(tx: &Tx<'_>, found: &Found, at_ms: Millis) -> Result<(), Error> {
                 s.execute(params![found.name, found.digest, found.version, found.origin, found.path, at_ms])
             })
             .map_err(unwritten)?;
+        tx.conn
+            .prepare_cached(
+                "DELETE FROM skill_version WHERE name = ?1 AND id <= \
+                 (SELECT id FROM skill_version WHERE name = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+            )
+            .and_then(|mut s| s.execute(params![found.name, VERSIONS_MAX]))
+            .map_err(unwritten)?;
     }
     let trusted = found.trusted.then_some(&found.digest);
     tx.conn
@@ -112,13 +124,71 @@ pub fn decide(tx: &Tx<'_>, name: &str, enabled: bool, trusted: Option<&str>, at_
 pub fn versions(conn: &Connection, name: &str, rows_max: usize) -> Result<Vec<Version>, Error> {
     let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
     conn.prepare_cached(
-        "SELECT version, digest, path, first_seen_ms FROM skill_version WHERE name = ?1 ORDER BY id DESC LIMIT ?2",
+        "SELECT version, digest, origin, path, first_seen_ms FROM skill_version WHERE name = ?1 \
+         ORDER BY id DESC LIMIT ?2",
     )
     .and_then(|mut s| {
         s.query_map(params![name, rows_max], |row| {
-            Ok(Version { version: row.get(0)?, digest: row.get(1)?, path: row.get(2)?, first_seen_ms: row.get(3)? })
+            Ok(Version {
+                version: row.get(0)?,
+                digest: row.get(1)?,
+                origin: row.get(2)?,
+                path: row.get(3)?,
+                first_seen_ms: row.get(4)?,
+            })
         })?
         .collect()
     })
     .map_err(unread)
+}
+
+/// How a skill has been doing, over all starts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Attempts that ended.
+    pub runs: i64,
+    /// Those that failed.
+    pub failures: i64,
+    /// When the last one ended.
+    pub last_run_ms: Millis,
+    /// What the last failed one said.
+    pub last_error: Option<String>,
+    /// How long the last ones took, oldest first.
+    pub took_ms: Vec<u64>,
+}
+
+/// The counts of every name that ever ran.
+pub fn stats(conn: &Connection) -> Result<Vec<(String, Stats)>, Error> {
+    conn.prepare_cached("SELECT name, runs, failures, last_run_ms, last_error, took_ms FROM skill_stats")
+        .and_then(|mut s| {
+            let row = |row: &rusqlite::Row<'_>| {
+                let took: String = row.get(5)?;
+                let stats = Stats {
+                    runs: row.get(1)?,
+                    failures: row.get(2)?,
+                    last_run_ms: row.get(3)?,
+                    last_error: row.get(4)?,
+                    took_ms: serde_json::from_str(&took).unwrap_or_default(),
+                };
+                Ok((row.get(0)?, stats))
+            };
+            s.query_map([], row)?.collect()
+        })
+        .map_err(unread)
+}
+
+/// Keeps the counts of a name, unless later ones are kept already.
+pub fn keep_stats(tx: &Tx<'_>, name: &str, stats: &Stats) -> Result<(), Error> {
+    let took = serde_json::to_string(&stats.took_ms).map_err(Error::internal("recording a skill"))?;
+    tx.conn
+        .prepare_cached(
+            "INSERT INTO skill_stats (name, runs, failures, last_run_ms, last_error, took_ms) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (name) DO UPDATE SET \
+             runs = ?2, failures = ?3, last_run_ms = ?4, last_error = ?5, took_ms = ?6 WHERE ?2 >= runs",
+        )
+        .and_then(|mut s| {
+            s.execute(params![name, stats.runs, stats.failures, stats.last_run_ms, stats.last_error, took])
+        })
+        .map(drop)
+        .map_err(unwritten)
 }

@@ -276,3 +276,32 @@ fn what_was_stored_without_an_answer_is_found() {
         }
     }
 }
+
+/// Goal: a rollback for which the disk has no room says so and leaves everything as it was; with room it works.
+#[test]
+fn a_rollback_on_a_full_disk_changes_nothing() {
+    let Some(disk) = Disk::tmpfs(8) else { return };
+    let (home, skill) = (Folder::new("home"), disk.home.join("skills/big"));
+    let toml = format!("[skills]\nwatch = false\npaths = [{:?}]\n", disk.home.join("skills"));
+    std::fs::write(home.path().join("aman.toml"), toml).expect("aman.toml");
+    write_skill(&disk.home, "big", &["aman.on: t.big"], "exit 0");
+    std::fs::write(skill.join("data.bin"), vec![7; 2 << 20]).expect("room for it");
+    let daemon = Daemon::start_in(home.path());
+    let digest = || daemon.get("/skill/big").json["digest"].as_str().expect("a digest").to_owned();
+    let first = digest();
+    std::fs::remove_file(skill.join("data.bin")).expect("ours");
+    assert_eq!(daemon.post("/skills/reload", &json!({})).status, 200);
+    let second = digest();
+    disk.fill(1 << 20);
+    let body = json!({ "digest": first });
+    refused(&daemon.post_confirmed("/skill/big/rollback", &body), "disk_full", "nothing was changed");
+    assert_eq!(daemon.post("/skills/reload", &json!({})).json["changed"], json!([]));
+    assert_eq!((digest(), skill.join("data.bin").exists()), (second, false));
+    let shown = daemon.get("/skill/big").json;
+    assert_eq!(shown["standing"], "untrusted", "it was changed and not agreed to");
+    let left: Vec<_> = std::fs::read_dir(disk.home.join("skills")).expect("a folder").flatten().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    disk.empty();
+    let back = daemon.post_confirmed("/skill/big/rollback", &body);
+    assert_eq!((back.status, digest()), (200, first), "{back:?}");
+}

@@ -40,6 +40,7 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
             "DismissAll",
             closed(json!({ "severity": severities(), "category": or_null(json!({ "type": "string" })) }), &[]),
         ),
+        ("SkillRollback", skill_rollback()),
         ("NotificationTest", notification_test()),
         ("ToolInput", closed(json!({ "input": {} }), &[])),
         ("ConfigSet", config_set()),
@@ -53,6 +54,15 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ("CronJob", cron_job(&["id", "expression"])),
         ("CronPatch", cron_job(&[])),
     ]
+}
+
+/// A digest or a version, one of them; the other may be there as null.
+fn skill_rollback() -> Value {
+    let text = || or_null(json!({ "type": "string", "minLength": 1 }));
+    let mut either = closed(json!({ "digest": text(), "version": text() }), &[]);
+    let only = |one: &str, other: &str| json!({ "required": [one], "properties": { one: { "type": "string" }, other: { "type": "null" } } });
+    either["oneOf"] = json!([only("digest", "version"), only("version", "digest")]);
+    either
 }
 
 /// One severity, or several with commas between them.

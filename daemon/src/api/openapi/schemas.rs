@@ -74,6 +74,10 @@ const OBJECTS: &[(&str, &str)] = &[
     ("SkillText", "name digest content files:[any]"),
     ("SkillVersion", "version digest created_at current:bool"),
     ("SkillVersions", "items:[SkillVersion] next_cursor:text~"),
+    ("SkillFileChange", "path change old_size:int~ new_size:int~ diff:text~"),
+    ("SkillDiff", "from to files:[SkillFileChange]"),
+    ("SkillForModels", "name description kind triggers:[any] tags:[text] location digest"),
+    ("SkillsForModels", "items:[SkillForModels] next_cursor:text~"),
     ("SkillsReloaded", "added:[text] changed:[text] removed:[text] failed:[any]"),
     (
         "Notification",
