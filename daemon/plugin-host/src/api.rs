@@ -19,10 +19,13 @@ pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + '
 /// staged calls change nothing directly. Everything else is decided here: which types may be published, which hosts may be
 /// called, how full a store may get.
 pub trait HostApi: Send + Sync {
-    /// Whether the plugin may publish this event; asked before it is staged or published.
+    /// Whether the plugin may publish this event, which a poll returned.
     fn check_publish(&self, event: &NewEvent) -> Result<(), Error>;
 
-    /// Publishes an event, durably, and returns its id. Not called when effects are staged.
+    /// Checks an event and keeps it in the object that the daemon made for the call. Only called when effects are staged.
+    fn stage_publish(&self, event: NewEvent) -> Result<(), Error>;
+
+    /// Checks an event and publishes it, durably; its id. Not called when effects are staged.
     fn publish<'a>(&'a self, caller: &'a Caller, event: NewEvent) -> Reply<'a, String>;
 
     /// The stored value of a key.

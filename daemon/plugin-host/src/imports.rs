@@ -157,15 +157,15 @@ impl bus::Host for State {
     async fn publish(&mut self, event: NewEvent) -> Result<Option<String>, Error> {
         let call = self.store_call(self.common.grants.publish, true, "publish")?;
         check_event(&event)?;
-        call.api.check_publish(&event)?;
         if call.mode != Mode::Staged {
             return call.api.publish(&call.caller, event).await.map(Some);
         }
-        if call.staged.publish.len() >= limits::STAGED_EVENTS_MAX {
+        if call.events >= limits::STAGED_EVENTS_MAX {
             return Err(Error::Limit(format!("one call may publish {} events", limits::STAGED_EVENTS_MAX)));
         }
         call.stage_bytes(event.data.as_ref().map_or(0, Vec::len))?;
-        call.staged.publish.push(event);
+        call.api.stage_publish(event)?;
+        call.events += 1;
         Ok(None)
     }
 }

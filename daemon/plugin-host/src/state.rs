@@ -27,13 +27,15 @@ pub(crate) struct Call {
     pub mode: Mode,
     pub staged: Staged,
     pub staged_bytes: usize,
+    /// Events that it published, which the daemon keeps.
+    pub events: usize,
     /// What it asked of workflows and of the person, which the daemon keeps.
     pub acts: usize,
 }
 
 impl Call {
     pub fn new(api: Arc<dyn HostApi>, caller: Caller, mode: Mode) -> Call {
-        Call { api, caller, mode, staged: Staged::default(), staged_bytes: 0, acts: 0 }
+        Call { api, caller, mode, staged: Staged::default(), staged_bytes: 0, events: 0, acts: 0 }
     }
 }
 

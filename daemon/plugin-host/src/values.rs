@@ -61,20 +61,12 @@ impl KvChange {
     }
 }
 
-/// What a call published and changed that is to take effect with the end of its delivery, in the order of the calls.
+/// What a call changed that is to take effect with the end of its delivery, in the order of the calls. What else it asked for
+/// is kept in the object that the daemon made for the call.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Staged {
-    /// Events to publish; each was allowed by [`crate::HostApi::check_publish`].
-    pub publish: Vec<NewEvent>,
     /// Changes of the key-value store.
     pub kv: Vec<KvChange>,
-}
-
-impl Staged {
-    /// True when there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.publish.is_empty() && self.kv.is_empty()
-    }
 }
 
 /// A change of a metric.

@@ -127,6 +127,7 @@ pub struct Fake {
     pub published: Mutex<Vec<NewEvent>>,
     pub lines: Mutex<Vec<String>>,
     pub metrics: Mutex<Vec<String>>,
+    pub staged: Mutex<Vec<NewEvent>>,
     /// Outgoing requests that began, and how many of them were dropped before their end.
     pub sent: AtomicUsize,
     pub cut_off: AtomicUsize,
@@ -157,8 +158,15 @@ impl HostApi for Fake {
         if event.type_.starts_with("test.") { Ok(()) } else { Err(Error::Denied(format!("type {}", event.type_))) }
     }
 
+    fn stage_publish(&self, event: NewEvent) -> Result<(), Error> {
+        self.check_publish(&event)?;
+        self.staged.lock().expect("nobody panics with it").push(event);
+        Ok(())
+    }
+
     fn publish<'a>(&'a self, _caller: &'a Caller, event: NewEvent) -> Reply<'a, String> {
         Box::pin(async move {
+            self.check_publish(&event)?;
             self.published.lock().expect("nobody panics with it").push(event);
             Ok("id".to_owned())
         })

@@ -31,6 +31,16 @@ enum Number {
     Gauge(f64),
 }
 
+impl Number {
+    fn change(&mut self, change: Metric) {
+        *self = match (*self, change) {
+            (Number::Count(count), Metric::Count(add)) => Number::Count(count.saturating_add(add)),
+            (Number::Gauge(_), Metric::Count(add)) => Number::Count(add),
+            (_, Metric::Gauge(value)) => Number::Gauge(value),
+        };
+    }
+}
+
 fn is_name(name: &str) -> bool {
     name.len() <= NAME_BYTES_MAX
         && name.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
@@ -77,24 +87,24 @@ impl Metrics {
         let key = (plugin.to_owned(), checked(labels)?);
         let is_counter = matches!(change, Metric::Count(_));
         let mut families = self.families();
-        if families.get(name).is_some_and(|family| family.is_counter != is_counter) {
-            return Err(Refusal::Conflict(format!("'{name}' is a metric of another kind already")));
-        }
-        if !families.get(name).is_some_and(|family| family.series.contains_key(&key)) {
-            let own = families.values().flat_map(|family| family.series.keys()).filter(|(owner, _)| owner == plugin);
-            if own.count() >= SERIES_MAX {
-                return Err(Refusal::Denied(format!("a plugin may have {SERIES_MAX} series of metrics")));
+        if let Some(family) = families.get_mut(name) {
+            if family.is_counter != is_counter {
+                return Err(Refusal::Conflict(format!("'{name}' is a metric of another kind already")));
             }
+            // Most calls end here.
+            if let Some(number) = family.series.get_mut(&key) {
+                number.change(change);
+                return Ok(());
+            }
+        }
+        let own = families.values().flat_map(|family| family.series.keys()).filter(|(owner, _)| owner == plugin);
+        if own.count() >= SERIES_MAX {
+            return Err(Refusal::Denied(format!("a plugin may have {SERIES_MAX} series of metrics")));
         }
         let make = || Family { is_counter, series: BTreeMap::new() };
-        let series = &mut families.entry(name.to_owned()).or_insert_with(make).series;
-        match change {
-            Metric::Count(add) => {
-                let Number::Count(count) = series.entry(key).or_insert(Number::Count(0)) else { return Ok(()) };
-                *count = count.saturating_add(add);
-            }
-            Metric::Gauge(value) => drop(series.insert(key, Number::Gauge(value))),
-        }
+        let mut number = Number::Count(0);
+        number.change(change);
+        families.entry(name.to_owned()).or_insert_with(make).series.insert(key, number);
         Ok(())
     }
 

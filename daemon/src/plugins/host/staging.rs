@@ -5,7 +5,7 @@
 //! ends with what it holds; the guest is not called again.
 
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use aman_plugin_host::{
     Caller, Error as Refusal, HostApi, Instance, KvChange, KvPage, Level, Metric, NewEvent as Sent, NewInstance,
@@ -125,6 +125,8 @@ pub struct Staging {
     work: Work,
     sql: Mutex<Sql>,
     acts: Mutex<Acts>,
+    /// What was published, in order.
+    events: std::sync::Mutex<Vec<NewEvent>>,
     /// The attempt that this is part of, if its trace is collected: calls come from another runtime.
     context: Option<Context>,
 }
@@ -152,14 +154,19 @@ impl Api {
             let look = move |private: &mut Private, _: &Until| private.settled(&key, number);
             let (session, kept) = self.session(quota).await.run(self, look).await?;
             if let Some(kept) = kept? {
-                let kept = serde_json::from_slice(&kept).map_err(Error::internal("reading what a plugin asked for"))?;
+                let mut kept: Kept =
+                    serde_json::from_slice(&kept).map_err(Error::internal("reading what a plugin asked for"))?;
                 drop(session);
+                let instances = mem::take(&mut kept.acts.instances);
+                let untaken = move |conn: &_| workflows::untaken(conn, instances);
+                kept.acts.instances = self.bus().store().read(untaken).await?;
                 return Ok(Begun::Settled(self.ready(kept, None).await));
             }
             sql = Sql::Turn(session);
         }
         let (api, sql, context) = (Arc::clone(self), Mutex::new(sql), traces::current());
-        Ok(Begun::Fresh(Arc::new(Staging { api, work, sql, acts: Mutex::default(), context })))
+        let (acts, events) = (Mutex::default(), std::sync::Mutex::default());
+        Ok(Begun::Fresh(Arc::new(Staging { api, work, sql, acts, events, context })))
     }
 
     /// What is to commit with the end of the work; `gate` is held until it has.
@@ -243,13 +250,17 @@ impl Staging {
 
     fn kept(&self, staged: Staged, acts: Acts, polled: Option<Polled>) -> Result<Kept, Error> {
         let (cursor, next_ms) = polled.as_ref().map_or((None, None), |it| (it.cursor.clone(), it.next_ms));
-        let events = staged.publish.into_iter().chain(polled.into_iter().flat_map(|polled| polled.events));
-        let mut publish = Vec::new();
-        for (n, event) in events.enumerate() {
+        let mut publish = mem::take(&mut *self.events());
+        for (n, event) in polled.into_iter().flat_map(|polled| polled.events).enumerate() {
             let refused = |why: Refusal| Error::invalid(format!("events/{n}"), Words(&why).to_string());
             publish.push(self.api.new_event(event).map_err(refused)?);
         }
         Ok(Kept { publish, changes: staged.kv.into_iter().map(change_of).collect(), acts, cursor, next_ms })
+    }
+
+    fn events(&self) -> std::sync::MutexGuard<'_, Vec<NewEvent>> {
+        // Nothing panics while it is held.
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Checks a start and keeps it. One with the same key may be there already, or among what is kept.
@@ -318,6 +329,12 @@ fn never() -> Refusal {
 impl HostApi for Staging {
     fn check_publish(&self, event: &Sent) -> Result<(), Refusal> {
         self.api.check_publish(event)
+    }
+
+    fn stage_publish(&self, event: Sent) -> Result<(), Refusal> {
+        let event = self.api.new_event(event)?;
+        self.events().push(event);
+        Ok(())
     }
 
     fn publish<'a>(&'a self, _caller: &'a Caller, _event: Sent) -> Reply<'a, String> {

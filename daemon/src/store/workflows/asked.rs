@@ -40,15 +40,25 @@ pub fn apply(tx: &Tx<'_>, changes: &[Change]) -> Result<bool, Error> {
 
 /// Whether [`apply`] would succeed after everything that was written before; the error says why not.
 pub fn check(tx: &Tx<'_>, changes: &[Change]) -> Result<(), Error> {
+    changes.iter().try_for_each(|change| if is_taken(tx.conn, change)? { Err(taken()) } else { Ok(()) })
+}
+
+/// Whether it is the start of an instance whose key another one has.
+fn is_taken(conn: &Connection, change: &Change) -> Result<bool, Error> {
+    let Change::Start(row) = change else { return Ok(false) };
+    let Some(key) = &row.dedup else { return Ok(false) };
+    Ok(with_key(conn, &row.workflow, key)?.is_some())
+}
+
+/// Without the starts whose keys were taken since they were checked: for what must take effect although a crash came between.
+pub fn untaken(conn: &Connection, changes: Vec<Change>) -> Result<Vec<Change>, Error> {
+    let mut left = Vec::with_capacity(changes.len());
     for change in changes {
-        if let Change::Start(row) = change
-            && let Some(key) = &row.dedup
-            && with_key(tx.conn, &row.workflow, key)?.is_some()
-        {
-            return Err(taken());
+        if !is_taken(conn, &change)? {
+            left.push(change);
         }
     }
-    Ok(())
+    Ok(left)
 }
 
 fn taken() -> Error {
