@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{PatternOptions, ValidationError, Validator};
@@ -20,20 +21,23 @@ const FAULTS_MAX: usize = 20;
 /// What a pattern of a schema may cost, in bytes of its compiled form.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
-/// A schema, ready to check with.
+/// A schema, ready to check with, or as soon as it is needed.
 pub struct Schema {
     schema: Value,
-    validator: Validator,
+    validator: OnceLock<Result<Validator, String>>,
 }
 
 impl Schema {
     /// Makes a schema ready; the error says what is wrong with it.
     pub fn new(schema: Value) -> Result<Schema, String> {
-        // This engine has no back-tracking: no text makes it slow.
-        let patterns = PatternOptions::regex().size_limit(PATTERN_BYTES_MAX);
-        let options = jsonschema::options().with_pattern_options(patterns).should_validate_formats(true);
-        let validator = options.build(&schema).map_err(|error| format!("is no JSON Schema: {error}."))?;
-        Ok(Schema { schema, validator })
+        let validator = validator(&schema)?;
+        Ok(Schema { schema, validator: OnceLock::from(Ok(validator)) })
+    }
+
+    /// A schema that [`Schema::new`] has taken before. It is made ready when it is first checked with: a ready one takes some
+    /// hundred times the room of its text.
+    pub fn known(schema: Value) -> Schema {
+        Schema { schema, validator: OnceLock::new() }
     }
 
     /// The schema itself.
@@ -43,8 +47,10 @@ impl Schema {
 
     /// Checks a value; each fault is named as `name/path`, without the value itself. `what` says whose schema it is.
     pub fn check(&self, name: &str, what: &str, value: &Value) -> Result<(), Error> {
-        let faults: Vec<FieldError> = self
-            .validator
+        let validator = self.validator.get_or_init(|| validator(&self.schema));
+        let validator =
+            validator.as_ref().map_err(|why| Error::invalid(name, format!("cannot be checked: {what} {why}")))?;
+        let faults: Vec<FieldError> = validator
             .iter_errors(value)
             .flat_map(|fault| nearest(&fault))
             .take(FAULTS_MAX)
@@ -93,6 +99,13 @@ fn nearest(fault: &ValidationError<'_>) -> Vec<(String, String)> {
         return vec![(here.to_owned(), format!("it has none of {}", names.join(", ")))];
     }
     alike.first().into_iter().flat_map(|faults| faults.iter()).flat_map(nearest).collect()
+}
+
+fn validator(schema: &Value) -> Result<Validator, String> {
+    // This engine has no back-tracking: no text makes it slow.
+    let patterns = PatternOptions::regex().size_limit(PATTERN_BYTES_MAX);
+    let options = jsonschema::options().with_pattern_options(patterns).should_validate_formats(true);
+    options.build(schema).map_err(|error| format!("is no JSON Schema: {error}."))
 }
 
 /// Types and their schemas; made anew when the folder is read again.

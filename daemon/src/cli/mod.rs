@@ -81,9 +81,38 @@ pub struct Cli {
 impl Cli {
     /// Reads the arguments of this process; help and mistakes are printed, and end it.
     pub fn read() -> Cli {
+        if let Some(serving) = Serving::read() {
+            return serving;
+        }
         let mut command = help::flowing(Cli::command());
         let matches = command.get_matches_mut();
         Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+}
+
+/// As much of the command line as the daemon needs. It lives long, and would hold on to the room that the description of
+/// all other commands takes.
+#[derive(Parser)]
+struct Serving {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: ServeAlone,
+}
+
+#[derive(Subcommand)]
+enum ServeAlone {
+    Serve(ServeArgs),
+}
+
+impl Serving {
+    /// None for other commands, and for help and mistakes, which [`Cli::read`] is there for.
+    fn read() -> Option<Cli> {
+        if std::env::args_os().nth(1).is_none_or(|arg| arg != "serve") {
+            return None;
+        }
+        let Serving { global, command: ServeAlone::Serve(args) } = Serving::try_parse().ok()?;
+        Some(Cli { global, command: Command::Serve(args) })
     }
 }
 

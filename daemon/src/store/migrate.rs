@@ -59,7 +59,9 @@ pub fn apply(conn: &mut Connection) -> Result<(), Error> {
     }
     let version = i64::try_from(MIGRATIONS.len()).unwrap_or(0);
     tx.pragma_update(None, "user_version", version).map_err(Error::internal("migrating the database"))?;
-    tx.commit().map_err(Error::internal("migrating the database"))
+    tx.commit().map_err(Error::internal("migrating the database"))?;
+    // The room that making the tables took is given back.
+    conn.execute_batch("PRAGMA shrink_memory").map_err(Error::internal("migrating the database"))
 }
 
 fn build(conn: &Connection, migrations: &[(&str, &str)]) -> rusqlite::Result<()> {

@@ -41,7 +41,6 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::TrySendError;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -179,7 +178,8 @@ pub struct Store {
 struct Inner {
     path: PathBuf,
     ids: Ids,
-    jobs: std::sync::mpsc::SyncSender<Job>,
+    /// Bounded by `queued`: a channel that is bounded itself takes all its room from the start.
+    jobs: std::sync::mpsc::Sender<Job>,
     queued: Arc<AtomicUsize>,
     commits: Arc<AtomicU64>,
     /// Pages of the database, told whenever it has grown by a good deal.
@@ -239,7 +239,7 @@ impl Store {
             Counters { sequence: migrate::counter(&conn, "event")?, delivery: migrate::counter(&conn, "delivery")? };
         // One now, which shows that it can be read; the others when they are needed.
         let readers = vec![open_reader(path)?];
-        let (jobs, queue) = std::sync::mpsc::sync_channel(QUEUE_MAX);
+        let (jobs, queue) = std::sync::mpsc::channel();
         let hook: Arc<OnceLock<CommitHook>> = Arc::default();
         let pages = tokio::sync::watch::Sender::new(space::read(&conn)?.pages);
         let (queued, commits, trouble) = (Arc::default(), Arc::default(), Arc::<Trouble>::default());
@@ -338,7 +338,7 @@ impl Store {
         }
         let (answer, _) = oneshot::channel();
         self.inner.queued.fetch_add(1, Ordering::Relaxed);
-        if self.inner.jobs.try_send(Job::new(true, |_: &mut Tx<'_>| Ok(()), answer)).is_err() {
+        if self.inner.jobs.send(Job::new(true, |_: &mut Tx<'_>| Ok(()), answer)).is_err() {
             self.inner.queued.fetch_sub(1, Ordering::Relaxed);
         }
         Some(Fault::Moved)
@@ -399,11 +399,10 @@ impl Store {
             return Err(fault.error());
         }
         let (answer, answered) = oneshot::channel();
-        self.inner.queued.fetch_add(1, Ordering::Relaxed);
-        let job = Job::new(isolated, change, answer);
-        if let Err(unsent) = self.inner.jobs.try_send(job) {
+        let is_full = self.inner.queued.fetch_add(1, Ordering::Relaxed) >= QUEUE_MAX;
+        if is_full || self.inner.jobs.send(Job::new(isolated, change, answer)).is_err() {
             self.inner.queued.fetch_sub(1, Ordering::Relaxed);
-            if matches!(unsent, TrySendError::Disconnected(_)) {
+            if !is_full {
                 return Err(Fault::Stopped.error());
             }
             return Err(Error::Busy {

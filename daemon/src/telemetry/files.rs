@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -33,7 +33,8 @@ enum Job {
 /// Where lines are handed in; cheap to clone.
 #[derive(Clone)]
 pub struct Queue {
-    jobs: SyncSender<Job>,
+    /// Bounded by what waits: a channel that is bounded itself takes all its room from the start.
+    jobs: Sender<Job>,
     shared: Arc<Shared>,
 }
 
@@ -41,6 +42,8 @@ pub struct Queue {
 struct Shared {
     /// Bytes of the lines that wait.
     waiting: AtomicUsize,
+    /// Lines that wait.
+    lines: AtomicUsize,
     /// Lines that no file holds.
     lost: AtomicU64,
     /// Taken by the thread that writes.
@@ -50,7 +53,7 @@ struct Shared {
 impl Queue {
     /// A queue that nobody writes down yet.
     pub fn new() -> Queue {
-        let (jobs, receiver) = sync_channel(LINES_MAX);
+        let (jobs, receiver) = channel();
         let shared = Shared { receiver: Mutex::new(Some(receiver)), ..Shared::default() };
         Queue { jobs, shared: Arc::new(shared) }
     }
@@ -74,13 +77,8 @@ impl Queue {
     pub fn wait_written(&self) {
         let (done, wait) = sync_channel(1);
         let until = Instant::now() + LAST_LINES_WAIT;
-        let mut job = Job::Flush(done);
-        while let Err(std::sync::mpsc::TrySendError::Full(back)) = self.jobs.try_send(job) {
-            if Instant::now() >= until {
-                return;
-            }
-            job = back;
-            std::thread::sleep(Duration::from_millis(5));
+        if self.jobs.send(Job::Flush(done)).is_err() {
+            return;
         }
         let _late: Result<(), RecvTimeoutError> = wait.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
@@ -91,8 +89,11 @@ impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let shared = &self.shared;
         let waiting = shared.waiting.fetch_add(line.len(), Ordering::Relaxed) + line.len();
-        if waiting > BYTES_MAX || self.jobs.try_send(Job::Line(line.to_vec())).is_err() {
+        let lines = shared.lines.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_full = waiting > BYTES_MAX || lines > LINES_MAX;
+        if is_full || self.jobs.send(Job::Line(line.to_vec())).is_err() {
             shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
+            shared.lines.fetch_sub(1, Ordering::Relaxed);
             shared.lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -131,6 +132,7 @@ impl Files {
                 match job {
                     Job::Line(line) => {
                         self.shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
+                        self.shared.lines.fetch_sub(1, Ordering::Relaxed);
                         batch.extend_from_slice(&line);
                         lines += 1;
                     }

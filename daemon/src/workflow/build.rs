@@ -124,7 +124,9 @@ impl<'v> Builder<'v> {
     fn shape(&mut self, value: &Value, pointer: &str, name: &str, with: &str, locals: &Locals) -> Shape {
         let Some(written) = value.get(name) else { return Shape::default() };
         let at = format!("{pointer}/{name}");
-        let schema = written["schema"].get("document").and_then(|document| match Schema::new(document.clone()) {
+        let lazy = self.lazy;
+        let made = |document: Value| if lazy { Ok(Schema::known(document)) } else { Schema::new(document) };
+        let schema = written["schema"].get("document").and_then(|document| match made(document.clone()) {
             Ok(schema) => Some(schema),
             Err(why) => {
                 self.wrong(format!("{at}/schema/document"), why);
