@@ -18,6 +18,7 @@ pub mod lock;
 pub mod notifications;
 pub mod outbox;
 pub mod package;
+pub mod pages;
 pub mod plain;
 pub mod plugins;
 pub mod redact;

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::lock::{self, Locked};
 use crate::notifications;
 use crate::outbox::{self, Sink, Sinks};
+use crate::pages;
 use crate::plugins::Plugins;
 use crate::plugins::host::Services;
 use crate::registry::Registry;
@@ -38,6 +39,9 @@ const STRAYS_WAIT: Duration = Duration::from_secs(10);
 const FILES_SPARE: u64 = 512;
 /// How long tasks and connections may take to end once the work is drained.
 const END_GRACE: Duration = Duration::from_secs(5);
+
+/// How long after the start its code is let go: by then the first looks of sources and of upkeep are done.
+const START_IS_OVER: Duration = Duration::from_secs(2);
 
 /// How long the last spans may take to reach their collector.
 const TRACES_GRACE: Duration = Duration::from_secs(3);
@@ -132,6 +136,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     write_address(&config.paths, &url)?;
     lifecycle.enter(Phase::Ready);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "Ready.");
+    tokio::spawn(let_go_of_start());
     Ok(Daemon {
         address,
         url,
@@ -275,6 +280,16 @@ async fn settle_config(config: &Config, bus: &Bus) {
         return api::config::tell_broken(bus, config, error).await;
     }
     config.keep_copy();
+}
+
+/// Once, when the start is over: what it ran through needs no memory of this process any more.
+async fn let_go_of_start() {
+    tokio::time::sleep(START_IS_OVER).await;
+    match tokio::task::spawn_blocking(pages::let_go_of_code).await {
+        Ok(Ok(bytes)) => tracing::debug!(bytes, "Let go of the code that only the start needed."),
+        Ok(Err(error)) => tracing::debug!(%error, "The code of the start stays mapped."),
+        Err(_) => {}
+    }
 }
 
 /// Settles what the audit log says was begun, and tells its head.
