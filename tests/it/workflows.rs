@@ -240,6 +240,18 @@ fn instances_are_paused_cancelled_and_asked() {
     assert_eq!(until(&daemon, &id, "completed")["output"], json!({ "done": 1 }));
     assert_eq!(daemon.post_confirmed(&path("cancel"), &json!({})).code(), "invalid_state");
 
+    // Some are paused before their first step.
+    let ids: Vec<String> = (0..20).map(|_| start(&daemon, "wait", json!({}))).collect();
+    for id in &ids {
+        assert_eq!(daemon.post(&format!("/workflow-instance/{id}/pause"), &json!({})).json["status"], "paused");
+    }
+    for id in &ids {
+        assert_eq!(daemon.post(&format!("/workflow-instance/{id}/resume"), &json!({})).status, 200);
+    }
+    for id in &ids {
+        until(&daemon, id, "completed");
+    }
+
     for (deny, wanted) in [(false, json!({ "said": true, "why": null })), (true, json!({ "said": false, "why": "no" }))]
     {
         let id = start(&daemon, "ask", json!({}));

@@ -104,6 +104,8 @@ impl Moment {
         let (status, output, fault) = match &machine.state.ended {
             Some(Ended::Completed(output)) => (Status::Completed, Some(clean(output.to_string())), None),
             Some(Ended::Faulted(fault)) => (Status::Faulted, None, Some(fault.clone())),
+            // One that was paused before its first step waits for nothing.
+            None if machine.state.fibers.is_empty() => (Status::Running, None, None),
             None if machine.state.fibers.values().all(waits) => (Status::Waiting, None, None),
             None => (Status::Running, None, None),
         };
