@@ -90,12 +90,9 @@ fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
     request.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")))
 }
 
-/// Goal: one trace, whose root is the span that the push names: push, match, delivery, the event that came of it, its delivery
-/// to a workflow, the workflow, its task, the call; and beside it the delivery to a webhook and its call. Each call tells the
-/// other side which span it is. No secret, no data and no path of an address is in any of it.
-#[test]
-fn one_trace_leads_from_the_push_to_the_last_call() {
-    let (mut collector, peer, home) = (Collector::good(), Peer::start(), Folder::new("home"));
+/// A daemon with a skill that answers `order.new` with `order.checked`, which starts a workflow that calls `peer` and goes to a
+/// webhook there. Everything that is no business of a collector holds the canary.
+fn shop(collector: &Collector, peer: &Peer, home: &Folder) -> Daemon {
     let toml = format!(
         "{}headers = {{ x-key = \"{CANARY}-0\" }}\n[http_client]\nallow_private = true\n\
          [workflows]\nsecrets = {{ shop = \"{CANARY}-1\" }}\n\
@@ -116,6 +113,16 @@ fn one_trace_leads_from_the_push_to_the_last_call() {
          do: [{{pay: {{call: http, with: {call}}}}}]"
     );
     stored(&daemon, "charge", &body);
+    daemon
+}
+
+/// Goal: one trace, whose root is the span that the push names: push, match, delivery, the event that came of it, its delivery
+/// to a workflow, the workflow, its task, the call; and beside it the delivery to a webhook and its call. Each call tells the
+/// other side which span it is. No secret, no data and no path of an address is in any of it.
+#[test]
+fn one_trace_leads_from_the_push_to_the_last_call() {
+    let (mut collector, peer, home) = (Collector::good(), Peer::start(), Folder::new("home"));
+    let daemon = shop(&collector, &peer, &home);
     let event = push_traced(&daemon, "order.new", &json!({ "card": format!("{CANARY}-6") }));
     assert_eq!(event["trace_id"], TRACE);
 
