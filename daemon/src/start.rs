@@ -134,9 +134,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let server = Server::start(app, listeners(&config, listener)?);
     let url = format!("{}://{address}", if config.http.tls.is_some() { "https" } else { "http" });
     write_address(&config.paths, &url)?;
-    lifecycle.enter(Phase::Ready);
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "Ready.");
-    tokio::spawn(let_go_of_start());
+    ready(&lifecycle, address);
     Ok(Daemon {
         address,
         url,
@@ -282,14 +280,18 @@ async fn settle_config(config: &Config, bus: &Bus) {
     config.keep_copy();
 }
 
-/// Once, when the start is over: what it ran through needs no memory of this process any more.
-async fn let_go_of_start() {
-    tokio::time::sleep(START_IS_OVER).await;
-    match tokio::task::spawn_blocking(pages::let_go_of_code).await {
-        Ok(Ok(bytes)) => tracing::debug!(bytes, "Let go of the code that only the start needed."),
-        Ok(Err(error)) => tracing::debug!(%error, "The code of the start stays mapped."),
-        Err(_) => {}
-    }
+fn ready(lifecycle: &Lifecycle, address: SocketAddr) {
+    lifecycle.enter(Phase::Ready);
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "Ready.");
+    // Once: what the start ran through needs no memory of this process any more.
+    tokio::spawn(async {
+        tokio::time::sleep(START_IS_OVER).await;
+        match tokio::task::spawn_blocking(pages::let_go_of_code).await {
+            Ok(Ok(bytes)) => tracing::debug!(bytes, "Let go of the code that only the start needed."),
+            Ok(Err(error)) => tracing::debug!(%error, "The code of the start stays mapped."),
+            Err(_) => {}
+        }
+    });
 }
 
 /// Settles what the audit log says was begun, and tells its head.

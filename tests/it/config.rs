@@ -261,17 +261,20 @@ fn schemas_validate_pushes() {
     assert_eq!(daemon.post("/events/push", &json!({ "source": "s", "type": "order.other" })).status, 400);
 }
 
+/// The exit code and what the command line said.
+fn ran(home: &Path, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    let output = command(home).args(args).envs(env.iter().copied()).output().expect("the binary starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
 /// Goal: `aman config` shows, checks and changes the file with its comments, and the running daemon follows.
 #[test]
 fn the_command_line_edits_the_file() {
     let folder = Folder::new("cli");
     let file = folder.path().join("aman.toml");
     fs::write(&file, "# mine\n[log]\nlevel = \"info\" # loud enough\n").expect("aman.toml");
-    let cli = |args: &[&str], env: &[(&str, &str)]| {
-        let output = command(folder.path()).args(args).envs(env.iter().copied()).output().expect("the binary starts");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
-    };
+    let cli = |args: &[&str], env: &[(&str, &str)]| ran(folder.path(), args, env);
     assert_eq!(cli(&["config", "path"], &[]).1.trim(), file.display().to_string());
     assert_eq!(cli(&["config", "get", "log.level"], &[]), (0, "info\n".to_owned(), String::new()), "without a daemon");
     let hook =
@@ -316,6 +319,16 @@ fn the_command_line_edits_the_file() {
     assert!(code == 3 && err.contains("line 1"), "{code} {err}");
     fs::write(&file, &before).expect("aman.toml");
     assert_eq!(cli(&["config", "reload"], &[]).0, 0);
+}
+
+/// Goal: what is wrong is not written, an override asks first, and an editor's mistake is kept apart.
+#[test]
+fn the_command_line_keeps_what_is_right() {
+    let (folder, before) = (Folder::new("cli-right"), "# mine\n[log]\nlevel = \"warn\" # loud enough\n");
+    let file = folder.path().join("aman.toml");
+    fs::write(&file, before).expect("aman.toml");
+    let cli = |args: &[&str], env: &[(&str, &str)]| ran(folder.path(), args, env);
+    let daemon = Daemon::start_in(folder.path());
     let (code, _, err) = cli(&["config", "set", "bus.max_pending", "none"], &[]);
     assert!(code == 1 && err.contains("bus.max_pending"), "{err}");
     assert_eq!(fs::read_to_string(&file).expect("aman.toml"), before, "what is wrong is not written");

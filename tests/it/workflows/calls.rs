@@ -177,6 +177,32 @@ fn redirections_are_followed_when_wanted() {
     }
 }
 
+/// A workflow that calls `url` with each kind of credential and tells an event of all it saw.
+fn asking(url: &str) -> String {
+    let uses = "use: {secrets: [person, plain, from_env], authentications: {person: {basic: {use: person}}, machine: {bearer: {use: from_env}}, simple: {bearer: {use: plain}}}}\n";
+    let call = |name: &str, path: &str, auth: &str, more: &str| {
+        format!(
+            "{{{name}: {{call: http, with: {{method: get, endpoint: {{uri: '{}/{path}', authentication: {{use: {auth}}}}}, output: response{more}}}, export: {{as: '{{by: $authorization}}'}}}}}}",
+            url
+        )
+    };
+    let keyed = format!(
+        "{{key: {{input: {{from: '{{k: $secrets.from_env.key}}'}}, call: http, with: {{method: get, endpoint: '{}/query', query: {{key: '${{ .k }}'}}}}}}}}",
+        url
+    );
+    let tell =
+        "{tell: {emit: {event: {with: {source: 'https://t.invalid', type: secret.told, data: '${ [., $context] }'}}}}}";
+    let tasks = [
+        call("a", "basic", "person", ""),
+        call("b", "bearer", "machine", ""),
+        call("c", "plain", "simple", ""),
+        keyed,
+        tell.to_owned(),
+        call("d", "angry", "person", ""),
+    ];
+    format!("{uses}do: [{}]", tasks.join(", "))
+}
+
 /// Goal: credentials of `use.authentications` come from secrets, reach the server that is called, and are seen nowhere:
 /// not in journals, answers that repeat them, errors, events, logs, the audit log, or the database.
 #[test]
@@ -202,28 +228,7 @@ fn secrets_reach_servers_and_nobody_else() {
         peer.page(path, "200 OK", &[("content-type", "application/json"), ("x-echo", canaries[1])], &echo);
     }
     peer.page("/angry", "403 Forbidden", &[], &format!("no {}", canaries.join(" ")));
-    let uses = "use: {secrets: [person, plain, from_env], authentications: {person: {basic: {use: person}}, machine: {bearer: {use: from_env}}, simple: {bearer: {use: plain}}}}\n";
-    let call = |name: &str, path: &str, auth: &str, more: &str| {
-        format!(
-            "{{{name}: {{call: http, with: {{method: get, endpoint: {{uri: '{}/{path}', authentication: {{use: {auth}}}}}, output: response{more}}}, export: {{as: '{{by: $authorization}}'}}}}}}",
-            peer.url()
-        )
-    };
-    let keyed = format!(
-        "{{key: {{input: {{from: '{{k: $secrets.from_env.key}}'}}, call: http, with: {{method: get, endpoint: '{}/query', query: {{key: '${{ .k }}'}}}}}}}}",
-        peer.url()
-    );
-    let tell =
-        "{tell: {emit: {event: {with: {source: 'https://t.invalid', type: secret.told, data: '${ [., $context] }'}}}}}";
-    let tasks = [
-        call("a", "basic", "person", ""),
-        call("b", "bearer", "machine", ""),
-        call("c", "plain", "simple", ""),
-        keyed,
-        tell.to_owned(),
-        call("d", "angry", "person", ""),
-    ];
-    stored(&daemon, "library", &format!("{uses}do: [{}]", tasks.join(", ")));
+    stored(&daemon, "library", &asking(&peer.url()));
     let id = start(&daemon, "library", json!({}));
     let shown = until(&daemon, &id, "faulted");
     assert_eq!(shown["error"]["status"], 403, "{shown}");

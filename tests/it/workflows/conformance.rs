@@ -77,6 +77,11 @@ fn flow_rows() -> Vec<Row> {
             Output(json!({ "drink": "water" })),
             &["s"],
         ),
+    ]
+}
+
+fn branch_rows() -> Vec<Row> {
+    vec![
         (
             "a case without when is the default, wherever it stands",
             "do: [{s: {switch: [{other: {then: ask}}, {tea: {when: '.drink == \"tea\"', then: brew}}]}}, {brew: {set: {did: brew}}}, {ask: {set: {did: '${ \"what is \" + $input.drink }'}}}]",
@@ -175,6 +180,11 @@ fn data_rows() -> Vec<Row> {
             ),
             &[],
         ),
+    ]
+}
+
+fn call_rows() -> Vec<Row> {
+    vec![
         (
             "data that does not fit its schema faults",
             "do: [{a: {set: {n: '${ .n }'}, output: {schema: {format: json, document: {properties: {n: {type: string}}}}}}}]",
@@ -267,6 +277,11 @@ fn error_rows() -> Vec<Row> {
             Error(json!({ "status": 408 })),
             &[],
         ),
+    ]
+}
+
+fn retry_rows() -> Vec<Row> {
+    vec![
         (
             "catch leads where its then says, after its tasks",
             "do: [{t: {try: [{r: {raise: {error: {type: 'https://a.invalid', status: 500}}}}], catch: {do: [{note: {set: {noted: '${ $error.status }'}}}], then: mend}}}, {good: {set: {good: 1}, then: end}}, {mend: {set: {mended: '${ .noted }'}}}]",
@@ -334,7 +349,10 @@ fn peer() -> Peer {
 fn every_construct_does_what_the_standard_says() {
     let (peer, daemon) = (peer(), Daemon::configured("[http_client]\nallow_private = true\n"));
     stored(&daemon, "greets", "do: [{a: {set: {said: '${ \"hello \\(.who) \\(.as)\" }'}}}]");
-    let rows: Vec<Row> = [flow_rows(), data_rows(), error_rows()].into_iter().flatten().collect();
+    let rows: Vec<Row> = [flow_rows(), branch_rows(), data_rows(), call_rows(), error_rows(), retry_rows()]
+        .into_iter()
+        .flatten()
+        .collect();
     let begin = |(n, row): (usize, &Row)| {
         stored(&daemon, &format!("row-{n}"), &row.1.replace("{peer}", &peer.url()));
         start(&daemon, &format!("row-{n}"), row.2.clone())
@@ -435,16 +453,14 @@ fn listeners_hear_what_the_standard_says() {
     assert_eq!(asked, ["/room/12", "/room/5"], "its tasks have the event as their input");
 }
 
-/// Goal: what is not supported is refused by its name and place, each once.
-#[test]
-fn what_is_not_supported_is_refused_by_name() {
-    let daemon = Daemon::start();
+/// A body, the place of what is not supported in it, and its name.
+fn refused_rows() -> Vec<(String, &'static str, &'static str)> {
     let auth = |kind: &str| {
         format!(
             "do: [{{a: {{call: http, with: {{method: get, endpoint: {{uri: 'https://h.invalid', authentication: {{{kind}: {{use: s}}}}}}}}}}}}]"
         )
     };
-    let rows = [
+    vec![
         ("do: [{a: {call: asyncapi, with: {operation: o}}}]".to_owned(), "/do/0/a/call", "asyncapi"),
         ("do: [{a: {call: grpc, with: {method: m}}}]".to_owned(), "/do/0/a/call", "grpc"),
         ("do: [{a: {call: a2a, with: {method: m}}}]".to_owned(), "/do/0/a/call", "a2a"),
@@ -507,8 +523,14 @@ fn what_is_not_supported_is_refused_by_name() {
             "/schedule",
             "cron and every together",
         ),
-    ];
-    for (body, place, named) in rows {
+    ]
+}
+
+/// Goal: what is not supported is refused by its name and place, each once.
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let daemon = Daemon::start();
+    for (body, place, named) in refused_rows() {
         let answer = put(&daemon, "no", &define("no", &body));
         assert_eq!((answer.status, answer.code()), (400, "unsupported_construct"), "{body}: {answer:?}");
         assert_eq!(answer.fields(), [place], "{body}");
