@@ -7,6 +7,9 @@
 
 use std::fs;
 use std::io;
+use std::ptr::{NonNull, with_exposed_provenance_mut};
+
+use nix::sys::mman::{MmapAdvise, madvise};
 
 /// A mapping of the program's code: where it begins and how long it is, both in bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,11 +28,12 @@ pub fn let_go_of_code() -> io::Result<usize> {
     let maps = fs::read_to_string("/proc/self/maps")?;
     let mut sum = 0;
     for Mapping { start, len } in code(&maps, &program.to_string_lossy()) {
+        let Some(start) = NonNull::new(with_exposed_provenance_mut(start)) else { continue };
         #[allow(unsafe_code, reason = "the one way to say that pages are not needed now")]
         // SAFETY: the range is code of this program, which the linker made without relocations and nothing can write to,
         // so each page is what the file holds and the kernel reads it again when it is touched. The mapping stays.
         unsafe {
-            rustix::mm::madvise(start as *mut _, len, rustix::mm::Advice::LinuxDontNeed)?;
+            madvise(start, len, MmapAdvise::MADV_DONTNEED)?;
         }
         sum += len;
     }

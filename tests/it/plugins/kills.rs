@@ -94,7 +94,7 @@ fn any(rng: &mut fastrand::Rng, before: Option<&State>) -> Change {
 }
 
 /// The bytes of the request that makes a change.
-fn asks(change: Change, packages: &dyn Fn(&str) -> Vec<u8>) -> Vec<u8> {
+fn asks(daemon: &Daemon, change: Change, packages: &dyn Fn(&str) -> Vec<u8>) -> Vec<u8> {
     let token = format!("Bearer {TOKEN}");
     let common = [("authorization", token.as_str()), ("x-aman-confirm", "yes")];
     let install = |version: &str, query: &str| {
@@ -109,7 +109,10 @@ fn asks(change: Change, packages: &dyn Fn(&str) -> Vec<u8>) -> Vec<u8> {
     match change {
         Change::Install(version) => install(version, "&approve=true"),
         Change::Wider => install("3.0.0", ""),
-        Change::Approve => plain("approve", &json!({})),
+        Change::Approve => {
+            let digest = daemon.get("/plugin/probe").json["pending"]["digest"].clone();
+            plain("approve", &json!({ "digest": digest }))
+        }
         Change::Rollback => plain("rollback", &json!({})),
         Change::Disable => plain("disable", &json!({})),
         Change::Enable => plain("enable", &json!({})),
@@ -182,7 +185,7 @@ fn a_kill_leaves_the_old_or_the_new() {
     let packages = |version: &str| made[usize::from(version.as_bytes()[0] - b'1')].clone();
     let mut daemon = Daemon::start();
     let begun = Instant::now();
-    let first = exchange(&daemon.address, &asks(Change::Install("1.0.0"), &packages)).expect("an answer");
+    let first = exchange(&daemon.address, &asks(&daemon, Change::Install("1.0.0"), &packages)).expect("an answer");
     assert_eq!(first.status, 201, "{first:?}");
     let usual = begun.elapsed().as_millis().try_into().unwrap_or(1000);
     let mut before = assert_whole(&daemon);
@@ -190,7 +193,7 @@ fn a_kill_leaves_the_old_or_the_new() {
     while kills < KILLS {
         for _ in 0..rng.usize(..=WHOLE_MAX) {
             let change = any(&mut rng, before.as_ref());
-            let answer = exchange(&daemon.address, &asks(change, &packages)).expect("an answer");
+            let answer = exchange(&daemon.address, &asks(&daemon, change, &packages)).expect("an answer");
             let wanted = after(before.as_ref(), change);
             assert_eq!(answer.status < 300, wanted.is_some(), "{change:?} of {before:?}: {answer:?}");
             let now = assert_whole(&daemon);
@@ -198,7 +201,7 @@ fn a_kill_leaves_the_old_or_the_new() {
             before = now;
         }
         let change = any(&mut rng, before.as_ref());
-        let (address, bytes) = (daemon.address.clone(), asks(change, &packages));
+        let (address, bytes) = (daemon.address.clone(), asks(&daemon, change, &packages));
         let asking = std::thread::spawn(move || exchange(&address, &bytes).map(|answer| answer.status));
         // Changes without a compilation are much quicker.
         let slowest = if matches!(change, Change::Install(_) | Change::Wider) { usual } else { usual / 8 };

@@ -18,6 +18,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "config",
             "egress",
             "package",
+            "pages",
             "error",
             "event",
             "expr",
