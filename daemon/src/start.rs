@@ -367,17 +367,22 @@ fn workflow_settings(config: &Config) -> workflows::Settings {
 /// Where skills lie by this configuration, and what no script may touch.
 pub fn skill_settings(config: &Config) -> skills::Settings {
     let paths = &config.paths;
-    let agents = paths.home_dir.as_ref().filter(|_| !paths.portable).map(|home| home.join(".agents/skills"));
     skills::Settings {
         bundled: paths.data.join("bundled/skills"),
         own: paths.data.join("skills"),
         configured: config.skill_paths.clone(),
-        agents,
+        agents: agents(config),
         work: paths.runtime.join("work"),
         binary: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("aman")),
         places: skills::Places { home: paths.home_dir.clone(), data: paths.data.clone() },
         private: private(config),
     }
+}
+
+/// Where skills lie that other programs know, too; an instance that has all it needs in its folder does not look there.
+fn agents(config: &Config) -> Option<PathBuf> {
+    let paths = &config.paths;
+    paths.home_dir.as_ref().filter(|_| !paths.portable).map(|home| home.join(".agents/skills"))
 }
 
 /// As many connections as this process may have with files to spare for everything else; raises its limit if it may.
@@ -428,5 +433,6 @@ fn private(config: &Config) -> Private {
     let mut unwritable: Vec<PathBuf> =
         ["bundled", "skills", "schemas", "plugins", "workflows"].iter().map(|folder| paths.data.join(folder)).collect();
     unwritable.extend(config.skill_paths.iter().cloned());
+    unwritable.extend(agents(config));
     Private { hidden, unwritable }
 }

@@ -161,3 +161,23 @@ fn trials_tell_and_do_nothing() {
     assert!(code == 1 && error.contains("/nowhere.json"), "{error}");
     assert!(!home.path().join("aman.db").exists(), "no daemon was needed");
 }
+
+/// Goal: no script gets to write where skills of other programs are loaded from, nor around it.
+#[test]
+fn folders_that_skills_are_loaded_from_are_not_granted() {
+    let home = Folder::new("author");
+    let (event, folder) = (home.path().join("event.json"), home.path().join("skills/plants"));
+    fs::write(&event, json!({ "type": "t.a" }).to_string()).expect("a file");
+    fs::create_dir_all(home.path().join(".agents/skills")).expect("a folder");
+    for place in ["~/.agents/skills", "~/.agents"] {
+        let metadata = ["aman.on: t.a".to_owned(), format!("aman.permissions: \"write:{place}\"")];
+        let metadata: Vec<&str> = metadata.iter().map(String::as_str).collect();
+        write_skill(home.path(), "plants", &metadata, "mkdir \"$HOME/.agents/skills/more\"");
+        // As at a desk: the XDG folders below HOME, no folder of its own.
+        let mut at_a_desk = command(home.path());
+        at_a_desk.env_remove("AMAN_HOME").args(["skill", "test"]).arg(&folder).arg("--event").arg(&event);
+        let (code, out, error) = ran(&mut at_a_desk);
+        assert!(code == 1 && out.contains("permission '") && out.contains("is refused"), "{place}: {out} {error}");
+        assert!(!home.path().join(".agents/skills/more").exists());
+    }
+}
