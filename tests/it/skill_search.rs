@@ -139,6 +139,7 @@ fn odd_questions_get_an_answer() {
         ("", 400),
         (&format!("q={}", "x".repeat(257)), 400),
         (&format!("q={}", "a%20".repeat(17)), 400),
+        (&format!("q={}", "a%22".repeat(17)), 400),
         ("q=%ff", 400),
         ("q=a&limit=x", 400),
         ("q=says&limit=0", 400),
@@ -147,6 +148,26 @@ fn odd_questions_get_an_answer() {
         let answer = daemon.get(&format!("/skills/search?{query}"));
         assert_eq!(answer.status, status, "{query}: {answer:?}");
     }
+}
+
+/// Goal: texts that are one word from end to end are searched at once, and nobody else waits; what stands late in a long
+/// text is shown.
+#[test]
+fn one_word_over_and_over_holds_nobody_up() {
+    let home = Folder::new("search");
+    for n in 0..3 {
+        text_skill(&home, &format!("same-{n}"), "Repeats.", "odd", &"zq ".repeat(85_000));
+    }
+    text_skill(&home, "late", "Tells late.", "odd", &format!("{}Das ÜBERMUT tut selten gut.", "so ".repeat(10_000)));
+    let daemon = Daemon::start_in(home.path());
+    for words in ["zq", "Zq zq zq zq zq zq zq", "\"zq\"zq\""] {
+        let hits = search(&daemon, words);
+        assert_eq!(hits.len(), 3, "{words}: {hits:?}");
+        assert!(hits.iter().all(|hit| hit["field"] == "body"), "{words}: {hits:?}");
+    }
+    let hits = search(&daemon, "übermut");
+    let snippet = hits[0]["snippet"].as_str().expect("a snippet");
+    assert!(snippet.starts_with('…') && snippet.contains("Das ÜBERMUT tut") && snippet.len() < 1000, "{snippet:?}");
 }
 
 /// Goal: the index follows what is loaded: changes, removals, and a restart.

@@ -155,14 +155,14 @@ impl Skills {
 
     /// The skills that have every word of `text`, best first. A hit in a name shows what the skill is for.
     pub async fn search(&self, text: &str, count_max: usize) -> Result<Vec<Hit>, Error> {
-        let (chars, words) = (text.chars().count(), text.split_whitespace().count());
+        let (chars, words) = (text.chars().count(), skill_words::words(text).count());
         if chars > SEARCH_CHARS_MAX || words > SEARCH_WORDS_MAX {
             let reason =
                 format!("has {words} words of {chars} characters; at most {SEARCH_WORDS_MAX} of {SEARCH_CHARS_MAX}.");
             return Err(Error::invalid("q", reason));
         }
         let text = text.to_owned();
-        let mut hits = self.inner.store.read(move |conn| skill_words::search(conn, &text, count_max)).await?;
+        let mut hits = self.inner.store.read_alone(move |conn| skill_words::search(conn, &text, count_max)).await?;
         for hit in &mut hits {
             if hit.field == "name"
                 && let Ok(skill) = self.inner.skill(&hit.name)

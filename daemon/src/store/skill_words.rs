@@ -1,6 +1,6 @@
 //! The words of skills: a full-text index, and the search in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -9,10 +9,14 @@ use crate::error::Error;
 
 /// Stands between characters of scripts that put no spaces between words, so that each is a word to the index.
 const GAP: char = '\u{200b}';
-/// Stands before what was found, in the snippets of the database.
+/// Stands before what was found, in the fields that the database gives.
 const MARK: char = '\u{1}';
-/// Words of a snippet.
-const SNIPPET_WORDS: u32 = 40;
+/// Characters of a snippet before what was found, and from there on.
+const SNIPPET_BEFORE: usize = 60;
+const SNIPPET_AFTER: usize = 180;
+/// Characters of a field up to which the database marks what was found. Marking takes time by the square of the hits, so a
+/// longer field is searched for the words as they stand there.
+const MARKED_MAX: usize = 8192;
 /// What a hit in each field weighs.
 const WEIGHTS: &str = "10.0, 5.0, 3.0, 1.0";
 /// The fields, in the order of the index.
@@ -99,30 +103,71 @@ pub fn search(conn: &Connection, text: &str, rows_max: usize) -> Result<Vec<Hit>
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let snippets: String =
-        (0..FIELDS.len()).map(|n| format!(", snippet(skill_words, {n}, char(1), '', '…', {SNIPPET_WORDS})")).collect();
+    // Only the order by `rank` lets the index sort, so that what is not shown is not marked; the weights are those of this query.
+    let fields: String = (FIELDS.iter().enumerate())
+        .map(|(n, f)| {
+            format!(
+                ", CASE WHEN length({f}) <= {MARKED_MAX} THEN highlight(skill_words, {n}, char(1), '') ELSE {f} END"
+            )
+        })
+        .collect();
     let sql = format!(
-        "SELECT i.name, -bm25(skill_words, {WEIGHTS}){snippets} FROM skill_words \
-         JOIN skill_indexed i ON i.id = skill_words.rowid WHERE skill_words MATCH ?1 \
-         ORDER BY bm25(skill_words, {WEIGHTS}), i.name LIMIT ?2"
+        "SELECT (SELECT i.name FROM skill_indexed i WHERE i.id = skill_words.rowid), -rank{fields} FROM skill_words \
+         WHERE skill_words MATCH ?1 AND rank MATCH 'bm25({WEIGHTS})' ORDER BY rank LIMIT ?2"
     );
     let hit = |row: &rusqlite::Row<'_>| {
         let texts: [String; 4] = [row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?];
-        let place = texts.iter().position(|text| text.contains(MARK)).unwrap_or(0);
-        let shown = texts[place].chars().filter(|c| !matches!(*c, GAP | MARK));
-        let snippet = shown.map(|c| if c.is_control() { ' ' } else { c }).collect();
-        Ok(Hit { name: row.get(0)?, score: row.get(1)?, field: FIELDS[place], snippet })
+        let (place, at) = found_at(&texts, text);
+        Ok(Hit { name: row.get(0)?, score: row.get(1)?, field: FIELDS[place], snippet: around(&texts[place], at) })
     };
     let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
-    conn.prepare_cached(&sql).and_then(|mut s| s.query_map(params![wanted, rows_max], hit)?.collect()).map_err(unread)
+    let mut hits: Vec<Hit> = conn
+        .prepare_cached(&sql)
+        .and_then(|mut s| s.query_map(params![wanted, rows_max], hit)?.collect())
+        .map_err(unread)?;
+    hits.sort_by(|one, other| other.score.total_cmp(&one.score).then_with(|| one.name.cmp(&other.name)));
+    Ok(hits)
 }
 
-/// The words of `text` as an expression of the index: each a phrase whose last word may go on.
-fn expression(text: &str) -> String {
+/// In which of the fields the first word is, and from which byte on: the first that is marked, or else one too long for marks.
+fn found_at(texts: &[String; 4], wanted: &str) -> (usize, usize) {
+    let marked = || texts.iter().enumerate().find_map(|(place, text)| Some((place, text.find(MARK)?)));
+    let long = || texts.iter().enumerate().filter(|(_, text)| text.chars().count() > MARKED_MAX);
+    let as_it_stands = || {
+        let wanted: Vec<String> = words(wanted).map(|word| spaced(word).to_lowercase()).collect();
+        long().find_map(|(place, text)| {
+            let lower = text.to_lowercase();
+            let at = wanted.iter().filter_map(|word| lower.find(word.as_str())).min()?;
+            // Few characters have another length in lower case, so this is there, or near.
+            Some((place, text.floor_char_boundary(at)))
+        })
+    };
+    marked().or_else(as_it_stands).or_else(|| long().next().map(|(place, _)| (place, 0))).unwrap_or((0, 0))
+}
+
+/// What is shown of `text` around the byte `at`.
+fn around(text: &str, at: usize) -> String {
+    let shown = |c: &char| !matches!(*c, GAP | MARK);
+    let (before, after) = text.split_at(at);
+    let (mut before, mut after) = (before.chars().rev().filter(shown), after.chars().filter(shown));
+    let mut snippet: Vec<char> = before.by_ref().take(SNIPPET_BEFORE).collect();
+    snippet.extend(before.next().map(|_| '…'));
+    snippet.reverse();
+    snippet.extend(after.by_ref().take(SNIPPET_AFTER));
+    snippet.extend(after.next().map(|_| '…'));
+    snippet.into_iter().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The words that are looked for in `text`. One without a letter or digit is none to the index, and would find nothing.
+pub fn words(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|c: char| c.is_whitespace() || c.is_control() || c == '"');
-    // A word without a letter or digit is none to the index, and would find nothing.
-    let words = words.filter(|word| word.chars().any(char::is_alphanumeric));
-    words.map(|word| format!("\"{}\"*", spaced(word))).collect::<Vec<_>>().join(" ")
+    words.filter(|word| word.chars().any(char::is_alphanumeric))
+}
+
+/// The words of `text` as an expression of the index: each a phrase whose last word may go on, once.
+fn expression(text: &str) -> String {
+    let words: BTreeSet<String> = words(text).map(|word| spaced(word).to_lowercase()).collect();
+    words.iter().map(|word| format!("\"{word}\"*")).collect::<Vec<_>>().join(" ")
 }
 
 /// `text` with gaps around each character of a script that puts no spaces between words.
