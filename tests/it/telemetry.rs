@@ -269,11 +269,24 @@ fn it_is_off_until_it_is_configured_and_a_reload_is_enough() {
     let shown = daemon.get("/runtime/config");
     assert!(!String::from_utf8_lossy(&shown.body).contains(CANARY), "{shown:?}");
 
+    // What the other side does not take is told without its address.
+    peer.answer("503 Service Unavailable", &[("retry-after", "3600")], "");
+    daemon.push("a.on-again", json!({}));
+    let untaken = daemon.wait("an attempt that failed", || {
+        collector.spans().into_iter().find(|span| span["attributes"]["aman.outcome"] == "retry")
+    });
+    assert_eq!(
+        (&untaken["name"], &untaken["error"]),
+        (&json!("send sink/out"), &json!("it is tried again")),
+        "{untaken}"
+    );
+    assert!(!json!(collector.spans()).to_string().contains(&format!("{}/in", peer.url())), "{:#?}", collector.spans());
+
     write("");
     assert_eq!(daemon.post("/config/reload", &json!({})).status, 200);
     daemon.push("a.off-again", json!({}));
-    daemon.wait("the call", || (peer.requests().len() == 3).then_some(()));
-    assert_eq!(header(&peer.requests()[2], "traceparent"), None);
+    daemon.wait("the call", || (peer.requests().len() == 4).then_some(()));
+    assert_eq!(header(&peer.requests()[3], "traceparent"), None);
     let exported = daemon.wait("what is on its way", || {
         let (exported, spans) = (counted(&daemon, "exported"), collector.spans().len());
         (u64::try_from(spans) == Ok(exported)).then_some(exported)

@@ -402,7 +402,9 @@ impl Bus {
 
     /// As [`Bus::append_unrefused`] for what must not fail: what the disk does not take now it takes later, unless the
     /// daemon ends before. Waits for nothing of that.
-    pub async fn announce(&self, event: NewEvent, origin: Origin) {
+    pub async fn announce(&self, mut event: NewEvent, origin: Origin) {
+        // A commit that is said to have failed may stand all the same; the next try must find its event then.
+        event.dedup_key.get_or_insert_with(|| TraceId::random().to_string());
         if self.is_announced(&event, &origin).await {
             return;
         }

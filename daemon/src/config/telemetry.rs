@@ -1,13 +1,14 @@
 //! `[telemetry]`: where spans go. What OpenTelemetry's own variables say counts below the file.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use toml::{Table, Value};
 
 use super::settings::{Layers, Origin};
 use super::table::{Faults, Reader};
-use super::{Secret, take_faults};
+use super::{References, Secret, take_faults};
 use crate::egress::Url;
 
 /// OpenTelemetry's variables that are read.
@@ -26,8 +27,8 @@ pub(super) const STANDARD: [&str; 11] = [
 ];
 /// Where a collector takes traces, when an address has no path (OTLP/HTTP).
 const TRACES_PATH: &str = "/v1/traces";
-/// The longest time for one request.
-const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// How long one request may take.
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(120);
 
 /// Where spans go.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,12 +50,12 @@ pub(super) fn read(layers: &mut Layers) -> Option<Telemetry> {
     let endpoint = endpoint(&layers.text("telemetry.endpoint"), layers);
     let headers = headers(layers);
     let service_name = layers.text("telemetry.service_name");
-    if service_name.is_empty() || service_name.len() > 255 || service_name.chars().any(char::is_control) {
+    if !is_name(&service_name) {
         layers.wrong("telemetry.service_name", "must have 1 to 255 bytes, none of them a control character.");
     }
     let sample_ratio = layers.share("telemetry.sample_ratio");
     let timeout = layers.duration("telemetry.timeout");
-    if !(Duration::from_millis(100)..=TIMEOUT_MAX).contains(&timeout) {
+    if !TIMEOUT.contains(&timeout) {
         layers.wrong("telemetry.timeout", "must be a duration from 100ms to 120s.");
     }
     Some(Telemetry { endpoint: endpoint?, headers, service_name, sample_ratio, timeout })
@@ -64,9 +65,15 @@ fn endpoint(text: &str, layers: &mut Layers) -> Option<Url> {
     if text.is_empty() {
         return None;
     }
-    let parsed = Url::parse(text);
-    let parsed = parsed.and_then(|url| if url.path_and_query() == "/" { url.join(TRACES_PATH) } else { Ok(url) });
-    parsed.map_err(|reason| layers.wrong("telemetry.endpoint", &reason)).ok()
+    address(text).map_err(|reason| layers.wrong("telemetry.endpoint", &reason)).ok()
+}
+
+fn address(text: &str) -> Result<Url, String> {
+    Url::parse(text).and_then(|url| if url.path_and_query() == "/" { url.join(TRACES_PATH) } else { Ok(url) })
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 /// Headers stand in a table of the file, or in a variable as `name=value,name=value`.
@@ -80,14 +87,19 @@ fn headers(layers: &mut Layers) -> Vec<(String, Secret)> {
         layers.wrong("telemetry.headers", "must be name=value pairs with commas between.");
         return Vec::new();
     };
-    let (mut reader, mut faults) = (Reader::new("telemetry".to_owned(), &table, layers.references), Faults::default());
-    let headers = reader.headers("headers");
-    reader.finish(&mut faults);
+    let (headers, faults) = headers_of(&table, layers.references);
     take_faults(faults, layers);
-    if headers.iter().any(|(name, _)| name == "content-type" || name == "content-length") {
-        layers.wrong("telemetry.headers", "must not say what the body is; the daemon does.");
-    }
     headers
+}
+
+fn headers_of(table: &Table, references: References) -> (Vec<(String, Secret)>, Faults) {
+    let (mut reader, mut faults) = (Reader::new("telemetry".to_owned(), table, references), Faults::default());
+    let headers = reader.headers("headers");
+    if headers.iter().any(|(name, _)| name == "content-type" || name == "content-length") {
+        reader.wrong("headers", "must not say what the body is; the daemon does.");
+    }
+    reader.finish(&mut faults);
+    (headers, faults)
 }
 
 /// Reads `name=value,name=value`, the values percent-encoded where they must be.
@@ -102,7 +114,8 @@ fn pairs(text: &str) -> Option<Table> {
 }
 
 /// Takes what OpenTelemetry's variables say for settings that the file leaves as they are
-/// (opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables and …/protocol/exporter).
+/// (opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables and …/protocol/exporter). They may be meant for
+/// other programs: nothing that they say keeps the daemon from its work, and without an address they say nothing.
 pub(super) fn take_standard(variables: &mut BTreeMap<String, String>, layers: &mut Layers) {
     let mut take = |name: &str| variables.remove(name);
     let is_off = take("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
@@ -121,22 +134,47 @@ pub(super) fn take_standard(variables: &mut BTreeMap<String, String>, layers: &m
     if is_off || no_traces {
         return;
     }
-    if endpoint.is_some() && protocol.as_deref() == Some("grpc") {
-        layers.warn(
-            "OTEL_EXPORTER_OTLP_PROTOCOL is grpc, which aman does not speak: no traces are exported. Set \
-             OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf and the collector's port for HTTP, mostly 4318.",
-        );
-        return;
+    let is_ours = variables.contains_key("AMAN_TELEMETRY_ENDPOINT") || !layers.is_untouched("telemetry.endpoint");
+    if let Some(endpoint) = endpoint.filter(|_| !is_ours) {
+        if protocol.as_deref() == Some("grpc") {
+            layers.warn(
+                "OTEL_EXPORTER_OTLP_PROTOCOL is grpc, which aman does not speak: no traces are exported. Set \
+                 OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf and the collector's port for HTTP, mostly 4318.",
+            );
+            return;
+        }
+        if address(&endpoint).is_err() {
+            layers.warn("OTEL_EXPORTER_OTLP_ENDPOINT is no address that aman can use: no traces are exported.");
+            return;
+        }
+        layers.set("telemetry.endpoint", Value::String(endpoint), Origin::Env);
     }
-    let timeout = timeout.and_then(|ms| Some(format!("{}ms", ms.parse::<u32>().ok()?)));
-    for (key, text) in [
-        ("telemetry.endpoint", endpoint),
-        ("telemetry.headers", headers),
-        ("telemetry.timeout", timeout),
-        ("telemetry.service_name", service),
+    let is_named =
+        |layers: &Layers| layers.raw("telemetry.endpoint").and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+    if variables.contains_key("AMAN_TELEMETRY_ENDPOINT") || is_named(layers) {
+        take_further(headers, timeout, service, layers);
+    }
+}
+
+/// Takes what else they say, as far as it can be used.
+fn take_further(headers: Option<String>, timeout: Option<String>, service: Option<String>, layers: &mut Layers) {
+    let references = layers.references;
+    let can_be_sent = |text: &str| pairs(text).is_some_and(|table| headers_of(&table, references).1.wrong.is_empty());
+    let headers = headers.map(|text| can_be_sent(&text).then_some(text));
+    let timeout = timeout.map(|text| {
+        let given = Duration::from_millis(text.parse().ok()?);
+        Some(format!("{}ms", given.clamp(*TIMEOUT.start(), *TIMEOUT.end()).as_millis()))
+    });
+    let service = service.map(|text| is_name(&text).then_some(text));
+    for (key, name, given) in [
+        ("telemetry.headers", "OTEL_EXPORTER_OTLP_HEADERS", headers),
+        ("telemetry.timeout", "OTEL_EXPORTER_OTLP_TIMEOUT", timeout),
+        ("telemetry.service_name", "OTEL_SERVICE_NAME", service),
     ] {
-        if let Some(text) = text.filter(|_| layers.is_untouched(key)) {
-            layers.set(key, Value::String(text), Origin::Env);
+        match given.filter(|_| layers.is_untouched(key)) {
+            Some(Some(text)) => layers.set(key, Value::String(text), Origin::Env),
+            Some(None) => layers.warn(&format!("{name} holds nothing that can be used as {key}; it is ignored.")),
+            None => {}
         }
     }
 }
@@ -220,5 +258,40 @@ mod tests {
             assert_eq!(wrong, [format!("telemetry.{key}")], "{key} = {value}");
         }
         assert!(read_from("[telemetry]\nsample_ratio = 1", &[]).is_ok());
+    }
+
+    #[test]
+    fn variables_for_other_programs_stop_nothing() {
+        let long = "x".repeat(300);
+        let odd = [
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a b=c"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+            ("OTEL_SERVICE_NAME", long.as_str()),
+        ];
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+        let ours = ("AMAN_TELEMETRY_ENDPOINT", "http://127.0.0.1:4318");
+        let file = "[telemetry]\nendpoint = \"http://127.0.0.1:4318\"";
+        for (file, address, warnings) in [
+            ("", None, 0),
+            ("[telemetry]\nendpoint = \"\"", None, 0),
+            ("", Some(endpoint), 3),
+            ("", Some(ours), 3),
+            (file, None, 3),
+            ("", Some(("OTEL_EXPORTER_OTLP_ENDPOINT", "unix:///run/x")), 1),
+        ] {
+            let variables: Vec<_> = odd.into_iter().chain(address).collect();
+            let found = read_from(file, &variables).expect("good");
+            assert_eq!(found.is_some(), warnings == 3, "{file} {address:?}");
+            if let Some(found) = found {
+                assert_eq!((found.headers.len(), found.service_name.as_str()), (0, "aman"));
+                assert_eq!(found.timeout, Duration::from_secs(10));
+            }
+            let (_, told, _) = layers(file, &variables).finish(&Table::new());
+            assert_eq!(told.len(), warnings, "{file} {address:?}: {told:?}");
+        }
+        for (text, wanted_ms) in [("0", 100), ("300000", 120_000)] {
+            let found = read_from("", &[endpoint, ("OTEL_EXPORTER_OTLP_TIMEOUT", text)]).expect("good").expect("on");
+            assert_eq!(found.timeout, Duration::from_millis(wanted_ms));
+        }
     }
 }

@@ -36,13 +36,13 @@ pub(super) fn context(bus: &Bus, span: Option<&Span>) -> Option<Context> {
     span.and_then(|span| bus.traces().context(span.trace(), Some(span.id())))
 }
 
-/// Ends it.
+/// Ends it. Why is not told: it names the address, whose path can be a key.
 pub(super) fn end(bus: &Bus, span: Option<Span>, sent: &Sent) {
     let Some(span) = span else { return };
     bus.traces().record(match sent {
         Sent::Yes => span.text("aman.outcome", "sent"),
-        Sent::Later(why, _) => span.text("aman.outcome", "retry").failed("failed", why.clone()),
-        Sent::Unknown(why) => span.text("aman.outcome", "unknown").failed("unknown", why.clone()),
-        Sent::Refused(why) => span.text("aman.outcome", "refused").failed("refused", why.clone()),
+        Sent::Later(..) => span.text("aman.outcome", "retry").failed("failed", "it is tried again"),
+        Sent::Unknown(_) => span.text("aman.outcome", "unknown").failed("unknown", "nobody knows whether it arrived"),
+        Sent::Refused(_) => span.text("aman.outcome", "refused").failed("refused", "it was not taken"),
     });
 }

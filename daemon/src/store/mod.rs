@@ -337,8 +337,9 @@ impl Store {
             return known;
         }
         let (answer, _) = oneshot::channel();
-        self.inner.queued.fetch_add(1, Ordering::Relaxed);
-        if self.inner.jobs.send(Job::new(true, |_: &mut Tx<'_>| Ok(()), answer)).is_err() {
+        // With a full queue the writer does not sleep.
+        let is_full = self.inner.queued.fetch_add(1, Ordering::Relaxed) >= QUEUE_MAX;
+        if is_full || self.inner.jobs.send(Job::new(true, |_: &mut Tx<'_>| Ok(()), answer)).is_err() {
             self.inner.queued.fetch_sub(1, Ordering::Relaxed);
         }
         Some(Fault::Moved)

@@ -170,11 +170,11 @@ pub fn end(tx: &Tx<'_>, id: i64, status: Status, now_ms: Millis, error: Option<&
         .map_err(unwritten)
 }
 
-/// Lets an intent wait for another attempt.
+/// Lets an intent wait for another attempt, unless it was given up meanwhile.
 pub fn wait(tx: &Tx<'_>, id: i64, next_ms: Millis, error: &str) -> Result<(), Error> {
     tx.conn
         .execute(
-            "UPDATE outbox SET status = 0, next_ms = ?2, error = ?3 WHERE id = ?1",
+            "UPDATE outbox SET status = 0, next_ms = ?2, error = ?3 WHERE id = ?1 AND status < 2",
             params![id, next_ms, redact::text(error)],
         )
         .map(|_| ())

@@ -17,6 +17,7 @@ use self::export::Exporter;
 use crate::clock;
 use crate::config::Telemetry;
 use crate::id::{SpanId, TraceId, Traceparent};
+use crate::redact;
 
 /// Longest text of an attribute, in bytes.
 const TEXT_BYTES_MAX: usize = 256;
@@ -296,9 +297,11 @@ impl Span {
     }
 }
 
-/// At most `bytes_max` bytes of `text`, cut between characters.
+/// At most `bytes_max` bytes of `text`, cut between characters. Secrets are taken out before: of one that is cut, nobody
+/// would know the rest.
 fn shortened(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
+        redact::string(&mut text);
         text.truncate(text.floor_char_boundary(bytes_max));
         text.shrink_to_fit();
     }
@@ -352,5 +355,14 @@ mod tests {
         assert_eq!((span.name.len(), span.error.as_ref().map(String::len)), (256, Some(1024)));
         assert!(matches!(&span.attributes[0].1, Value::Text(text) if text.len() == 256));
         assert!(matches!(&span.attributes[1].1, Value::Texts(texts) if texts.len() == TEXTS_MAX));
+    }
+
+    #[test]
+    fn no_part_of_a_secret_is_left_at_the_cut() {
+        redact::learn("canary-of-the-spans");
+        for before in 240..256 {
+            let text = format!("{}canary-of-the-spans and more", "-".repeat(before));
+            assert!(!shortened(text, 256).contains("cana"), "{before}");
+        }
     }
 }
