@@ -65,6 +65,8 @@ fn contents_come_back_whole() {
     fs::remove_dir_all(skill.join("data")).expect("ours");
     fs::write(skill.join("new.txt"), "ü\n").expect("a file");
     reload(&daemon);
+    // Neither name nor bytes: the digest stays what it is.
+    fs::set_permissions(skill.join("tool.sh"), fs::Permissions::from_mode(0o711)).expect("ours");
     let second = digest(&daemon, "many");
     let diff = daemon.get("/skill/many/diff").json;
     assert_eq!((text(&diff, "from"), text(&diff, "to")), (first.as_str(), second.as_str()));
@@ -102,6 +104,8 @@ fn contents_come_back_whole() {
     let (code, out, error) = daemon.cli(&["skill", "rollback", "many", "2.0", "--yes"]);
     assert_eq!(code, 0, "{out} {error}");
     assert_eq!((digest(&daemon, "many"), skill.join("new.txt").exists()), (second, true));
+    let mode = fs::metadata(skill.join("tool.sh")).expect("it is back").permissions().mode();
+    assert_eq!(mode & 0o777, 0o711, "modes that changed alone come back as well");
     let (_, out, _) = daemon.cli(&["skill", "diff", "many"]);
     assert!(out.contains("added: new.txt"), "{out}");
     let (_, out, _) = daemon.cli(&["skill", "versions", "many"]);
@@ -258,6 +262,32 @@ fn leftovers_of_a_crash_are_put_in_order() {
     assert_eq!(left, [".mine", "moved", "there"]);
 }
 
+/// Goal: a content that comes back after it was forgotten is kept again; a dry run tells of the folder as it is, loaded or not.
+#[test]
+fn what_was_forgotten_is_kept_again() {
+    let folder = home();
+    let write = |n: u32| write_skill(folder.path(), "often", &["aman.on: t.a"], &format!("exit {n}"));
+    write(0);
+    let daemon = Daemon::start_in(folder.path());
+    let first = digest(&daemon, "often");
+    for n in 1..=51 {
+        write(n);
+        reload(&daemon);
+    }
+    let gone = daemon.post_confirmed("/skill/often/rollback", &json!({ "digest": first }));
+    assert_eq!((gone.status, gone.code()), (409, "invalid_state"), "{gone:?}");
+    write(0);
+    reload(&daemon);
+    assert_eq!(daemon.get("/skill/often/diff").status, 200, "both are kept");
+    write(52);
+    let dry = daemon.post_confirmed("/skill/often/rollback?dry_run=true", &json!({ "digest": first }));
+    assert!(dry.status == 200 && dry.json.to_string().contains("-exit 52"), "{dry:?}");
+    let back = daemon.post_confirmed("/skill/often/rollback", &json!({ "digest": first }));
+    assert_eq!((back.status, digest(&daemon, "often")), (200, first), "{back:?}");
+    let record = daemon.all("/audit-log?action=skill.rollback&outcome=done").remove(0);
+    assert_eq!(record["before_digest"], dry.json["from"], "{record}");
+}
+
 /// Goal: comparing what differs everywhere takes a bounded time and a bounded answer.
 #[test]
 fn large_differences_are_bounded() {
@@ -281,4 +311,7 @@ fn large_differences_are_bounded() {
     assert_eq!(all.len(), 41);
     assert!(diff.body.len() < 3 << 20, "{} bytes", diff.body.len());
     assert!(all.iter().any(|one| one["diff"].is_null()) && all.iter().any(|one| one["diff"].is_string()));
+    let diffs: Vec<&str> = all.iter().filter_map(|one| one["diff"].as_str()).collect();
+    assert!(diffs.iter().map(|diff| diff.len()).sum::<usize>() <= 1 << 20);
+    assert!(diffs.iter().any(|diff| diff.ends_with("\n…\n")), "what is cut says so");
 }

@@ -88,17 +88,17 @@ pub(super) async fn rollback(app: Arc<App>, mut call: Call) -> Result<Reply, Pro
         );
     };
     let name = call.param("name").to_owned();
-    let before = app.skills.versions(&name).await?.swap_remove(0).digest;
     if dry_run {
-        let diff = app.skills.diff(&name, Some(&before), Some(&wanted)).await?;
-        return body::ok(&json!({ "dry_run": true, "from": diff.from, "to": diff.to, "files": diff.files }));
+        let (from, diff) = app.skills.preview(&name, &wanted).await?;
+        return body::ok(&json!({ "dry_run": true, "from": from, "to": diff.to, "files": diff.files }));
     }
     let (begin, end) = (call.draft.clone(), call.draft.clone());
     let (target, done) = (name.clone(), name.clone());
     let detail = json!({ "wanted": wanted });
     let begun = move |tx: &mut Tx<'_>, digest: &str| begin.begin(tx, &target, json!({ "digest": digest }));
-    let ended =
-        move |tx: &mut Tx<'_>, digest: &str| end.record_with(tx, &done, detail, Some(before), Some(digest.to_owned()));
+    let ended = move |tx: &mut Tx<'_>, before: Option<String>, digest: &str| {
+        end.record_with(tx, &done, detail, before, Some(digest.to_owned()))
+    };
     body::ok(&app.skills.rollback(&name, &wanted, begun, ended).await?)
 }
 

@@ -80,7 +80,8 @@ pub fn make(name: &str, parent: &Path) -> Result<Made, Error> {
     if path.symlink_metadata().is_ok() {
         return Err(Error::conflict("already_exists", format!("{} is there already.", path.display())));
     }
-    let (making, _) = load::beside(&path).ok_or_else(|| Error::invalid("into", "is no folder."))?;
+    // No name that a daemon's next reading would clear away as what a rollback left.
+    let making = parent.join(format!(".{name}.aman-making"));
     let write = || {
         fs::create_dir_all(parent)?;
         clear::remove(&making)?;

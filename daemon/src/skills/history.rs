@@ -92,7 +92,7 @@ impl Inner {
         self.store
             .write(move |tx| {
                 contents::keep(tx, &digest, &files)?;
-                contents::trim(tx, &name, KEPT_MAX, KEPT_BYTES_MAX)
+                contents::trim(tx, &name, &digest, KEPT_MAX, KEPT_BYTES_MAX)
             })
             .await
     }
@@ -172,20 +172,25 @@ impl Inner {
         Ok(Home { folder, origin: newest.origin, newest: newest.digest })
     }
 
-    /// Puts what is in a skill's folder into the history, if it is not its newest entry, so that nothing is lost when another
-    /// content takes its place. Gives its digest; none when there is no folder.
-    async fn keep_present(&self, name: &str, home: &Home) -> Result<Option<String>, Error> {
+    /// What is in a skill's folder now; none when there is no folder.
+    async fn present(&self, home: &Home) -> Result<Present, Error> {
         let (folder, places) = (home.folder.clone(), self.settings.places.clone());
         let read = tokio::task::spawn_blocking(move || present(&folder, &places)).await;
-        let present = read.map_err(Error::internal("keeping a skill"))?.map_err(|reason| {
+        read.map_err(Error::internal("keeping a skill"))?.map_err(|reason| {
             let folder = home.folder.display();
             let what_to_do = "Put that in order, or move the folder away, first";
             Error::conflict("invalid_state", format!("What is in {folder} now cannot be kept: {reason} {what_to_do}."))
-        })?;
-        let Some((content, files, version)) = present else { return Ok(None) };
+        })
+    }
+
+    /// Puts what is in a skill's folder into the history, if it is not its newest entry, so that nothing is lost when another
+    /// content takes its place. Gives its digest; none when there is no folder.
+    async fn keep_present(&self, name: &str, home: &Home) -> Result<Option<String>, Error> {
+        let Some((content, files, version)) = self.present(home).await? else { return Ok(None) };
         let digest = content.digest;
+        // Also what is in the history already: its modes may be others by now.
+        self.keep_files(name, digest.clone(), files).await?;
         if digest != home.newest {
-            self.keep_files(name, digest.clone(), files).await?;
             let seen = records::Found {
                 name: name.to_owned(),
                 digest: digest.clone(),
@@ -239,13 +244,25 @@ impl Skills {
         Ok(Diff { from, to, files: files.await.map_err(Error::internal("comparing a skill"))? })
     }
 
+    /// What a rollback to `wanted` would change in the folder as it is now; from no digest when there is no folder.
+    pub async fn preview(&self, name: &str, wanted: &str) -> Result<(Option<String>, Diff), Error> {
+        let inner = &self.inner;
+        let home = inner.home(name).await?;
+        let to = inner.meant(name, "digest", wanted).await?;
+        let (now, new) = (inner.present(&home).await?, inner.files(&to).await?);
+        let (from, old) = now.map_or((None, Vec::new()), |(content, files, _)| (Some(content.digest), files));
+        let files = tokio::task::spawn_blocking(move || compare(&old, &new));
+        let files = files.await.map_err(Error::internal("comparing a skill"))?;
+        Ok((from.clone(), Diff { from: from.unwrap_or_default(), to, files }))
+    }
+
     /// Brings an earlier content of a skill back, in the place of the present one, and trusts it: whoever asks for it by name
     /// has seen it. Also for a skill that is broken, or whose folder is gone. `begun` commits before a file changes, `done`
-    /// with the new entry of the history.
+    /// with the new entry of the history; that is also told what was there before, if anything was.
     pub async fn rollback<B, D>(&self, name: &str, wanted: &str, begun: B, done: D) -> Result<Shown, Error>
     where
         B: FnOnce(&mut Tx<'_>, &str) -> Result<(), Error> + Send + 'static,
-        D: FnOnce(&mut Tx<'_>, &str) -> Result<(), Error> + Send + 'static,
+        D: FnOnce(&mut Tx<'_>, Option<String>, &str) -> Result<(), Error> + Send + 'static,
     {
         let inner = &self.inner;
         let _alone = inner.changing.lock().await;
@@ -260,18 +277,19 @@ impl Skills {
         }
         let digest = inner.meant(name, "digest", wanted).await?;
         let files = inner.files(&digest).await?;
-        if inner.keep_present(name, &home).await?.as_ref() == Some(&digest) {
+        let kept = inner.keep_present(name, &home).await?;
+        if kept.as_ref() == Some(&digest) {
             return Err(Error::conflict("invalid_state", format!("'{name}' has this content already.")));
         }
         let wanted = digest.clone();
         inner.store.write(move |tx| begun(tx, &wanted)).await?;
-        let folder = home.folder.clone();
-        tokio::task::spawn_blocking(move || replace(&folder, &files))
+        let (folder, before) = (home.folder.clone(), kept.clone());
+        tokio::task::spawn_blocking(move || replace(&folder, &files, kept.as_deref()))
             .await
             .map_err(Error::internal("bringing a skill back"))?
             .map_err(|error| unplaced(&home.folder, &error))?;
         let placed = digest.clone();
-        inner.load(Some((name, &digest)), move |tx| done(tx, &placed)).await?;
+        inner.load(Some((name, &digest)), move |tx| done(tx, before, &placed)).await?;
         self.get(name).map_err(|_| {
             let reason = format!(
                 "The content {digest} is back in {}, and cannot be loaded by this aman: `aman skill reload` says why.",
@@ -293,9 +311,10 @@ fn unplaced(folder: &Path, error: &io::Error) -> Error {
     }
 }
 
-/// Puts `files` in the place of what is in `folder`. They are complete beside it before they take its place, in one step where
-/// the file system can; what a crash leaves beside it the next reading puts in order.
-fn replace(folder: &Path, files: &[Kept]) -> io::Result<()> {
+/// Puts `files` in the place of what is in `folder`, which must be the content `kept`: what is not kept gets its place back.
+/// They are complete beside it before they take its place, in one step where the file system can; what a crash leaves beside
+/// it the next reading puts in order.
+fn replace(folder: &Path, files: &[Kept], kept: Option<&str>) -> io::Result<()> {
     let unnamed = || io::Error::other("the folder has no name");
     let (making, old) = load::beside(folder).ok_or_else(unnamed)?;
     clear::remove(&making)?;
@@ -306,30 +325,41 @@ fn replace(folder: &Path, files: &[Kept]) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         })
-        .and_then(|()| exchange(&making, folder, &old));
+        .and_then(|()| exchange(&making, folder, &old))
+        .and_then(|out| match out {
+            // Somebody wrote there since it was kept.
+            Some(out) if !folder::read(out).is_ok_and(|now| Some(now.digest.as_str()) == kept) => {
+                exchange(out, folder, if out == making { &old } else { &making })?;
+                Err(io::Error::other("its files changed meanwhile"))
+            }
+            _ => Ok(()),
+        });
     if placed.is_ok() {
         let synced = fs::File::open(folder.parent().ok_or_else(unnamed)?).and_then(|parent| parent.sync_all());
         if let Err(error) = synced {
             tracing::warn!(path = %folder.display(), %error, "A power loss may undo a rollback.");
         }
     }
-    for leftover in [&making, &old] {
-        let _next_reading_does = clear::remove(leftover);
+    let _next_reading_does = clear::remove(&making);
+    // What got neither its place back nor a successor may be all that there is of the skill.
+    if placed.is_ok() {
+        let _next_reading_does = clear::remove(&old);
     }
     placed
 }
 
 /// Gives `folder` the place of `making`, and the other way round. Where that is not one step, what was there is under `old`
-/// between the two.
-fn exchange(making: &Path, folder: &Path, old: &Path) -> io::Result<()> {
+/// between the two. Gives where it is then; none when nothing was there.
+fn exchange<'a>(making: &'a Path, folder: &Path, old: &'a Path) -> io::Result<Option<&'a Path>> {
     if folder.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-        return fs::rename(making, folder);
+        return fs::rename(making, folder).map(|()| None);
     }
     match renameat2(AT_FDCWD, making, AT_FDCWD, folder, RenameFlags::RENAME_EXCHANGE) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Some(making)),
         Err(Errno::EINVAL | Errno::ENOSYS) => {
             fs::rename(folder, old)?;
-            fs::rename(making, folder).or_else(|error| fs::rename(old, folder).and(Err(error)))
+            fs::rename(making, folder).or_else(|error| fs::rename(old, folder).and(Err(error)))?;
+            Ok(Some(old))
         }
         Err(error) => Err(error.into()),
     }
@@ -397,4 +427,29 @@ fn unified(path: &str, before: &[u8], after: &[u8], until: Instant) -> Option<St
         text.push_str("\n…\n");
     }
     Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_kept_gets_its_place_back() {
+        let base = std::env::temp_dir().join(format!("aman-replace-{}", std::process::id()));
+        let skill = base.join("skill");
+        fs::create_dir_all(&skill).expect("folders");
+        fs::write(skill.join("SKILL.md"), "before").expect("file");
+        let kept = folder::read(&skill).expect("readable").digest;
+        fs::write(skill.join("SKILL.md"), "saved meanwhile").expect("file");
+        let files = [Kept { path: "SKILL.md".to_owned(), mode: 0o600, bytes: b"brought back".to_vec() }];
+        let text = || fs::read_to_string(skill.join("SKILL.md")).expect("file");
+        for unkept in [Some(kept.as_str()), None] {
+            replace(&skill, &files, unkept).expect_err("it changed");
+            assert_eq!((text().as_str(), fs::read_dir(&base).expect("folder").count()), ("saved meanwhile", 1));
+        }
+        let kept = folder::read(&skill).expect("readable").digest;
+        replace(&skill, &files, Some(&kept)).expect("it is kept");
+        assert_eq!((text().as_str(), fs::read_dir(&base).expect("folder").count()), ("brought back", 1));
+        clear::remove(&base).expect("ours");
+    }
 }

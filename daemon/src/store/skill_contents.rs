@@ -64,16 +64,17 @@ pub fn files(conn: &Connection, digest: &str) -> Result<Vec<Kept>, Error> {
 }
 
 /// Forgets contents of `name` beyond its newest `most` and beyond `bytes_max` bytes in all, save the newest two; and what no
-/// content holds any more.
-pub fn trim(tx: &Tx<'_>, name: &str, most: usize, bytes_max: i64) -> Result<(), Error> {
+/// content holds any more. The newest is `present`, also when its entry of the history is an old one as yet.
+pub fn trim(tx: &Tx<'_>, name: &str, present: &str, most: usize, bytes_max: i64) -> Result<(), Error> {
     let sizes: Vec<(String, i64)> = tx
         .conn
         .prepare_cached(
             "SELECT f.content, sum(length(b.bytes)) FROM skill_file f JOIN skill_blob b ON b.digest = f.blob \
              JOIN (SELECT digest, max(id) AS newest FROM skill_version WHERE name = ?1 GROUP BY digest) v \
-             ON v.digest = f.content GROUP BY f.content ORDER BY v.newest DESC",
+             ON v.digest = f.content GROUP BY f.content \
+             ORDER BY f.content = ?2 DESC, v.newest DESC",
         )
-        .and_then(|mut s| s.query_map([name], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+        .and_then(|mut s| s.query_map([name, present], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
         .map_err(unread)?;
     let mut bytes = 0_i64;
     let gone: Vec<&String> = sizes
