@@ -438,6 +438,20 @@ fn an_answer_is_for_one_question() {
     answer(json!({ "approved": false, "task": tasks[1] }));
     let output = until(&daemon, &id, "completed")["output"].clone();
     assert_eq!((&output[0]["approved"], &output[1]["approved"]), (&json!(true), &json!(false)), "{output}");
+    // Both branches call one function: their questions have names of their own all the same.
+    let fork = "do: [{f: {fork: {branches: [{a: {call: ask}}, {b: {call: ask}}]}}}]";
+    stored(&daemon, "shared", &format!("use: {{functions: {{ask: {{{ask}}}}}}}\n{fork}"));
+    let id = start(&daemon, "shared", json!({}));
+    until(&daemon, &id, "waiting");
+    let approve = |task: &str| daemon.cli(&["workflow", "approve", &id, "--task", task]);
+    let (_, _, err) = approve("/use/functions/ask");
+    let names: Vec<&str> =
+        err.split([' ', ',', '.', '"']).filter(|word| word.starts_with("/use/functions/ask~")).collect();
+    assert!(names.len() == 2 && names[0] != names[1], "{err}");
+    assert_eq!(approve(names[0]).0, 0);
+    daemon.wait("one to be left", || (daemon.cli(&["workflow", "approve", &id, "--deny"]).0 == 0).then_some(()));
+    let output = until(&daemon, &id, "completed")["output"].to_string();
+    assert!(output.contains("\"approved\":true") && output.contains("\"approved\":false"), "{output}");
     stored(&daemon, "mute", "do: [{w: {wait: PT1H}}]");
     let id = start(&daemon, "mute", json!({}));
     until(&daemon, &id, "waiting");

@@ -12,6 +12,7 @@ use super::publish::Bus;
 use crate::error::Error;
 use crate::event::{Event, Trust};
 use crate::id::{SpanId, TraceId};
+use crate::store::Tx;
 use crate::store::events::Cause;
 use crate::store::workflows::{self as rows, Change};
 
@@ -87,11 +88,20 @@ impl Bus {
         (self.inner.flows.get().ok_or_else(starting)?.prepare)(wanted).await
     }
 
-    /// Applies changes in the transaction that it is run in.
+    /// Applies changes in the transaction that it is run in, which must not fail: an event that is not taken up is lost.
     pub fn change_instances(&self, changes: Vec<Change>) -> StateWrite {
+        self.changing(move |tx| rows::apply(tx, &changes).map(drop))
+    }
+
+    /// As [`Bus::change_instances`], for whoever waits for the answer: `invalid_state` when an event is not taken up.
+    pub fn change_instances_now(&self, changes: Vec<Change>) -> StateWrite {
+        self.changing(move |tx| rows::apply_all(tx, &changes))
+    }
+
+    fn changing(&self, change: impl FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static) -> StateWrite {
         let bus = self.clone();
         Box::new(move |tx| {
-            rows::apply(tx, &changes)?;
+            change(tx)?;
             if let Some(flows) = bus.inner.flows.get() {
                 (flows.hint)();
             }

@@ -11,7 +11,7 @@ use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Trust;
 
-pub use asked::{Change, KEY_TAKEN, apply, check, untaken, with_key, workflow_of};
+pub use asked::{Change, KEY_TAKEN, apply, apply_all, check, untaken, with_key, workflow_of};
 pub use progress::{
     Advance, InboxRow, Kind, ListenerRow, StepRow, advance, bring, cancel, cancel_below, fault, hold, inbox, listeners,
     reopen, steps,

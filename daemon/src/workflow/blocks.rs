@@ -349,8 +349,8 @@ impl Machine {
             Call::Approve(with, expires) => {
                 let made = self.fill(id, with, env)?;
                 let text = |name: &str| made[name].as_str().unwrap_or_default().to_owned();
-                let (step, at) = (self.doing(id)?.step, self.doing(id)?.task);
-                let task = self.definition.tasks[at].pointer.clone();
+                let doing = self.doing(id)?;
+                let (step, task) = (doing.step, self.question(doing));
                 let signal = Signal { title: text("title"), message: text("message"), task, step };
                 if let Some(time) = expires {
                     let input = self.input(id)?;

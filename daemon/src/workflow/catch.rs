@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::definition::{Backoff, Call, Catch, Kind, Retry};
 use super::fault::{Fault, same_type};
 use super::machine::{Env, Machine, Next};
-use super::state::{Block, Ended, Frame, Inner, StepStatus, Trying, Waiting};
+use super::state::{Block, Doing, Ended, Frame, Inner, StepStatus, Trying, Waiting};
 use super::template::Scope;
 use crate::clock::Millis;
 
@@ -306,14 +306,22 @@ impl Machine {
         taken
     }
 
-    /// Pointers of the tasks that wait for an answer of the person.
+    /// Names of the tasks that wait for an answer of the person.
     pub fn questions(&self) -> Vec<String> {
         let waiting = self.state.fibers.values().filter(|fiber| matches!(fiber.wait, Some(Waiting::Events)));
         let asking = waiting.filter_map(|fiber| {
-            let task = &self.definition.tasks[fiber.doing()?.task];
-            matches!(task.kind, Kind::Call(Call::Approve(..))).then(|| task.pointer.clone())
+            let doing = fiber.doing()?;
+            let asks = matches!(self.definition.tasks[doing.task].kind, Kind::Call(Call::Approve(..)));
+            asks.then(|| self.question(doing))
         });
         asking.collect()
+    }
+
+    /// The name of a question: the pointer of its task. Several may ask what stands in a function, at the same time; there
+    /// the number of the step tells them apart.
+    pub(super) fn question(&self, doing: &Doing) -> String {
+        let pointer = &self.definition.tasks[doing.task].pointer;
+        if pointer.starts_with("/use/functions/") { format!("{pointer}~{}", doing.step) } else { pointer.clone() }
     }
 
     fn offer_to(&mut self, id: u32, event: &Value, signal: bool, env: &Env<'_>) -> bool {
@@ -323,8 +331,8 @@ impl Machine {
         let Ok(doing) = self.doing(id) else { return false };
         let task = &definition.tasks[doing.task];
         if let Kind::Call(Call::Approve(..)) = &task.kind {
-            let (data, pointer) = (&event["data"], &task.pointer);
-            let meant = data["task"].is_null() || data["task"] == pointer.as_str();
+            let data = &event["data"];
+            let meant = data["task"].is_null() || data["task"] == self.question(doing).as_str();
             let fits = signal && waiting && meant && event["type"] == APPROVAL && data["approved"].is_boolean();
             if fits {
                 let output = json!({ "approved": data["approved"], "reason": data["reason"] });

@@ -239,7 +239,7 @@ pub struct Signal {
     pub title: String,
     /// More of it.
     pub message: String,
-    /// Pointer of the task that asks.
+    /// Name of the task that asks, which an answer repeats.
     pub task: String,
     /// Number of the step, which no other question of the instance has.
     pub step: u64,

@@ -78,7 +78,12 @@ impl Events {
         let mut definitions: HashMap<String, Arc<Definition>> = HashMap::new();
         for one in &waiting {
             if !definitions.contains_key(&one.digest) {
-                definitions.insert(one.digest.clone(), inner.definition(&one.digest).await?);
+                match inner.definition(&one.digest).await {
+                    Ok(definition) => drop(definitions.insert(one.digest.clone(), definition)),
+                    // It is woken as one without filters, and given up; the others get their event.
+                    Err(Error::NotFound { .. } | Error::Invalid { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         found.wakes = tokio::task::spawn_blocking(move || may_wait(&waiting, &definitions, &json))

@@ -116,6 +116,8 @@ impl Inner {
             };
             let mut row = fresh(&one, &Value::Null, now_ms);
             row.trace = TraceId::random().to_string();
+            // What was stored although the disk refused to say so is not started again.
+            row.dedup = Some(format!("schedule-{slot_ms}"));
             row.principal = format!("workflow/{}", row.workflow);
             let name = one.definition.name.clone();
             let change = move |tx: &mut Tx<'_>| {
@@ -140,16 +142,23 @@ impl Inner {
         }
         let definition = match self.definition(&row.digest).await {
             Ok(definition) => definition,
-            Err(error) => return self.give_up(&row, &error).await,
+            Err(error @ (Error::NotFound { .. } | Error::Invalid { .. })) => return self.give_up(&row, &error).await,
+            Err(error) => return Err(error),
         };
         self.reach(&row.workflow, &row.digest).await?;
-        let state = match row.state.take() {
-            Some(text) => serde_json::from_str(&text).map_err(Error::internal("reading the state of an instance"))?,
-            None => {
-                let input =
-                    serde_json::from_str(&row.input).map_err(Error::internal("reading the input of an instance"))?;
-                State::new(input, row.created_ms)
-            }
+        let (text, input, created_ms) = (row.state.take(), std::mem::take(&mut row.input), row.created_ms);
+        // A state may be large; reading it must not hold up the others on this thread.
+        let read = tokio::task::spawn_blocking(move || match text {
+            Some(text) => serde_json::from_str(&text).map_err(Error::internal("reading the state of an instance")),
+            None => match serde_json::from_str(&input) {
+                Ok(input) => Ok(State::new(input, created_ms)),
+                Err(error) => Err(Error::internal("reading the input of an instance")(error)),
+            },
+        });
+        let state = match read.await.map_err(Error::internal("reading an instance"))? {
+            Ok(state) => state,
+            // No later look reads it either.
+            Err(error) => return self.give_up(&row, &error).await,
         };
         let mut driver = Driver {
             inner: Arc::clone(self),

@@ -135,6 +135,15 @@ impl Workflows {
                 .filter_map(|(_, part)| part.as_str())
                 .for_each(crate::redact::learn);
         }
+        let work = settings.work.clone();
+        // Whatever ran in there was waited for before.
+        let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&work) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %work.display(), %error, "What commands of workflows left could not be removed.");
+            }
+            _ => {}
+        });
+        removed.await.map_err(Error::internal("removing what commands of workflows left"))?;
         let workflows = Workflows {
             inner: Arc::new(Inner {
                 bus: bus.clone(),

@@ -92,9 +92,13 @@ impl Moment {
     /// Of the instance with this row number, which its parent knows by `key`. While it is held nothing begins.
     pub fn of(machine: &mut Machine, (number, key): (i64, Option<&str>), held: bool) -> Result<Moment, Error> {
         let mut wishes = machine.take_wishes();
-        if !held {
+        // Neither does anything once it has ended.
+        if !held && machine.state.ended.is_none() {
             machine.mark_sent();
         }
+        let awaited: Vec<String> = machine.awaited().into_iter().map(|(_, key)| key).collect();
+        // Nobody would end an instance that was given up before it was stored.
+        wishes.children.retain(|child| !child.awaited || awaited.contains(&child.key));
         let mut state = state_of(machine)?;
         if state.as_ref().is_some_and(|text| text.len() > STATE_BYTES_MAX) && machine.state.ended.is_none() {
             machine.overflow("the instance holds more data");
@@ -127,7 +131,7 @@ impl Moment {
             wishes,
             told: machine.state.ended.as_ref().map(|ended| end_of(key, ended)),
             fault,
-            awaited: machine.awaited().into_iter().map(|(_, key)| key).collect(),
+            awaited,
         })
     }
 }

@@ -68,8 +68,9 @@ fn scripts_get_what_the_task_says() {
     let output = completed(&daemon, "module", json!({ "n": 3 }));
     assert_eq!(output, json!({ "code": 0, "stdout": "[[\"a b\",\"3\"],\"hello\",\"cups\",1]\n", "stderr": "" }));
     assert_eq!(completed(&daemon, "old", json!({})), json!("xfunction\n"));
-    let left = std::fs::read_dir(folder.path().join("run/work/workflows")).map_or(0, Iterator::count);
-    assert_eq!(left, 0, "no script is left behind");
+    let work = folder.path().join("run/work/workflows");
+    let left = || std::fs::read_dir(&work).expect("the folder of commands").count();
+    daemon.wait("every script to be gone", || (left() == 0).then_some(()));
 }
 
 /// Goal: definitions that run commands do not come in over HTTP, unless the operator says so.

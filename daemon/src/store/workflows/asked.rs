@@ -38,6 +38,15 @@ pub fn apply(tx: &Tx<'_>, changes: &[Change]) -> Result<bool, Error> {
     Ok(taken_up)
 }
 
+/// As [`apply`], for whoever hears how it went: `invalid_state` when an event was not taken up.
+pub fn apply_all(tx: &Tx<'_>, changes: &[Change]) -> Result<(), Error> {
+    if apply(tx, changes)? {
+        return Ok(());
+    }
+    let reason = "It has ended, or too much waits for it already. Look at it; a paused one goes on with `resume`.";
+    Err(Error::conflict("invalid_state", reason))
+}
+
 /// Whether [`apply`] would succeed after everything that was written before; the error says why not.
 pub fn check(tx: &Tx<'_>, changes: &[Change]) -> Result<(), Error> {
     changes.iter().try_for_each(|change| if is_taken(tx.conn, change)? { Err(taken()) } else { Ok(()) })

@@ -13,7 +13,7 @@ use crate::id::{EventSeq, TraceId};
 use crate::store::Tx;
 use crate::store::events::Cause;
 use crate::store::workflows::{self as rows, InstanceRow, Kind};
-use crate::workflow::{Ended, Fault, Schedule, Signal, Wishes, emitted};
+use crate::workflow::{Child, Ended, Fault, Schedule, Signal, Wishes, emitted};
 use crate::workflows::record::{Moment, end_of, faulted};
 use crate::workflows::{Current, Inner, fresh, spans};
 
@@ -96,7 +96,10 @@ struct Commit {
 impl Driver {
     /// Stores where it has come to, with everything it wishes for. False when it was ended from outside.
     pub(super) async fn commit(&mut self, moment: Moment) -> Result<bool, Error> {
-        let commit = Arc::new(self.gather(moment).await);
+        let commit = match self.gather(moment).await {
+            Err(Error::Busy { .. }) => return Ok(false),
+            gathered => Arc::new(gathered?),
+        };
         loop {
             match self.write(&commit).await {
                 Ok(open) => {
@@ -125,14 +128,14 @@ impl Driver {
         }
     }
 
-    async fn gather(&mut self, mut moment: Moment) -> Commit {
+    async fn gather(&mut self, mut moment: Moment) -> Result<Commit, Error> {
         let advance = &mut moment.advance;
         (advance.seen, advance.trust) = (self.seen, self.row.trust);
         let wanted = advance.listeners.take().unwrap_or_default();
         advance.listeners = Some(wanted).filter(|wanted| *wanted != self.listeners);
         let (mut children, mut refused) = (Vec::new(), Vec::new());
         for child in &moment.wishes.children {
-            match self.child(child).await {
+            match self.child_at_last(child).await? {
                 Ok(row) => children.push(row),
                 // Whoever waits for it hears why.
                 Err(fault) => {
@@ -145,7 +148,7 @@ impl Driver {
         let left = self.awaited.iter().any(|key| !moment.awaited.contains(key));
         self.awaited.clone_from(&moment.awaited);
         let ended = moment.advance.status.is_ended();
-        Commit {
+        Ok(Commit {
             questions: self.questions(&moment.wishes).await,
             own: match &moment.fault {
                 Some(fault) => Some(self.inner.faulted(&self.row, fault).await),
@@ -156,35 +159,55 @@ impl Driver {
             children,
             refused,
             moment,
+        })
+    }
+
+    /// As [`Driver::child`], however busy the store is: what was done outside is not forgotten for that.
+    async fn child_at_last(&self, child: &Child) -> Result<Result<InstanceRow, Fault>, Error> {
+        loop {
+            match self.child(child).await {
+                Err(Error::Busy { code, .. }) if code != "draining" && !self.inner.abort.is_cancelled() => {
+                    tokio::time::sleep(RETRY).await;
+                }
+                made => return made,
+            }
         }
     }
 
-    async fn child(&self, child: &crate::workflow::Child) -> Result<InstanceRow, Fault> {
+    /// The instance that it starts, or why that cannot be.
+    async fn child(&self, child: &Child) -> Result<Result<InstanceRow, Fault>, Error> {
         let number = self.row.number;
-        let depth = self.inner.bus.store().read(move |conn| rows::generations(conn, number)).await.unwrap_or(0);
+        let depth = self.inner.bus.store().read(move |conn| rows::generations(conn, number)).await?;
         if depth >= GENERATIONS_MAX {
-            return Err(Fault::runtime(format!("more than {GENERATIONS_MAX} workflows started each other")));
+            return Ok(Err(Fault::runtime(format!("more than {GENERATIONS_MAX} workflows started each other"))));
         }
-        let missing = |what: String| Fault::configuration(what);
-        let current = self.inner.current(&child.name).map_err(|error| missing(error.to_string()))?;
+        let missing = |what: String| Ok(Err(Fault::configuration(what)));
+        let current = match self.inner.current(&child.name) {
+            Ok(current) => current,
+            Err(error) => return missing(error.to_string()),
+        };
         let definition = if child.version == "latest" || child.version == current.definition.version {
             Arc::clone(&current.definition)
         } else {
             let name = child.name.clone();
-            let all = self.inner.bus.store().read(move |conn| rows::definitions(conn, &name)).await;
-            let all = all.map_err(|error| Fault::runtime(error.to_string()))?;
-            let found = all.into_iter().find(|row| row.version == child.version);
-            let found = found.ok_or_else(|| missing(format!("'{}' has no version {}", child.name, child.version)))?;
-            self.inner.definition(&found.digest).await.map_err(|error| missing(error.to_string()))?
+            let all = self.inner.bus.store().read(move |conn| rows::definitions(conn, &name)).await?;
+            let Some(found) = all.into_iter().find(|row| row.version == child.version) else {
+                return missing(format!("'{}' has no version {}", child.name, child.version));
+            };
+            match self.inner.definition(&found.digest).await {
+                Ok(definition) => definition,
+                Err(error @ (Error::NotFound { .. } | Error::Invalid { .. })) => return missing(error.to_string()),
+                Err(error) => return Err(error),
+            }
         };
         if definition.namespace != child.namespace {
-            return Err(missing(format!(
+            return missing(format!(
                 "'{}' is in the namespace '{}', not '{}'",
                 child.name, definition.namespace, child.namespace
-            )));
+            ));
         }
         let row = fresh(&Current { row: current.row, definition }, &child.input, self.inner.now_ms());
-        Ok(InstanceRow {
+        Ok(Ok(InstanceRow {
             trace: self.row.trace.clone(),
             trust: self.row.trust,
             principal: self.row.principal.clone(),
@@ -194,7 +217,7 @@ impl Driver {
             awaited: child.awaited,
             dedup: Some(child.key.clone()),
             ..row
-        })
+        }))
     }
 
     /// What the person is asked.
