@@ -54,15 +54,18 @@ pub(super) async fn test(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
     body::ok(&answer.await?)
 }
 
-/// `POST /sink/{id}/discard`: what waits is given up, and shown among the failures.
+/// `POST /sink/{id}/discard`: what waits to be sent is given up, and shown among the failures; of a sink that was removed
+/// also the events that had not reached it, for good.
 pub(super) async fn discard(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
     call.fields().await?.done()?;
     let (draft, id) = (call.draft.clone(), call.param("id").to_owned());
+    let (begin, target) = (call.draft.clone(), id.clone());
+    let begun = Box::new(move |tx: &mut crate::store::Tx<'_>| begin.begin(tx, &target, json!({})));
     let record = move |tx: &mut crate::store::Tx<'_>, answer: &serde_json::Value| {
         draft.record(tx, &id, json!({ "discarded": answer["discarded"], "undelivered": answer["undelivered"] }))
     };
-    body::ok(&app.sinks.discard(call.param("id"), record).await?)
+    body::ok(&app.sinks.discard(call.param("id"), begun, record).await?)
 }
 
 /// `GET /sink/{id}/failures`, newest first.

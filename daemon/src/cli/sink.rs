@@ -100,8 +100,9 @@ Examples:
   aman sink discard orders
   aman sink discard orders --yes
 
-Also for a sink that is in the configuration no more, which `sink list` shows as long as something waits for it. What was
-given up is listed by `sink failures`, and `sink retry` sends it again.")]
+Also for a sink that is in the configuration no more, which `sink list` shows as long as something waits for it. What waited
+to be sent is listed by `sink failures`, and `sink retry` sends it again. Events that had not reached such a sink are given
+up for good; `aman why` shows them as discarded.")]
 pub struct DiscardArgs {
     /// Its id, from `sink list`
     id: String,

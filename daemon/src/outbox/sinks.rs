@@ -309,11 +309,13 @@ impl Sinks {
 
     /// One sink as JSON, also one that is in the configuration no more.
     pub async fn show(&self, id: &str) -> Result<Value, Error> {
-        let (undelivered, name) = (self.known(id).await?, name(id));
+        let entry = self.entry(id).ok();
+        let undelivered = if entry.is_none() { self.known(id).await? } else { 0 };
+        let name = name(id);
         let queue = self.inner.bus.store().read(move |conn| rows::queue(conn, &name)).await?;
-        Ok(match self.entry(id) {
-            Ok(entry) => view::sink(&entry, &queue),
-            Err(_) => view::removed(id, &queue, undelivered),
+        Ok(match entry {
+            Some(entry) => view::sink(&entry, &queue),
+            None => view::removed(id, &queue, undelivered),
         })
     }
 
@@ -325,16 +327,19 @@ impl Sinks {
     }
 
     /// Gives up what waits to be sent by a sink, also by one that is in the configuration no more; then also the events
-    /// that have not reached it. All of it is shown among the failures. `record` is given the answer.
+    /// that have not reached it, for good. What waited to be sent is shown among the failures and can be sent again.
+    /// `begun` commits before anything is given up; `record` is given the answer.
     pub async fn discard(
         &self,
         id: &str,
+        begun: StateWrite,
         record: impl FnOnce(&mut crate::store::Tx<'_>, &Value) -> Result<(), Error> + Send + 'static,
     ) -> Result<Value, Error> {
         // Whoever takes the sink up again waits until this is over.
         let _alone = self.inner.changing.lock().await;
         self.known(id).await?;
         let (bus, gone, now_ms) = (&self.inner.bus, self.entry(id).is_err(), self.inner.bus.clock().now_ms());
+        bus.store().write(begun).await?;
         let events = if gone { bus.give_up(&name(id), Millis::MAX).await? } else { 0 };
         let mut intents = 0;
         loop {

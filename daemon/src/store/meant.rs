@@ -14,7 +14,7 @@ const BEGINNING_CHARS_MIN: usize = 4;
 /// Events that are looked at for a beginning of an id that this database made, and that are told when several fit.
 const LOOKED_AT_MAX: usize = 1000;
 const TOLD_MAX: usize = 5;
-/// Hex digits of an id that say when it was made (RFC 9562, UUIDv7: 48 bits of milliseconds).
+/// Hex digits of an id; the first twelve say when it was made (RFC 9562, UUIDv7: 48 bits of milliseconds).
 const HEX_DIGITS: usize = 32;
 /// Where the dashes of a UUID stand.
 const DASHES: [usize; 4] = [8, 13, 18, 23];

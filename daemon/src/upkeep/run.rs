@@ -227,9 +227,14 @@ impl<'a> Run<'a> {
     /// them no longer.
     async fn give_up(&self, until_ms: Millis) -> Result<(), Error> {
         let bus = &self.upkeep.inner.bus;
-        let (open, router) = (self.upkeep.store().read(deliveries::open_counts).await?, bus.router());
-        let is_away = |name: &String| router.by_name(name).is_none_or(|entry| entry.spec.standing == Standing::Paused);
-        for (consumer, _) in open.into_iter().filter(|(name, _)| is_away(name)) {
+        let open = self.upkeep.store().read(deliveries::open_counts).await?;
+        let is_away =
+            |name: &str| bus.router().by_name(name).is_none_or(|entry| entry.spec.standing == Standing::Paused);
+        for (consumer, _) in open {
+            // Asked only now: it may have come back while others were given up.
+            if !is_away(&consumer) {
+                continue;
+            }
             let events = bus.give_up(&consumer, until_ms).await?;
             if events > 0 {
                 tracing::warn!(consumer, events, "Events waited for a consumer that is away for too long: given up.");

@@ -107,6 +107,8 @@ mod tests {
             (json!({ "url": "https://a.example/x?…" }), Some("a.example")),
             (json!({ "broker": "mqtts://b.example:8883/" }), Some("b.example")),
             (json!({ "broker": "c.example" }), Some("c.example")),
+            (json!({ "broker": "mqtt://[::1]" }), Some("::1")),
+            (json!({ "broker": "[::1]:1883" }), Some("::1")),
             (json!({ "path": "/x" }), None),
         ] {
             assert_eq!(host(&config).as_deref(), wanted, "{config}");

@@ -180,7 +180,8 @@ fn plain_broker(table: &Table) -> bool {
 /// The host of a broker that is spoken to without TLS.
 pub fn broker_host(text: &str) -> &str {
     let place = text.strip_prefix("mqtt://").unwrap_or(text).trim_end_matches('/');
-    place.rsplit_once(':').map_or(place, |(host, _)| host)
+    // An address of IPv6 without a port ends with its bracket.
+    if place.ends_with(']') { place } else { place.rsplit_once(':').map_or(place, |(host, _)| host) }
 }
 
 fn is_local(host: &str) -> bool {
@@ -271,6 +272,7 @@ mod tests {
             ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtt://broker.lan:1883\"", "source_transport"),
             ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtts://broker.lan\"", ""),
             ("[sources.a]\nkind = \"mqtt\"\nbroker = \"localhost\"", ""),
+            ("[sources.a]\nkind = \"mqtt\"\nbroker = \"mqtt://[::1]\"", ""),
             ("[sources.a]\nkind = \"command\"\nwrite = [\"~/\"]", "source_commands"),
             ("[sources.a]\nkind = \"command\"\nwrite = [\"~/out\"]", ""),
             ("[sinks.a]\nkind = \"webhook\"\nurl = \"http://example.org/\"", "sink_transport"),
