@@ -23,6 +23,8 @@ impl Folder {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("aman-it-{}-{number}-{name}", std::process::id()));
+        // A failed run with the same process id may have left its own.
+        let _gone = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).expect("a temporary folder");
         Folder(path)
     }
