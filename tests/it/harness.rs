@@ -243,6 +243,19 @@ impl Daemon {
         }
     }
 
+    /// Waits until nothing was committed for so long.
+    pub fn writes_nothing_for(&self, time: Duration) {
+        let commits = || {
+            let text = String::from_utf8(self.get("/metrics").body).expect("text");
+            text.lines().find_map(|line| line.strip_prefix("aman_commits_total ").map(str::to_owned))
+        };
+        self.wait("a time without a commit", || {
+            let before = commits();
+            std::thread::sleep(time);
+            (before.is_some() && commits() == before).then_some(())
+        });
+    }
+
     /// Waits until no delivery is open any more; fails when nothing ends for a while.
     pub fn settle(&self) {
         let (mut least, mut since) = (i64::MAX, Instant::now());

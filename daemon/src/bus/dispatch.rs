@@ -36,19 +36,27 @@ impl Bus {
     pub async fn start(&self) {
         self.inner.lane_tasks.spawn(super::storage::tell_of_faults(self.clone()));
         if self.begin().await.is_err() {
-            let bus = self.clone();
-            self.inner.lane_tasks.spawn(async move {
-                loop {
-                    tokio::select! {
-                        () = bus.inner.stop.cancelled() => return,
-                        () = bus.pause_until_writable() => {}
-                    }
-                    if bus.begin().await.is_ok() {
-                        return;
-                    }
-                }
-            });
+            self.try_again(|bus| async move { bus.begin().await.is_ok() });
         }
+    }
+
+    /// Makes the attempt whenever the store may take it, until it succeeds or the daemon ends. Waits for nothing of that.
+    pub(super) fn try_again<F>(&self, attempt: impl Fn(Bus) -> F + Send + 'static)
+    where
+        F: Future<Output = bool> + Send,
+    {
+        let bus = self.clone();
+        self.inner.lane_tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = bus.inner.stop.cancelled() => return,
+                    () = bus.pause_until_writable() => {}
+                }
+                if attempt(bus.clone()).await {
+                    return;
+                }
+            }
+        });
     }
 
     /// Waits until trying again what the store refused makes sense: when its fault is over, and not at once.

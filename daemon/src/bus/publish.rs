@@ -408,17 +408,9 @@ impl Bus {
         if self.is_announced(&event, &origin).await {
             return;
         }
-        let bus = self.clone();
-        self.inner.lane_tasks.spawn(async move {
-            loop {
-                tokio::select! {
-                    () = bus.inner.stop.cancelled() => return,
-                    () = bus.pause_until_writable() => {}
-                }
-                if bus.is_announced(&event, &origin).await {
-                    return;
-                }
-            }
+        self.try_again(move |bus| {
+            let (event, origin) = (event.clone(), origin.clone());
+            async move { bus.is_announced(&event, &origin).await }
         });
     }
 

@@ -279,7 +279,7 @@ impl Workflows {
             drop(slot.turn.lock().await);
             self.inner.leave(number, slot);
         }
-        self.inner.closed(&workflow).await?;
+        self.inner.all_closed(&gone).await;
         self.inner.hint.notify_one();
         Ok(shown)
     }

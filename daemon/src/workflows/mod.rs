@@ -13,7 +13,7 @@ mod record;
 mod spans;
 mod view;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -42,7 +42,7 @@ use crate::workflow::{self, Definition, Fault, Schedule};
 const WORKFLOWS_MAX: usize = 1000;
 /// Definitions that are kept ready besides those in force.
 const READY_MAX: usize = 256;
-/// Instances that do something at the same time; each may have an expression on a thread.
+/// Instances that do something at the same time, or wait for something that is done outside: a call, a command, a skill.
 const ACTIVE_MAX: usize = 64;
 /// Bytes of a definition's file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -391,6 +391,16 @@ impl Inner {
     /// An instance has ended: a workflow that was removed may need no more events.
     async fn closed(self: &Arc<Self>, workflow: &str) -> Result<(), Error> {
         if self.current(workflow).is_ok() { Ok(()) } else { self.register(Some(workflow)).await }
+    }
+
+    /// As [`Inner::closed`], for instances that were cancelled. What is stored by then does not fail for it.
+    async fn all_closed(self: &Arc<Self>, gone: &[rows::InstanceRow]) {
+        let names: BTreeSet<&str> = gone.iter().map(|row| row.workflow.as_str()).collect();
+        for workflow in names {
+            if let Err(error) = self.closed(workflow).await {
+                tracing::warn!(workflow, %error, "A removed workflow gets events until the next start.");
+            }
+        }
     }
 
     /// The value of a secret.

@@ -23,7 +23,8 @@ pub(super) fn take(machine: &mut Machine, kind: Kind, body: &Value, env: &Env<'_
     match kind {
         Kind::Event | Kind::Signal if machine.offer(body, kind == Kind::Signal, env) => return trust_of(body),
         Kind::Event | Kind::Signal => {}
-        Kind::Full => machine.overflow("more events came for the instance than it took, as while it was paused"),
+        Kind::Full => machine
+            .overflow("more events came for the instance than it took, as while it was paused or there was no room"),
         Kind::Ended => {
             let Some(key) = body["key"].as_str() else { return Trust::Owner };
             let result = match body.get("error") {

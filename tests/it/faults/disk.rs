@@ -257,7 +257,8 @@ fn what_was_stored_without_an_answer_is_found() {
         }
         daemon.settle();
         daemon.wait("the first message", || (daemon.get("/sink/out").json["sent"] == 1).then_some(()));
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        // The next commit is the one that is meant.
+        daemon.writes_nothing_for(std::time::Duration::from_millis(300));
         std::fs::write(&switch, "").expect("a file");
         match what {
             "cron" => assert_eq!(daemon.post("/cron/job/run", &json!({})).code(), "database_moved"),

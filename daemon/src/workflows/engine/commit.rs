@@ -100,6 +100,7 @@ impl Driver {
             Err(Error::Busy { .. }) => return Ok(false),
             gathered => Arc::new(gathered?),
         };
+        let mut may_be_stored = false;
         loop {
             match self.write(&commit).await {
                 Ok(open) => {
@@ -108,11 +109,12 @@ impl Driver {
                     if !(commit.children.is_empty() && commit.refused.is_empty()) {
                         self.inner.hint.notify_one();
                     }
-                    self.inner.planned(&self.row.workflow, commit.after.filter(|_| open));
+                    self.inner.planned(&self.row.workflow, commit.after.filter(|_| open || may_be_stored));
                     return Ok(open);
                 }
                 Err(Error::Busy { code: "draining", .. }) => return Ok(false),
                 Err(Error::Busy { .. }) => {
+                    may_be_stored = true;
                     tokio::select! {
                         () = self.inner.abort.cancelled() => return Ok(false),
                         () = async { tokio::time::sleep(RETRY).await; self.inner.bus.store().until_writable().await } => {}
@@ -290,6 +292,7 @@ impl Driver {
                 let (held, left) = answer.await.unwrap_or_default();
                 self.row.hold = held;
                 self.inner.end_drivers(&left).into_iter().for_each(|(number, slot)| self.inner.leave(number, slot));
+                self.inner.all_closed(&left).await;
                 if let Some(listeners) = &commit.moment.advance.listeners {
                     self.listeners.clone_from(listeners);
                 }
