@@ -23,6 +23,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0013_notifications", include_str!("../../../schemas/sql/0013_notifications.sql")),
     ("0014_skill_contents", include_str!("../../../schemas/sql/0014_skill_contents.sql")),
     ("0015_workflow_retention", include_str!("../../../schemas/sql/0015_workflow_retention.sql")),
+    ("0016_chat", include_str!("../../../schemas/sql/0016_chat.sql")),
+    ("0017_agents", include_str!("../../../schemas/sql/0017_agents.sql")),
+    ("0018_tools", include_str!("../../../schemas/sql/0018_tools.sql")),
+    ("0019_mind", include_str!("../../../schemas/sql/0019_mind.sql")),
 ];
 
 /// Applies what is missing, all or nothing. Refuses a database that a newer aman wrote, or whose applied files differ

@@ -7,8 +7,8 @@ use super::{list, read, refuse};
 const FLOORS: &[(u8, &[&str])] = &[
     (5, &["cli", "lib", "main", "start"]),
     (4, &["api"]),
-    (3, &["agents", "cron", "notifications", "outbox", "plugins", "skills", "soul", "sources", "upkeep", "workflows"]),
-    (2, &["bus"]),
+    (3, &["agents", "cron", "mcp", "notifications", "outbox", "plugins", "skills", "sources", "upkeep", "workflows"]),
+    (2, &["budget", "bus", "memory", "soul", "tools"]),
     (1, &["store"]),
     (
         0,
@@ -24,6 +24,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "expr",
             "id",
             "lock",
+            "models",
             "plain",
             "redact",
             "registry",
