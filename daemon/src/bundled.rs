@@ -42,6 +42,9 @@ pub const WORKFLOWS: &[(&str, &str)] = &[
     workflow!("webhook-fan-out"),
 ];
 
+/// The agents inside the binary: their ids and definitions.
+pub const AGENTS: &[(&str, &str)] = &[("aman", include_str!("../../agents/aman.toml"))];
+
 const SKILLS: &[Skill] = &[
     skill!("dlq-summary": "SKILL.md", "scripts/summarize.sh"),
     skill!("folder-digest": "SKILL.md", "scripts/digest.sh"),

@@ -2,6 +2,7 @@
 //!
 //! Read `ARCHITECTURE.md` first, then `main.rs`, then [`bus`].
 
+pub mod agents;
 pub mod api;
 pub mod bundled;
 pub mod bus;

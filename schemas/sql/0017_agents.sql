@@ -27,16 +27,19 @@ CREATE TABLE turn (
     session    INTEGER NOT NULL,
     agent      TEXT NOT NULL,
     message    INTEGER NOT NULL,               -- the message that it answers
-    event      INTEGER,                        -- sequence of the event whose delivery it is
+    event      INTEGER NOT NULL,               -- sequence of the event whose delivery it is
+    consumer   TEXT NOT NULL,                  -- to whom: agent/<id>, or skill/<name>
     status     INTEGER NOT NULL,               -- 0 pending, 1 running, 2 done, 3 failed, 4 stopped
     error      TEXT,                           -- JSON: code, detail
     trace      TEXT NOT NULL,
     trust      INTEGER NOT NULL,               -- what it began with; what it reads can lower it
     principal  TEXT NOT NULL,
+    stopped_by TEXT,                           -- who asked to stop it
     created_ms INTEGER NOT NULL,
     updated_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX turn_session ON turn (session, number);
+CREATE UNIQUE INDEX turn_delivery ON turn (event, consumer);
 CREATE INDEX turn_open ON turn (agent, number) WHERE status < 2;
 
 -- The journal of a turn.

@@ -331,7 +331,9 @@ impl Bus {
         check(&publish, &self.inner.types.load())?;
         let now_ms = self.inner.clock.now_ms();
         let router = self.inner.router.load_full();
-        if publish.events.len() == 1 && router.candidates(&publish.events[0].kind).is_empty() {
+        if let [event] = publish.events.as_slice()
+            && router.candidates(&event.kind, event.agent_id.as_deref()).is_empty()
+        {
             return Ok(vec![Vec::new()]);
         }
         let consider = move |sent| {
@@ -434,7 +436,7 @@ impl Bus {
         let until_ms = now_ms + self.inner.settings.load().dedup_window_ms;
         let drafts = spans::Drafts::begin(&self.inner, cause.as_ref());
         let conditions = events.iter().any(|event| {
-            let candidates = router.candidates(&event.kind);
+            let candidates = router.candidates(&event.kind, event.agent_id.as_deref());
             router.needs_conditions(&candidates)
         });
         let prepare = move || {
@@ -592,7 +594,7 @@ fn prepare(
 ) -> Prepared {
     let mut sent = sent;
     redact::event(&mut sent);
-    let candidates = router.candidates(&sent.kind);
+    let candidates = router.candidates(&sent.kind, sent.agent_id.as_deref());
     let (matches, decisions) = if candidates.is_empty() {
         (Vec::<Match>::new(), Vec::new())
     } else {

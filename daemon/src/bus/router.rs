@@ -106,18 +106,40 @@ type Place = (usize, usize);
 pub struct Router {
     entries: Vec<Arc<Entry>>,
     tree: Node,
+    /// Rules for everything that is for an agent, by its id: other events do not meet them.
+    agents: HashMap<String, Vec<Place>>,
+}
+
+/// The condition of a rule for what is for this agent: whatever has its id, save what agents publish, unless it is meant to
+/// be for one.
+pub fn for_agent(id: &str) -> String {
+    let id = Value::from(id);
+    format!(
+        ".agentid == {id} and ((.source | startswith(\"agent/\") | not) or .type == \"aman.agent.message\" or .type == \"aman.agent.call\")"
+    )
+}
+
+/// The agent that a rule is for, when it is of everything and its condition is [`for_agent`]'s.
+fn agent_of(rule: &Rule) -> Option<String> {
+    let condition = rule.condition.as_ref().filter(|_| rule.pattern.as_str() == "**")?.source();
+    let quoted = condition.strip_prefix(".agentid == ")?;
+    let id = serde_json::Deserializer::from_str(quoted).into_iter::<String>().next()?.ok()?;
+    (for_agent(&id) == condition).then_some(id)
 }
 
 impl Router {
     /// Builds the tree over `entries`.
     pub fn new(entries: Vec<Arc<Entry>>) -> Router {
-        let mut tree = Node::default();
+        let (mut tree, mut agents) = (Node::default(), HashMap::<String, Vec<Place>>::new());
         for (n, entry) in entries.iter().enumerate() {
             for (r, rule) in entry.spec.rules.iter().enumerate() {
-                insert(&mut tree, &rule.pattern, (n, r));
+                match agent_of(rule) {
+                    Some(id) => agents.entry(id).or_default().push((n, r)),
+                    None => insert(&mut tree, &rule.pattern, (n, r)),
+                }
             }
         }
-        Router { entries, tree }
+        Router { entries, tree, agents }
     }
 
     /// Every registered consumer.
@@ -135,9 +157,10 @@ impl Router {
         self.entries.iter().find(|entry| entry.id == id)
     }
 
-    /// Rules whose type pattern matches `kind`, grouped by consumer, in order of registration.
-    pub fn candidates(&self, kind: &str) -> Candidates {
-        let mut places = Vec::new();
+    /// Rules whose type pattern matches `kind`, grouped by consumer, in order of registration; those for everything of one
+    /// agent only when it is for that one.
+    pub fn candidates(&self, kind: &str, agent: Option<&str>) -> Candidates {
+        let mut places = agent.and_then(|agent| self.agents.get(agent)).cloned().unwrap_or_default();
         let segments: Vec<&str> = kind.split('.').collect();
         collect(&self.tree, &segments, &mut places);
         places.sort_unstable();
@@ -346,7 +369,7 @@ mod tests {
             entry(5, &[("a", "")], Standing::Active),
             entry(6, &[("a.b", ".data.n == 1"), ("*.b", "")], Standing::Untrusted),
         ]);
-        let candidates = router.candidates("a.b");
+        let candidates = router.candidates("a.b", None);
         assert!(router.needs_conditions(&candidates));
         let (matches, decisions) = router.decide(&candidates, || br#"{"data":{"n":3}}"#.to_vec());
         assert_eq!(matches.iter().map(|m| m.consumer.0).collect::<Vec<_>>(), [1]);
@@ -362,6 +385,22 @@ mod tests {
         let back = decode(encode(&decisions).as_deref());
         assert_eq!(back.iter().map(|d| (d.rule, d.reason)).collect::<Vec<_>>(), wanted);
         assert!(back[3].error.is_some());
-        assert!(router.candidates("b").places.is_empty());
+        assert!(router.candidates("b", None).places.is_empty());
+    }
+
+    #[test]
+    fn what_is_for_an_agent_costs_others_nothing() {
+        let (own, like) = (for_agent("a\"b"), format!("{} or true", for_agent("x")));
+        let router = Router::new(vec![
+            entry(1, &[("**", &own)], Standing::Active),
+            entry(2, &[("**", &like)], Standing::Active),
+        ]);
+        let met = |agent| router.candidates("t", agent).places;
+        assert_eq!((met(None), met(Some("x")), met(Some("a\"b"))), (vec![(1, 0)], vec![(1, 0)], vec![(0, 0), (1, 0)]));
+        let decided = |source: &str, kind: &str| {
+            let json = serde_json::json!({"agentid": "a\"b", "source": source, "type": kind}).to_string();
+            router.decide(&router.candidates(kind, Some("a\"b")), || json.clone().into_bytes()).0.len()
+        };
+        assert_eq!((decided("hook/x", "t"), decided("agent/c", "t"), decided("agent/c", "aman.agent.call")), (2, 1, 2));
     }
 }

@@ -4,6 +4,7 @@
 //! (with `durability = full` that is an fsync), hands what was appended to the commit hook and answers every caller.
 //! The only module with SQL.
 
+pub mod agents;
 pub mod audit;
 pub mod backup;
 mod base64_bytes;
@@ -32,6 +33,7 @@ pub mod skills;
 pub mod sources;
 pub mod space;
 pub mod tokens;
+pub mod turns;
 pub mod wal;
 pub mod workflows;
 mod writer;
