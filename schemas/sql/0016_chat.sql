@@ -1,7 +1,7 @@
 -- Conversations: sessions and their messages. A transcript is only ever added to. Times are milliseconds since 1970 UTC.
 
 CREATE TABLE session (
-    number     INTEGER PRIMARY KEY,
+    number     INTEGER PRIMARY KEY AUTOINCREMENT,
     id         TEXT NOT NULL UNIQUE,
     agent      TEXT NOT NULL,                  -- whose it is
     title      TEXT,                           -- NULL = none yet
@@ -11,12 +11,14 @@ CREATE TABLE session (
     trust      INTEGER NOT NULL,               -- the lowest of what is in it
     version    INTEGER NOT NULL,               -- goes up with every change that a client could miss
     head       INTEGER,                        -- the newest message of the branch that is shown
-    closed     INTEGER NOT NULL,               -- 1 = takes no messages
+    messages   INTEGER NOT NULL,               -- how many there are, on all branches
+    closed     INTEGER NOT NULL,               -- 1 = takes no messages, 2 = removed: nobody sees it, and its rows go
     created_ms INTEGER NOT NULL,
     updated_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX session_agent ON session (agent, updated_ms);
 CREATE INDEX session_updated ON session (updated_ms);
+CREATE INDEX session_principal ON session (principal, updated_ms);
 
 CREATE TABLE message (
     number     INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -33,4 +35,7 @@ CREATE TABLE message (
 CREATE INDEX message_session ON message (session, number);
 CREATE INDEX message_turn ON message (turn) WHERE turn IS NOT NULL;
 
-CREATE VIRTUAL TABLE message_words USING fts5 (text, content = 'message', content_rowid = 'number', tokenize = 'unicode61 remove_diacritics 2');
+-- The words of what was said by user and assistant. It keeps its own text, so that what is removed can be taken out of it,
+-- and takes it out at once.
+CREATE VIRTUAL TABLE message_words USING fts5 (text, tokenize = 'unicode61 remove_diacritics 2');
+INSERT INTO message_words (message_words, rank) VALUES ('secure-delete', 1);

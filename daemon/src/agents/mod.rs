@@ -3,6 +3,7 @@
 
 mod consumer;
 pub mod definition;
+pub mod frames;
 mod registry;
 mod view;
 

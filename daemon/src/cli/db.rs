@@ -276,6 +276,7 @@ async fn prune(context: &mut Context, args: &PruneArgs) -> Result<(), Failure> {
         ("cron runs", "cron_runs"),
         ("workflow instances", "workflow_instances"),
         ("workflow definitions", "workflow_definitions"),
+        ("chats", "sessions"),
         ("audit records", "audit"),
     ] {
         pairs.push((name, text(&answer[key])));

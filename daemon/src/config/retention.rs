@@ -22,6 +22,10 @@ pub struct Retention {
     pub cron_runs: Duration,
     /// Ended instances of workflows, and definitions that nothing uses.
     pub workflows: Duration,
+    /// Conversations of persons that nothing was added to.
+    pub sessions: Duration,
+    /// The same of conversations that events, schedules and others began.
+    pub background_sessions: Duration,
     /// Audit records.
     pub audit: Duration,
 }
@@ -35,6 +39,8 @@ impl Retention {
             notifications: layers.duration("bus.retention.notifications"),
             cron_runs: layers.duration("bus.retention.cron_runs"),
             workflows: layers.duration("bus.retention.workflows"),
+            sessions: layers.duration("bus.retention.sessions"),
+            background_sessions: layers.duration("bus.retention.background_sessions"),
             audit: layers.duration("bus.retention.audit"),
         };
         if retention.max_size > 0 && retention.max_size < SIZE_MIN {

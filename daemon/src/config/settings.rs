@@ -76,6 +76,16 @@ pub const SETTINGS: &[Setting] = &[
         "\"90d\"",
         "How long ended instances of workflows are on record; 0s = for ever.",
     ),
+    setting(
+        "bus.retention.sessions",
+        "\"0s\"",
+        "How long after the last change a person's chat is kept; 0s = for ever.",
+    ),
+    setting(
+        "bus.retention.background_sessions",
+        "\"30d\"",
+        "The same of chats that events, schedules, workflows, plugins and other agents began; 0s = for ever.",
+    ),
     setting("bus.retention.audit", "\"365d\"", "How long audit records are kept; 0s = for ever."),
     setting("notifications.per_hour", "60", "Notifications that one consumer may have in an hour; 0 = no limit."),
     setting(

@@ -8,6 +8,7 @@ pub mod agents;
 pub mod audit;
 pub mod backup;
 mod base64_bytes;
+pub mod chat;
 pub mod check;
 pub mod consumers;
 pub mod cron;

@@ -10,7 +10,7 @@ use std::ops::AddAssign;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
-use super::{Tx, events};
+use super::{Tx, chat, events};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::NewEvent;
@@ -335,6 +335,12 @@ pub enum Aged {
     Instances,
     /// Definitions of workflows that no instance has and no workflow starts with.
     Definitions,
+    /// Conversations of persons that nothing was added to, with all that was said.
+    Sessions,
+    /// The same of conversations that events, schedules and others began.
+    BackgroundSessions,
+    /// Conversations that were removed, and of which something is left; the cutoff is the present.
+    HiddenSessions,
     /// Keys of events and of requests that expired; the cutoff is the present.
     Keys,
     /// Tokens that expired this long ago.
@@ -369,6 +375,9 @@ impl Aged {
                  AND NOT EXISTS (SELECT 1 FROM workflow_instance i WHERE i.digest = workflow_definition.digest)",
                 "created_ms",
             )],
+            Aged::Sessions => &[("session", "number", chat::DUE_PERSONS, "updated_ms")],
+            Aged::BackgroundSessions => &[("session", "number", chat::DUE_BACKGROUND, "updated_ms")],
+            Aged::HiddenSessions => &[("session", "number", chat::DUE_HIDDEN, "updated_ms")],
             Aged::Keys => &[
                 ("dedup", "key", "expires_ms <= ?1", "expires_ms"),
                 ("idempotency", "key", "expires_ms <= ?1", "expires_ms"),
@@ -394,6 +403,10 @@ pub fn remove_aged(tx: &mut Tx<'_>, what: Aged, cutoff_ms: Millis) -> Result<Ste
         let rows = tx.conn.prepare_cached(&sql).and_then(|mut s| s.execute(params![cutoff_ms, STEP_ROWS]));
         Ok(i64::try_from(rows.map_err(unwritten)?).unwrap_or(i64::MAX))
     };
+    if let Aged::Sessions | Aged::BackgroundSessions | Aged::HiddenSessions = what {
+        let (rows, more) = chat::remove_due(tx, what.tables()[0].2, cutoff_ms)?;
+        return Ok(Step { rows, more });
+    }
     let mut parts = 0;
     if what == Aged::Instances {
         let ended = "instance IN (SELECT number FROM workflow_instance WHERE status > 2 AND updated_ms <= ?1)";
@@ -422,7 +435,9 @@ pub fn oldest_aged(conn: &Connection, what: Aged) -> Result<Option<Millis>, Erro
         Aged::DeadLetters => "WHERE state = 0",
         Aged::CronRuns => "WHERE status > 1",
         Aged::Instances => "WHERE status > 2",
-        Aged::Notifications | Aged::Definitions | Aged::Keys | Aged::Tokens => "",
+        Aged::Sessions => "WHERE kind = 0",
+        Aged::BackgroundSessions => "WHERE kind > 0",
+        Aged::Notifications | Aged::Definitions | Aged::HiddenSessions | Aged::Keys | Aged::Tokens => "",
     };
     let sql = format!("SELECT min({time}) FROM {table} {among}");
     conn.prepare_cached(&sql).and_then(|mut s| s.query_row([], |row| row.get(0))).map_err(unread)

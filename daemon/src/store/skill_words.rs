@@ -146,7 +146,7 @@ fn found_at(texts: &[String; 4], wanted: &str) -> (usize, usize) {
 }
 
 /// What is shown of `text` around the byte `at`.
-fn around(text: &str, at: usize) -> String {
+pub(super) fn around(text: &str, at: usize) -> String {
     let shown = |c: &char| !matches!(*c, GAP | MARK);
     let (before, after) = text.split_at(at);
     let (mut before, mut after) = (before.chars().rev().filter(shown), after.chars().filter(shown));
@@ -165,13 +165,13 @@ pub fn words(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The words of `text` as an expression of the index: each a phrase whose last word may go on, once.
-fn expression(text: &str) -> String {
+pub(super) fn expression(text: &str) -> String {
     let words: BTreeSet<String> = words(text).map(|word| spaced(word).to_lowercase()).collect();
     words.iter().map(|word| format!("\"{word}\"*")).collect::<Vec<_>>().join(" ")
 }
 
 /// `text` with gaps around each character of a script that puts no spaces between words.
-fn spaced(text: &str) -> String {
+pub(super) fn spaced(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars().filter(|c| !matches!(*c, GAP | MARK | '\0')) {
         if is_a_word(c) {

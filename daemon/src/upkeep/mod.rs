@@ -290,6 +290,9 @@ impl Upkeep {
                 due.push(retention::oldest_aged(conn, Aged::Notifications)?.zip(millis(policy.notifications)));
                 due.push(retention::oldest_aged(conn, Aged::CronRuns)?.zip(millis(policy.cron_runs)));
                 due.push(retention::oldest_aged(conn, Aged::Instances)?.zip(millis(policy.workflows)));
+                due.push(retention::oldest_aged(conn, Aged::Sessions)?.zip(millis(policy.sessions)));
+                let background = retention::oldest_aged(conn, Aged::BackgroundSessions)?;
+                due.push(background.zip(millis(policy.background_sessions)));
                 due.push(audit::oldest_ms(conn)?.zip(millis(policy.audit)));
                 Ok(due.into_iter().flatten().map(|(at, age)| at.saturating_add(age)).min())
             })
@@ -313,8 +316,16 @@ fn millis(age: Duration) -> Option<Millis> {
 
 /// The shortest time that anything is kept; none when everything is for ever.
 fn shortest(policy: &Retention) -> Option<Duration> {
-    let ages =
-        [policy.max_age, policy.dead_letters, policy.notifications, policy.cron_runs, policy.workflows, policy.audit];
+    let ages = [
+        policy.max_age,
+        policy.dead_letters,
+        policy.notifications,
+        policy.cron_runs,
+        policy.workflows,
+        policy.sessions,
+        policy.background_sessions,
+        policy.audit,
+    ];
     ages.into_iter().filter(|age| !age.is_zero()).min()
 }
 

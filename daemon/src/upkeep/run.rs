@@ -51,6 +51,8 @@ pub struct Report {
     pub workflow_instances: i64,
     /// Definitions of workflows that nothing used any more.
     pub workflow_definitions: i64,
+    /// Conversations with all that was said in them.
+    pub sessions: i64,
     /// Expired keys of events and requests.
     pub keys: i64,
     /// Expired tokens.
@@ -80,7 +82,7 @@ impl Report {
     /// True when something went that somebody could look for, or when the limit of size cannot be kept.
     pub fn is_worth_telling(&self) -> bool {
         let rows = self.events - self.own + self.dead_letters + self.notifications + self.cron_runs + self.audit;
-        rows + self.workflow_instances + self.workflow_definitions > 0 || self.is_full
+        rows + self.workflow_instances + self.workflow_definitions + self.sessions > 0 || self.is_full
     }
 
     fn count(&mut self, what: Aged, rows: i64) {
@@ -90,6 +92,7 @@ impl Report {
             Aged::CronRuns => self.cron_runs += rows,
             Aged::Instances => self.workflow_instances += rows,
             Aged::Definitions => self.workflow_definitions += rows,
+            Aged::Sessions | Aged::BackgroundSessions | Aged::HiddenSessions => self.sessions += rows,
             Aged::Keys => self.keys += rows,
             Aged::Tokens => self.tokens += rows,
         }
@@ -116,7 +119,7 @@ impl Report {
 }
 
 /// Every kind of row with its cutoff, none for what is kept for ever. Dead letters first: they hold their events.
-fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 7] {
+fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 10] {
     let cutoff = |age| millis(age).map(|age| now_ms.saturating_sub(age));
     [
         (Aged::DeadLetters, cutoff(policy.dead_letters)),
@@ -126,6 +129,9 @@ fn aged(policy: &Retention, now_ms: Millis) -> [(Aged, Option<Millis>); 7] {
         (Aged::CronRuns, cutoff(policy.cron_runs)),
         (Aged::Instances, cutoff(policy.workflows)),
         (Aged::Definitions, cutoff(policy.workflows)),
+        (Aged::HiddenSessions, Some(now_ms)),
+        (Aged::Sessions, cutoff(policy.sessions)),
+        (Aged::BackgroundSessions, cutoff(policy.background_sessions)),
     ]
 }
 
