@@ -35,8 +35,8 @@ use crate::workflows::{self, Workflows};
 
 /// How long a killed predecessor's scripts may take to end.
 const STRAYS_WAIT: Duration = Duration::from_secs(10);
-/// Files that are not for connections: the database, scripts, watched folders.
-const FILES_SPARE: u64 = 512;
+/// Files that are not for connections to this daemon: the database, scripts, watched folders, calls.
+const FILES_SPARE: u64 = 1024;
 /// How long tasks and connections may take to end once the work is drained.
 const END_GRACE: Duration = Duration::from_secs(5);
 

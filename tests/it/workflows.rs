@@ -5,6 +5,7 @@ mod conformance;
 mod crash;
 mod lasting;
 mod processes;
+mod room;
 mod schedules;
 
 use std::time::{Duration, Instant};

@@ -393,6 +393,19 @@ pub fn by_id(conn: &Connection, id: &str) -> Result<Option<InstanceRow>, Error> 
         .map_err(unread)
 }
 
+/// Whether an instance is paused.
+pub fn is_held(conn: &Connection, number: i64) -> Result<bool, Error> {
+    conn.prepare_cached("SELECT hold FROM workflow_instance WHERE number = ?1")
+        .and_then(|mut s| s.query_row([number], |row| row.get(0)).optional())
+        .map(|hold| hold == Some(true))
+        .map_err(unread)
+}
+
+/// As [`is_held`], within a change.
+pub fn is_held_now(tx: &Tx<'_>, number: i64) -> Result<bool, Error> {
+    is_held(tx.conn, number)
+}
+
 /// As [`by_number`], within a change.
 pub fn current(tx: &Tx<'_>, number: i64) -> Result<Option<InstanceRow>, Error> {
     by_number(tx.conn, number)
@@ -442,28 +455,49 @@ pub fn generations(conn: &Connection, number: i64) -> Result<u32, Error> {
     .map_err(unread)
 }
 
-/// The numbers of instances that can go on by now, and when the next one can.
-pub fn due(conn: &Connection, now_ms: Millis, limit: usize) -> Result<(Vec<i64>, Option<Millis>), Error> {
+/// What there is to do.
+#[derive(Debug, Default)]
+pub struct Due {
+    /// Instances that can go on by now, without the active ones.
+    pub ready: Vec<i64>,
+    /// Active ones for which something came.
+    pub heard: Vec<i64>,
+    /// When the next one can go on by itself.
+    pub next_ms: Option<Millis>,
+}
+
+/// What there is to do while the instances `active`, a JSON list of numbers, are driven: at most `limit` that are ready, and
+/// as many whose time has come.
+pub fn due(conn: &Connection, active: &str, now_ms: Millis, limit: usize) -> Result<Due, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut numbers: Vec<i64> = conn
-        .prepare_cached("SELECT number FROM workflow_instance WHERE status < 2 AND hold = 0 ORDER BY number LIMIT ?1")
-        .and_then(|mut s| s.query_map([limit], |row| row.get(0))?.collect())
+    let mut ready: Vec<i64> = conn
+        .prepare_cached(
+            "SELECT number FROM workflow_instance WHERE status < 2 AND hold = 0 \
+             AND number NOT IN (SELECT value FROM json_each(?1)) ORDER BY number LIMIT ?2",
+        )
+        .and_then(|mut s| s.query_map(params![active, limit], |row| row.get(0))?.collect())
         .map_err(unread)?;
     let waits: Vec<i64> = conn
         .prepare_cached(
             "SELECT number FROM workflow_instance WHERE status = 2 AND hold = 0 AND due_ms IS NOT NULL AND due_ms <= ?1 \
-             ORDER BY due_ms LIMIT ?2",
+             AND number NOT IN (SELECT value FROM json_each(?2)) ORDER BY due_ms LIMIT ?3",
         )
-        .and_then(|mut s| s.query_map([now_ms, limit], |row| row.get(0))?.collect())
+        .and_then(|mut s| s.query_map(params![now_ms, active, limit], |row| row.get(0))?.collect())
         .map_err(unread)?;
-    numbers.extend(waits);
-    let next = conn
+    ready.extend(waits);
+    let heard = conn
+        .prepare_cached(
+            "SELECT value FROM json_each(?1) WHERE EXISTS (SELECT 1 FROM workflow_inbox WHERE instance = value)",
+        )
+        .and_then(|mut s| s.query_map([active], |row| row.get(0))?.collect())
+        .map_err(unread)?;
+    let next_ms = conn
         .prepare_cached(
             "SELECT min(due_ms) FROM workflow_instance WHERE status = 2 AND hold = 0 AND due_ms IS NOT NULL AND due_ms > ?1",
         )
         .and_then(|mut s| s.query_row([now_ms], |row| row.get(0)))
         .map_err(unread)?;
-    Ok((numbers, next))
+    Ok(Due { ready, heard, next_ms })
 }
 
 /// How many instances of each workflow are not ended.

@@ -39,17 +39,22 @@ pub(super) fn is_process(kind: &Kind) -> bool {
 pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
     let cancel = job.cancel.clone();
     if job.args.get("process").is_some() {
+        let _turn = tokio::select! {
+            turn = inner.commands.acquire() => turn,
+            () = cancel.cancelled() => return Err(Fault::runtime("it was ended before it began")),
+        };
         // It ends its process itself, and waits for that.
         return process::run(inner, &job).await;
     }
     let done = async {
+        if job.args.get("skill").is_some() {
+            return skill(inner, &job).await;
+        }
+        let _turn = inner.calls.acquire().await;
         if job.args.get("http").is_some() {
             return http::call(inner, &job).await;
         }
-        if job.args.get("openapi").is_some() {
-            return openapi::call(inner, &job).await;
-        }
-        skill(inner, &job).await
+        openapi::call(inner, &job).await
     };
     tokio::select! {
         done = done => done,

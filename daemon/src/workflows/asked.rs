@@ -86,22 +86,27 @@ impl Inner {
             "trust": signal.trust,
             "data": signal.data,
         });
-        let Some(text) = &row.state else { return Err(deaf()) };
-        let state: State = serde_json::from_str(text).map_err(Error::internal("reading the state of an instance"))?;
+        if row.state.is_none() {
+            return Err(deaf());
+        }
         let definition = self.definition(&row.digest).await?;
-        let (inner, body) = (Arc::clone(self), event.to_string());
+        let (inner, number) = (Arc::clone(self), row.number);
         let taken = tokio::task::spawn_blocking(move || {
+            let text = row.state.unwrap_or_default();
+            let state: State =
+                serde_json::from_str(&text).map_err(Error::internal("reading the state of an instance"))?;
             let secret = |name: &str| inner.secret(name);
             // A copy looks whether it would take it; the instance itself gets it from its inbox.
             let mut machine = Machine::new(definition, state);
             let asked = machine.questions();
-            (machine.offer(&event, true, &Env { now_ms: inner.now_ms(), id: &row.id, secret: &secret }), asked)
+            let taken = machine.offer(&event, true, &Env { now_ms: inner.now_ms(), id: &row.id, secret: &secret });
+            Ok::<_, Error>((taken, asked, event.to_string()))
         });
-        let (taken, asked) = taken.await.map_err(Error::internal("offering an event"))?;
+        let (taken, asked, body) = taken.await.map_err(Error::internal("offering an event"))??;
         if !taken {
             return Err(if signal.kind == APPROVAL { unanswered(&asked, &signal.data) } else { deaf() });
         }
-        Ok((event_id, Change::Signal { instance: row.number, body }))
+        Ok((event_id, Change::Signal { instance: number, body }))
     }
 }
 

@@ -292,22 +292,22 @@ impl Workflows {
             return Err(Error::conflict("invalid_state", reason));
         }
         let definition = self.inner.definition(&row.digest).await?;
-        let mut awaited = Vec::new();
-        let state = match &row.state {
-            Some(text) => {
-                let state: State =
-                    serde_json::from_str(text).map_err(Error::internal("reading the state of an instance"))?;
-                let mut machine = Machine::new(definition, state);
-                let inner = Arc::clone(&self.inner);
-                let secret = |name: &str| inner.secret(name);
-                machine.retry(&Env { now_ms: self.inner.now_ms(), id: &row.id, secret: &secret });
-                awaited.extend(machine.awaited().into_iter().map(|(_, key)| key));
-                let text = serde_json::to_string(&machine.state);
-                Some(text.map_err(Error::internal("storing the state of an instance"))?)
-            }
-            None => None,
-        };
-        let (number, now_ms) = (row.number, self.inner.now_ms());
+        let (inner, number) = (Arc::clone(&self.inner), row.number);
+        let (row, state, awaited) = tokio::task::spawn_blocking(move || {
+            let Some(text) = &row.state else { return Ok((row, None, Vec::new())) };
+            let state: State =
+                serde_json::from_str(text).map_err(Error::internal("reading the state of an instance"))?;
+            let mut machine = Machine::new(definition, state);
+            let secret = |name: &str| inner.secret(name);
+            machine.retry(&Env { now_ms: inner.now_ms(), id: &row.id, secret: &secret });
+            let awaited: Vec<String> = machine.awaited().into_iter().map(|(_, key)| key).collect();
+            let text = serde_json::to_string(&machine.state);
+            let text = text.map_err(Error::internal("storing the state of an instance"))?;
+            Ok::<_, Error>((row, Some(text), awaited))
+        })
+        .await
+        .map_err(Error::internal("taking an instance up again"))??;
+        let now_ms = self.inner.now_ms();
         let shown = self
             .inner
             .bus
@@ -358,7 +358,7 @@ impl Inner {
         found.ok_or_else(|| Error::not_found("workflow instance", id))
     }
 
-    fn poke(&self, number: i64) {
+    pub(super) fn poke(&self, number: i64) {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = active.get(&number) {
             slot.poke.notify_one();

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -17,8 +18,8 @@ use super::{Current, Inner, Slot, fresh, row_of, spans};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::id::TraceId;
-use crate::store::Tx;
 use crate::store::workflows::{self as rows, InstanceRow, Kind, ListenerRow};
+use crate::store::{Reading, Tx};
 use crate::telemetry::traces;
 use crate::workflow::{Env, Fault, Fiber, Machine, Schedule, State, Stop};
 
@@ -32,6 +33,9 @@ const INBOX_MAX: usize = 256;
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
 /// The wait after the bus or the disk refused.
 const RETRY: Duration = Duration::from_millis(500);
+/// An instance whose state has more bytes keeps its place among those at work while it waits for something outside, so that
+/// only so many large ones are in memory.
+const SMALL_BYTES: usize = 256 << 10;
 /// Instances that may start each other.
 const GENERATIONS_MAX: u32 = 32;
 
@@ -66,38 +70,47 @@ impl Inner {
         self.bus.store().write_hot(|_| Ok(())).await?;
         let planned = self.start_planned().await?;
         let now_ms = self.now_ms();
-        let (due, next) = self.bus.store().read(move |conn| rows::due(conn, now_ms, LOOK_MAX)).await?;
-        let full = due.len() >= LOOK_MAX;
-        for number in due {
-            let running = {
-                let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-                active.get(&number).cloned()
-            };
-            if let Some(slot) = running {
-                slot.poke.notify_one();
-                continue;
-            }
-            let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else { break };
-            let (inner, slot) = (Arc::clone(self), self.slot(number));
-            self.drivers.spawn(async move {
-                let ended = {
-                    let _turn = slot.turn.lock().await;
-                    let driven = inner.drive(number, &slot).await;
-                    driven.inspect_err(
-                        |error| tracing::error!(number, error = ?error, "An instance could not be driven."),
-                    )
-                };
-                drop(permit);
-                inner.leave(number, slot);
-                if ended.is_err() {
-                    tokio::time::sleep(RETRY).await;
-                }
-                inner.hint.notify_one();
-            });
+        let active = {
+            let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+            Value::from_iter(active.keys().copied()).to_string()
+        };
+        let due = self.bus.store().read(move |conn| rows::due(conn, &active, now_ms, LOOK_MAX)).await?;
+        due.heard.into_iter().for_each(|number| self.poke(number));
+        let full = due.ready.len() >= LOOK_MAX;
+        for number in due.ready {
+            // Whoever leaves tells so, and then the others are looked for again.
+            let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return Ok(planned) };
+            self.begin(number, room);
         }
-        // The end of each of those is told; without them the rest would never be looked at.
-        let more = full && self.drivers.is_empty();
-        Ok(if more { Some(now_ms) } else { next.into_iter().chain(planned).min() })
+        Ok(if full { Some(now_ms) } else { due.next_ms.into_iter().chain(planned).min() })
+    }
+
+    /// Has an instance driven that nobody drives.
+    fn begin(self: &Arc<Self>, number: i64, room: OwnedSemaphorePermit) {
+        let (inner, slot) = (Arc::clone(self), self.slot(number));
+        self.drivers.spawn(async move {
+            let driven = {
+                let _turn = slot.turn.lock().await;
+                let driven = inner.drive(number, &slot).await;
+                driven.inspect_err(|error| tracing::error!(number, error = ?error, "An instance could not be driven."))
+            };
+            drop(room);
+            inner.leave(number, slot);
+            if driven.is_err() {
+                tokio::time::sleep(RETRY).await;
+            }
+            inner.hint.notify_one();
+        });
+    }
+
+    /// A place among those at work, once there is one; none when it is not to go on.
+    async fn place(&self, slot: &Slot, stop: &CancellationToken) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            () = slot.cancel.cancelled() => None,
+            () = stop.cancelled() => None,
+            place = Arc::clone(&self.places).acquire_owned() => place.ok(),
+        }
     }
 
     /// Starts instances of workflows whose schedule says so.
@@ -136,6 +149,7 @@ impl Inner {
 
     /// Drives one instance until it waits for nothing that is done here, or has ended.
     async fn drive(self: &Arc<Self>, number: i64, slot: &Slot) -> Result<(), Error> {
+        let Some(place) = self.place(slot, &self.stop).await else { return Ok(()) };
         let mut row = self.bus.store().read(move |conn| row_of(conn, number)).await?;
         if row.status.is_ended() || row.hold {
             return Ok(());
@@ -162,7 +176,9 @@ impl Inner {
         };
         let mut driver = Driver {
             inner: Arc::clone(self),
+            place: Some(place),
             machine: Some(Machine::new(definition, state)),
+            bytes: 0,
             row,
             jobs: JoinSet::new(),
             begun: HashMap::new(),
@@ -182,8 +198,12 @@ impl Inner {
 /// An instance in memory.
 struct Driver {
     inner: Arc<Inner>,
+    /// Among those at work; none while it waits for something outside.
+    place: Option<OwnedSemaphorePermit>,
     /// None only while it runs on another thread.
     machine: Option<Machine>,
+    /// Of its state, as it was stored last.
+    bytes: usize,
     row: InstanceRow,
     /// What is being done outside.
     jobs: JoinSet<(u64, String, Result<Value, Fault>)>,
@@ -235,7 +255,7 @@ impl Driver {
 
     async fn go(&mut self, slot: &Slot) -> Result<(), Error> {
         let mut results: Vec<(String, Result<Value, Fault>)> = Vec::new();
-        let mut came = self.came().await?;
+        let mut came = self.came(slot).await?;
         loop {
             let (done, held) = (std::mem::take(&mut results), self.row.hold);
             let (number, key) = (self.row.number, self.row.parent_key.clone());
@@ -253,20 +273,31 @@ impl Driver {
             // What it does with an event is trusted no further than that event.
             self.row.trust = trust.map_or(self.row.trust, |trust| trust.min(self.row.trust));
             came = Vec::new();
-            if !self.commit(moment?).await? {
+            let moment = moment?;
+            self.bytes = moment.advance.state.as_ref().map_or(0, String::len);
+            if !self.commit(moment).await? {
                 return Ok(());
             }
             if self.machine().state.ended.is_some() {
                 return self.ended().await;
             }
-            self.dispatch();
+            self.dispatch().await;
             if stop == Stop::Full && !self.row.hold {
                 continue;
             }
             if self.begun.is_empty() {
                 return Ok(());
             }
+            if self.bytes <= SMALL_BYTES {
+                self.place = None;
+            }
             if !self.wait(slot, &mut results, &mut came).await? {
+                return Ok(());
+            }
+            if self.place.is_none() {
+                self.place = self.inner.place(slot, &self.inner.abort).await;
+            }
+            if self.place.is_none() {
                 return Ok(());
             }
         }
@@ -303,7 +334,7 @@ impl Driver {
                 () = due => return Ok(true),
             }
             // Whoever pokes may mean nothing by it.
-            *came = self.came().await?;
+            *came = self.came(slot).await?;
             if !came.is_empty() {
                 return Ok(true);
             }
@@ -311,20 +342,26 @@ impl Driver {
     }
 
     /// What came for it since the last time, and whether it was paused.
-    async fn came(&mut self) -> Result<Vec<(Kind, Value)>, Error> {
+    async fn came(&mut self, slot: &Slot) -> Result<Vec<(Kind, Value)>, Error> {
         let (number, after) = (self.row.number, self.seen);
-        let store = self.inner.bus.store();
-        let found =
-            store.read(move |conn| Ok((rows::inbox(conn, number, after, INBOX_MAX)?, row_of(conn, number)?.hold)));
-        let (found, hold) = found.await?;
-        self.row.hold = hold;
-        self.seen = found.last().map_or(self.seen, |row| row.id);
-        let read = |row: rows::InboxRow| Some((row.kind, serde_json::from_str(&row.body).ok()?));
-        Ok(found.into_iter().filter_map(read).collect())
+        let look = move |conn: &Reading| {
+            let found = rows::inbox(conn, number, after, INBOX_MAX)?;
+            let (last, full) = (found.last().map_or(after, |row| row.id), found.len() >= INBOX_MAX);
+            let read = |row: rows::InboxRow| Some((row.kind, serde_json::from_str(&row.body).ok()?));
+            let came: Vec<(Kind, Value)> = found.into_iter().filter_map(read).collect();
+            Ok((came, last, full, rows::is_held(conn, number)?))
+        };
+        let (came, last, full, held) = self.inner.bus.store().read(look).await?;
+        (self.seen, self.row.hold) = (last, held);
+        if full {
+            // Nobody else tells of the rest.
+            slot.poke.notify_one();
+        }
+        Ok(came)
     }
 
     /// Begins what the state asks for, and ends what it does not ask for any more.
-    fn dispatch(&mut self) {
+    async fn dispatch(&mut self) {
         // What is stored as sent begins, also when it was paused meanwhile; nothing else does.
         let actions = self.machine().actions().into_iter();
         let wanted: Vec<(u32, String)> =
@@ -342,7 +379,7 @@ impl Driver {
             }
             let cancel = CancellationToken::new();
             let was_cut_off = self.cut_off.remove(&key);
-            let job = self.job(fiber, &key, was_cut_off, cancel.clone());
+            let job = self.job(fiber, &key, was_cut_off, cancel.clone()).await;
             let doing =
                 self.machine().state.fibers.get(&fiber).and_then(Fiber::doing).map(|one| (one.step, one.attempt));
             let context = spans::of_task(&self.inner, &self.row, doing);
@@ -360,8 +397,8 @@ impl Driver {
         }
     }
 
-    fn job(&mut self, fiber: u32, key: &str, was_cut_off: bool, cancel: CancellationToken) -> Result<Job, Fault> {
-        let (inner, id, row) = (Arc::clone(&self.inner), self.row.id.clone(), self.row.clone());
+    async fn job(&mut self, fiber: u32, key: &str, was_cut_off: bool, cancel: CancellationToken) -> Result<Job, Fault> {
+        let row = self.row.clone();
         let machine = self.machine();
         let action = machine.actions().into_iter().find(|(known, _)| *known == fiber).map(|(_, action)| action.clone());
         let action = action.ok_or_else(|| Fault::runtime("the machine lost its place"))?;
@@ -371,13 +408,11 @@ impl Driver {
             let detail = "unknown_outcome: the daemon ended while it ran, and nobody knows how far it came";
             return Err(Fault::new("runtime", 500, "unknown_outcome", detail).unknown());
         }
-        let secret = |name: &str| inner.secret(name);
-        let env = Env { now_ms: inner.now_ms(), id: &id, secret: &secret };
         // What holds secrets is not stored, so after a restart it is made anew.
         let args = match action.live {
             Some(args) => args,
             None if definition.secrets.is_empty() => action.args.clone(),
-            None => machine.arguments(fiber, &env)?,
+            None => self.with(move |machine, env| machine.arguments(fiber, env)).await?,
         };
         Ok(Job { key: key.to_owned(), args, definition, task: action.task, row, cancel })
     }

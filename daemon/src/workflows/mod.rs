@@ -42,8 +42,14 @@ use crate::workflow::{self, Definition, Fault, Schedule};
 const WORKFLOWS_MAX: usize = 1000;
 /// Definitions that are kept ready besides those in force.
 const READY_MAX: usize = 256;
-/// Instances that do something at the same time, or wait for something that is done outside: a call, a command, a skill.
-const ACTIVE_MAX: usize = 64;
+/// Instances in memory: they do something, or wait for something that is done outside: a call, a command, a skill.
+const ACTIVE_MAX: usize = 1024;
+/// Instances that do something at the same time.
+const WORKING_MAX: usize = 64;
+/// Calls over HTTP at the same time.
+const CALLS_MAX: usize = 512;
+/// Commands at the same time.
+const COMMANDS_MAX: usize = 64;
 /// Bytes of a definition's file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The owner of the links to skills.
@@ -86,7 +92,14 @@ struct Inner {
     /// Told when there may be something to do.
     hint: Notify,
     active: Mutex<HashMap<i64, Arc<Slot>>>,
+    /// Of [`ACTIVE_MAX`].
     room: Arc<Semaphore>,
+    /// Of [`WORKING_MAX`].
+    places: Arc<Semaphore>,
+    /// Of [`CALLS_MAX`].
+    calls: Semaphore,
+    /// Of [`COMMANDS_MAX`].
+    commands: Semaphore,
     stop: CancellationToken,
     /// Ends what still runs when the time to end is over.
     abort: CancellationToken,
@@ -156,6 +169,9 @@ impl Workflows {
                 hint: Notify::new(),
                 active: Mutex::default(),
                 room: Arc::new(Semaphore::new(ACTIVE_MAX)),
+                places: Arc::new(Semaphore::new(WORKING_MAX)),
+                calls: Semaphore::new(CALLS_MAX),
+                commands: Semaphore::new(COMMANDS_MAX),
                 stop: CancellationToken::new(),
                 abort: CancellationToken::new(),
                 drivers: TaskTracker::new(),

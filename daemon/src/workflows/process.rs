@@ -12,7 +12,7 @@ use super::Inner;
 use super::actions::{Job, trusted};
 use super::http::text;
 use crate::sandbox::{self, Exit, Finished, Limits, Permissions, SandboxError, Spec};
-use crate::workflow::{Fault, Kind, Process, Return, Run};
+use crate::workflow::{Fault, Kind, Return, Run};
 
 /// How long a command may take when its task says nothing shorter.
 const TIME_MAX: Duration = Duration::from_secs(600);
@@ -27,8 +27,16 @@ pub(super) async fn run(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
     let rights = Permissions::parse(permissions, &inner.settings.places)
         .map_err(|why| Fault::configuration(format!("aman.permissions: {why}")))?;
     // A run that was given up may still be ending when the next one with its key begins.
-    let folder = Folder::make(inner.settings.work.join(format!("{}-{}", job.key, crate::id::fresh()))).await?;
-    let spec = spec(job, process, rights, &folder.0)?;
+    let place = inner.settings.work.join(format!("{}-{}", job.key, crate::id::fresh()));
+    let code = job.args["process"]["code"].as_str().ok_or_else(|| Fault::expression("the command is no text"))?;
+    // A file of its own, so that arguments stand where scripts look for them, and errors name lines.
+    let file = match process.program {
+        "sh" => None,
+        "node" => Some("script.js"),
+        _ => Some("script.py"),
+    };
+    let folder = Folder::make(place, file.map(|name| (name, code.to_owned()))).await?;
+    let spec = spec(job, process.program, (code, file), rights, &folder.0)?;
     let finished = inner.sandbox.run(spec, job.cancel.clone()).await.map_err(not_run)?;
     judge(&finished, process.wanted)
 }
@@ -37,10 +45,15 @@ pub(super) async fn run(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
 struct Folder(PathBuf);
 
 impl Folder {
-    async fn make(place: PathBuf) -> Result<Folder, Fault> {
+    /// A new one, with this file in it.
+    async fn make(place: PathBuf, file: Option<(&'static str, String)>) -> Result<Folder, Fault> {
         let made = tokio::task::spawn_blocking(move || {
             let folder = Folder(place);
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder.0).map(|()| folder)
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder.0)?;
+            if let Some((name, text)) = file {
+                std::fs::write(folder.0.join(name), text)?;
+            }
+            Ok::<_, std::io::Error>(folder)
         });
         let failed = |why: String| Fault::runtime(format!("the folder of the process cannot be made: {why}"));
         made.await.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
@@ -67,19 +80,19 @@ fn not_run(error: SandboxError) -> Fault {
     }
 }
 
-fn spec(job: &Job, process: &Process, rights: Permissions, folder: &Path) -> Result<Spec, Fault> {
+/// The command: `code` as its argument, or in a `file` of its folder.
+fn spec(
+    job: &Job,
+    program: &str,
+    (code, file): (&str, Option<&str>),
+    rights: Permissions,
+    folder: &Path,
+) -> Result<Spec, Fault> {
     let args = &job.args["process"];
-    let code = args["code"].as_str().ok_or_else(|| Fault::expression("the command is no text"))?;
-    let mut argv = vec![process.program.to_owned()];
-    match process.program {
-        "sh" => argv.extend(["-c".to_owned(), code.to_owned(), "sh".to_owned()]),
-        program => {
-            // A file of its own, so that arguments stand where scripts look for them, and errors name lines.
-            let name = if program == "node" { "script.js" } else { "script.py" };
-            let failed = |error| Fault::runtime(format!("the script cannot be written: {error}"));
-            std::fs::write(folder.join(name), code).map_err(failed)?;
-            argv.push(name.to_owned());
-        }
+    let mut argv = vec![program.to_owned()];
+    match file {
+        None => argv.extend(["-c".to_owned(), code.to_owned(), "sh".to_owned()]),
+        Some(name) => argv.push(name.to_owned()),
     }
     match &args["arguments"] {
         Value::Null => {}
@@ -95,7 +108,7 @@ fn spec(job: &Job, process: &Process, rights: Permissions, folder: &Path) -> Res
         ("AMAN_IDEMPOTENCY_KEY".to_owned(), job.key.clone()),
         ("AMAN_INSTANCE_ID".to_owned(), job.row.id.clone()),
     ];
-    if process.program == "node" {
+    if program == "node" {
         // Whether a script is a module it finds out by itself, and says that this takes time.
         env.push(("NODE_NO_WARNINGS".to_owned(), "1".to_owned()));
     }

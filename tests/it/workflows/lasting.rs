@@ -12,10 +12,10 @@ use super::{define, instance, put, start, stored, until};
 use crate::harness::{Daemon, Folder, Seed};
 use crate::peer::Peer;
 
-const PRIVATE: &str = "[http_client]\nallow_private = true\n";
+pub const PRIVATE: &str = "[http_client]\nallow_private = true\n";
 
 /// A server that leaves its first `silent` requests without an answer. Gives its address and the requests as they come.
-fn silent(silent: usize) -> (String, Receiver<String>) {
+pub fn silent(silent: usize) -> (String, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}/", listener.local_addr().expect("an address"));
     let (told, requests) = channel();

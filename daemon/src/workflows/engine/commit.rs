@@ -271,7 +271,7 @@ impl Driver {
             if let Some(own) = &stored.own {
                 own.store(tx)?;
             }
-            let held = rows::current(tx, number)?.is_some_and(|row| row.hold);
+            let held = rows::is_held_now(tx, number)?;
             let _heard = open.send((held, left.unwrap_or_default()));
             Ok(())
         });
