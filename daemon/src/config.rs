@@ -18,6 +18,7 @@ pub mod sinks;
 pub mod sources;
 mod table;
 mod telemetry;
+mod tools;
 
 pub use backup::Backups;
 pub use change::{Change, change, holds_at_once, holds_reference, nearest};
@@ -31,6 +32,7 @@ pub use sections::{Applied, shown};
 pub use settings::{Effective, Origin, SETTINGS, Setting};
 pub use table::Faults;
 pub use telemetry::Telemetry;
+pub use tools::{Search, ToolsConfig};
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -204,6 +206,8 @@ pub struct Config {
     pub allow_private: bool,
     /// `[telemetry]`: where spans go; none = nowhere.
     pub telemetry: Option<Telemetry>,
+    /// `[tools]`
+    pub tools: ToolsConfig,
     /// `[cron.*]`: jobs by id.
     pub cron: Vec<(String, crate::schedule::Job)>,
     /// Every setting with its value and where it came from.
@@ -265,6 +269,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let workflow_secrets = workflow_secrets(file, &mut layers);
     let allow_private = layers.flag("http_client.allow_private");
     let telemetry = telemetry::read(&mut layers);
+    let tools = tools::read(&paths, &mut layers);
     let cron = cron::jobs(file, &mut layers);
     let for_now = layers.for_now;
     let (effective, warnings, wrong) = layers.finish(file);
@@ -288,6 +293,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         workflow_secrets,
         allow_private,
         telemetry,
+        tools,
         cron,
         effective,
         warnings,

@@ -30,6 +30,7 @@ use crate::sources::{Sources, Surroundings};
 use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
 use crate::telemetry;
+use crate::tools::{self, Tools};
 use crate::upkeep::Upkeep;
 use crate::workflows::{self, Workflows};
 
@@ -106,11 +107,13 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
+    let tools = tools(&config, &bus);
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     let plugins = start_plugins(&config, &bus, &egress).await?;
     let workflows = Workflows::start(&bus, &egress, &sandbox, workflow_settings(&config)).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
+    tools.run();
     settle_config(&config, &bus).await;
     let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention, config.backup.clone());
     lifecycle.enter(Phase::Workflows);
@@ -129,6 +132,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         upkeep,
         plugins: plugins.clone(),
         workflows: workflows.clone(),
+        tools,
     };
     let app = app(&config, auth, parts).await?;
     let server = Server::start(app, listeners(&config, listener)?);
@@ -351,6 +355,11 @@ async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Pl
     let services = Services::new(bus, egress, &config.paths.plugin_data, &config.plugins);
     let program = std::env::current_exe().map_err(Error::internal("finding this program"))?;
     Plugins::start(bus, services, &config.paths.data, &program).await
+}
+
+/// The gate before the tools, and aman's own behind it.
+fn tools(config: &Config, bus: &Bus) -> Tools {
+    Tools::new(bus, Arc::new(|_, _| Ok(())), tools::Settings::of(&config.tools))
 }
 
 fn workflow_settings(config: &Config) -> workflows::Settings {

@@ -7,8 +7,10 @@ CREATE TABLE approval (
     digest      TEXT NOT NULL,                 -- SHA-256 of exactly what would run, hex
     tool        TEXT NOT NULL,
     arguments   TEXT NOT NULL,                 -- JSON, without secrets
+    preview     TEXT,                          -- what it would touch, in words, without secrets
     pattern     TEXT NOT NULL,                 -- what an always-rule would allow, in words that a rule has
     reason      TEXT NOT NULL,                 -- why it is asked
+    once        INTEGER NOT NULL,              -- 1 = no rule may be made of it
     agent       TEXT,
     session     TEXT,
     principal   TEXT NOT NULL,
@@ -26,11 +28,12 @@ CREATE INDEX approval_pending ON approval (expires_ms) WHERE status = 0;
 CREATE TABLE approval_rule (
     number     INTEGER PRIMARY KEY AUTOINCREMENT,
     id         TEXT NOT NULL UNIQUE,
-    agent      TEXT,                           -- NULL = every agent
+    agent      TEXT,                           -- NULL = calls that no agent makes
     session    TEXT,                           -- NULL = every session
     tool       TEXT NOT NULL,
-    pattern    TEXT NOT NULL,                  -- which arguments
+    pattern    TEXT NOT NULL,                  -- which calls
     principal  TEXT NOT NULL,                  -- who allowed it
     uses       INTEGER NOT NULL,
     created_ms INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX approval_rule_tool ON approval_rule (tool, agent);

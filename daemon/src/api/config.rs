@@ -22,6 +22,7 @@ use crate::registry::Registry;
 use crate::store::Store;
 use crate::store::overrides::{self, Stored};
 use crate::telemetry;
+use crate::tools;
 
 /// Settings that one request may change.
 const CHANGES_MAX: usize = 100;
@@ -114,6 +115,7 @@ fn apply(app: &App, config: Config, version: i64) -> Result<(), Error> {
     app.upkeep.retune(config.bus.retention);
     app.upkeep.backups().retune(&config.backup);
     app.rates.retune(limits(&config));
+    app.tools.configure(tools::Settings::of(&config.tools));
     app.bus.traces().configure(config.telemetry.as_ref(), app.store.ids().node);
     let secure = app.tuned.load().places.secure;
     app.tuned.store(Arc::new(Tuned::of(&config, secure)));

@@ -65,6 +65,7 @@ use crate::skills::Skills;
 use crate::sources::Sources;
 use crate::store::{Store, overrides, tokens as tokens_stored};
 use crate::tasks::Supervisor;
+use crate::tools::Tools;
 use crate::upkeep::Upkeep;
 use crate::workflows::Workflows;
 use auth::{Auth, Principal};
@@ -118,6 +119,8 @@ pub struct Parts {
     pub plugins: Plugins,
     /// The workflows.
     pub workflows: Workflows,
+    /// What can be called, and the gate before it.
+    pub tools: Tools,
 }
 
 /// Counts since the start that no other module keeps.
@@ -163,6 +166,7 @@ pub struct App {
     upkeep: Upkeep,
     plugins: Plugins,
     workflows: Workflows,
+    tools: Tools,
     connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -243,7 +247,8 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub async fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins, workflows } = parts;
+        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins, workflows, tools } =
+            parts;
         let Settings { auth, connections_max, config } = settings;
         let fronts = Fronts::new(&config);
         let clock = bus.clock().clone();
@@ -266,6 +271,7 @@ impl App {
             upkeep,
             plugins,
             workflows,
+            tools,
             rates: Rates::new(config::limits(&config)),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),

@@ -59,6 +59,8 @@ const LIVE: &[&str] = &[
 ];
 /// Settings that only the file changes, and that hold as soon as it is read again.
 const LIVE_BY_FILE: &[&str] = &["telemetry.endpoint", "telemetry.headers"];
+/// Settings that say what may be read, written, called and run: for the file alone, and in force once it is read again.
+const TOOLS: &str = "tools.";
 /// Settings that decide who may do what: whoever has a token must not be able to open the door further.
 /// The collector is given secret headers.
 const ACCESS: &[&str] = &["http.allow_remote", "http.auth", "http_client.allow_private", "telemetry.endpoint"];
@@ -97,7 +99,11 @@ const GUARDED: &[&str] = &[
 /// What a change of `key` needs.
 pub fn change(key: &str) -> Change {
     let secret = SETTINGS.iter().any(|setting| setting.key == key && setting.secret);
-    if secret || ACCESS.contains(&key) || key.split(['.', '_']).any(|word| GUARDED.contains(&word)) {
+    if secret
+        || key.starts_with(TOOLS)
+        || ACCESS.contains(&key)
+        || key.split(['.', '_']).any(|word| GUARDED.contains(&word))
+    {
         Change::FileOnly
     } else if LIVE.contains(&key) {
         Change::Live
@@ -108,7 +114,7 @@ pub fn change(key: &str) -> Change {
 
 /// True when a changed value of `key` holds without a start, wherever it may be changed.
 pub fn holds_at_once(key: &str) -> bool {
-    change(key) == Change::Live || LIVE_BY_FILE.contains(&key)
+    change(key) == Change::Live || key.starts_with(TOOLS) || LIVE_BY_FILE.contains(&key)
 }
 
 /// True for a value that refers to a secret or a file.
@@ -150,6 +156,7 @@ mod tests {
             ("telemetry.endpoint", Change::FileOnly),
             ("telemetry.headers", Change::FileOnly),
             ("telemetry.timeout", Change::Live),
+            ("tools.allow", Change::FileOnly),
         ] {
             assert_eq!(change(key), wanted, "{key}");
         }

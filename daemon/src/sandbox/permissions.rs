@@ -18,6 +18,23 @@ pub struct Places {
     pub data: PathBuf,
 }
 
+impl Places {
+    /// The absolute path that `path` means; the error says what is wrong with it.
+    pub fn expand(&self, path: &str) -> Result<PathBuf, String> {
+        expand(path, path, self)
+    }
+
+    /// How a path is shown: with `~` for the home.
+    pub fn shown(&self, path: &Path) -> String {
+        let below = self.home.as_deref().and_then(|home| path.strip_prefix(home).ok());
+        match below {
+            Some(rest) if rest.as_os_str().is_empty() => "~".to_owned(),
+            Some(rest) => format!("~/{}", rest.display()),
+            None => path.display().to_string(),
+        }
+    }
+}
+
 /// The rights that a skill asks for, beyond reading the system's own folders and writing its work folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Permissions {

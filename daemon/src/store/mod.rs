@@ -5,6 +5,7 @@
 //! The only module with SQL.
 
 pub mod agents;
+pub mod approvals;
 pub mod audit;
 pub mod backup;
 mod base64_bytes;

@@ -1,16 +1,32 @@
 //! Tools: what agents, workflows and people can have done, from whatever offers it, through one gate.
+//!
+//! A call passes it in this order: the tool exists, the caller's [`Policy`] has it, its arguments fit its schema, its trust
+//! suffices, no boundary of the soul is in the way, and the person agrees where they must be asked ([`approvals`]). What
+//! came of it, whatever it was, is one record of the audit chain.
 
-use std::collections::BTreeMap;
+mod approvals;
+mod gate;
+pub mod pattern;
+
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+pub use approvals::{Notice, Pending, RuleShown};
+
+use crate::bus::Bus;
+use crate::config::ToolsConfig;
 use crate::event::{Event, Trust};
 use crate::id::TraceId;
+use crate::registry::Schema;
+pub use crate::store::approvals::{Answer, Remember, Status};
 
 /// What a call of a tool can do, from harmless to grave. The trust of a caller decides by it (see [`Permission::least`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,11 +49,13 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// The least trust that a caller needs; what is below it is refused, and no approval helps.
+    /// The least trust that a caller needs; what is below it is refused, and no approval helps. Of what is left, callers
+    /// below [`Trust::Paired`] need an approval for everything but reading and asking hosts that they were granted.
     pub fn least(self) -> Trust {
         match self {
-            Permission::Read | Permission::Net => Trust::Unknown,
-            Permission::Act | Permission::Write | Permission::Foreign => Trust::Plugin,
+            Permission::Read | Permission::Net | Permission::Act | Permission::Write | Permission::Foreign => {
+                Trust::Unknown
+            }
             Permission::Remember | Permission::Exec => Trust::Paired,
         }
     }
@@ -83,11 +101,12 @@ pub struct Caller {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Patterns of names (`*` = any characters) that it has; none = all that need no grant.
+    /// Patterns of names (`*` = any characters) that it has; none = all. What needs a grant needs it all the same, and an
+    /// agent is asked about tools of others ([`Permission::Foreign`]) unless a pattern here, other than `*`, names them.
     pub allow: Vec<String>,
     /// Patterns of names that it does not have, whatever `allow` says.
     pub deny: Vec<String>,
-    /// Patterns of names that are asked about each time, besides those that always are.
+    /// Patterns of names that are asked about, besides those that always are; a rule that was made of an answer counts.
     pub approve: Vec<String>,
     /// Folders that may be read.
     pub read: Vec<String>,
@@ -149,43 +168,163 @@ pub enum ToolFailure {
 /// The future of a call.
 pub type Calling<'a> = Pin<Box<dyn Future<Output = Result<Output, ToolFailure>> + Send + 'a>>;
 
+/// What a call would touch, as its provider sees it: shown by an approval, and part of what the approval is bound to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Preview {
+    /// Beyond the arguments, in words: a resolved path and what is there, a host, a program.
+    pub text: Option<String>,
+    /// What rules are compared with: `git status -s`, `example.org`, `~/notes/a.md`.
+    pub subject: String,
+    /// What a rule made of this call would allow (see [`pattern::fits`]); empty = every call of the tool.
+    pub pattern: String,
+    /// Why the person must be asked although the tool itself is granted, as for a host that nobody named. A caller that
+    /// is not trusted is refused instead.
+    pub asks: Option<String>,
+}
+
 /// Whoever offers tools: aman itself, plugins, other programs.
 pub trait Provider: Send + Sync {
     /// What it has now.
     fn tools(&self) -> Vec<Tool>;
 
-    /// Does it; the gate has let it pass, and its arguments fit the schema. Ends soon after `cancel`.
+    /// One of them.
+    fn tool(&self, name: &str) -> Option<Tool> {
+        self.tools().into_iter().find(|tool| tool.name == name)
+    }
+
+    /// Whether a policy grants what the tool cannot do without, as a folder. The default needs no grant.
+    fn is_granted(&self, _tool: &str, _policy: &Policy) -> bool {
+        true
+    }
+
+    /// Does it; the gate has let it pass, and its arguments fit the schema. Ends soon after `cancel`; whoever does not is
+    /// dropped.
     fn call<'a>(&'a self, call: &'a Call, cancel: &'a CancellationToken) -> Calling<'a>;
 
-    /// What a call would touch beyond the arguments, in words, so that an approval shows it: a resolved path, a host.
-    /// `Err` when it may not be done at all. The default has nothing to add.
-    fn preview(&self, _call: &Call) -> Result<Option<String>, ToolFailure> {
-        Ok(None)
+    /// What a call would touch. `Err` when it may not be done at all. May block for a moment, as files do. The default has
+    /// nothing to add.
+    fn preview(&self, _call: &Call) -> Result<Preview, ToolFailure> {
+        Ok(Preview::default())
     }
 }
 
-/// Everything that is offered; cheap to clone.
-#[derive(Clone, Default)]
+/// Says why a tool may not be called with these arguments, whoever calls: the boundaries of the soul.
+pub type Admit = Arc<dyn Fn(&str, &Value) -> Result<(), String> + Send + Sync>;
+
+/// What the gate can be told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What people and workflows may use; agents bring their own.
+    pub policy: Arc<Policy>,
+    /// How long an approval can be answered.
+    pub approval_time: Duration,
+}
+
+impl Settings {
+    /// As `[tools]` says.
+    pub fn of(config: &ToolsConfig) -> Settings {
+        let ToolsConfig { allow, deny, approve, read, write, hosts, exec, sqlite, approval_time, search: _ } = config;
+        let policy = Policy {
+            allow: allow.clone(),
+            deny: deny.clone(),
+            approve: approve.clone(),
+            read: read.clone(),
+            write: write.clone(),
+            hosts: hosts.clone(),
+            exec: exec.clone(),
+            sqlite: sqlite.clone(),
+            unattended: false,
+        };
+        Settings { policy: Arc::new(policy), approval_time: *approval_time }
+    }
+}
+
+/// Everything that is offered, and the gate before it; cheap to clone.
+#[derive(Clone)]
 pub struct Tools {
-    offered: Arc<RwLock<BTreeMap<String, Arc<dyn Provider>>>>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bus: Bus,
+    admit: Admit,
+    settings: ArcSwap<Settings>,
+    offered: RwLock<BTreeMap<String, Arc<dyn Provider>>>,
+    /// Schemas that are ready, by tool.
+    schemas: Mutex<HashMap<String, Arc<Schema>>>,
+    approvals: approvals::Approvals,
 }
 
 impl Tools {
+    /// A gate with nothing behind it.
+    pub fn new(bus: &Bus, admit: Admit, settings: Settings) -> Tools {
+        Tools {
+            inner: Arc::new(Inner {
+                bus: bus.clone(),
+                admit,
+                settings: ArcSwap::from_pointee(settings),
+                offered: RwLock::default(),
+                schemas: Mutex::default(),
+                approvals: approvals::Approvals::default(),
+            }),
+        }
+    }
+
+    /// Sees to what waited for an approval when the daemon ended; once everybody who consumes events is there.
+    pub fn run(&self) {
+        self.watch_expiry();
+    }
+
     /// Takes up a provider under a name; whoever had it before is replaced.
     pub fn offer(&self, name: &str, provider: Arc<dyn Provider>) {
-        self.offered.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), provider);
+        self.inner.offered.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), provider);
     }
 
     /// Forgets a provider.
     pub fn withdraw(&self, name: &str) {
-        self.offered.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.inner.offered.write().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
-    /// Every tool there is, by name.
+    /// Every tool there is, by name. Of two with one name the first provider's counts.
     pub fn list(&self) -> Vec<Tool> {
-        let offered = self.offered.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<Tool> = offered.values().flat_map(|provider| provider.tools()).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
+        self.tools_of(|_, _| true)
+    }
+
+    /// The tools that a caller of this trust with this policy may be shown.
+    pub fn list_for(&self, policy: &Policy, trust: Trust) -> Vec<Tool> {
+        self.tools_of(|tool, provider| {
+            trust >= tool.permission.least()
+                && gate::is_allowed(&tool.name, policy)
+                && provider.is_granted(&tool.name, policy)
+        })
+    }
+
+    fn tools_of(&self, wanted: impl Fn(&Tool, &dyn Provider) -> bool) -> Vec<Tool> {
+        let mut all: BTreeMap<String, Tool> = BTreeMap::new();
+        for provider in self.providers() {
+            for tool in provider.tools().into_iter().filter(|tool| wanted(tool, provider.as_ref())) {
+                all.entry(tool.name.clone()).or_insert(tool);
+            }
+        }
+        all.into_values().collect()
+    }
+
+    fn providers(&self) -> Vec<Arc<dyn Provider>> {
+        self.inner.offered.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The tool of that name, and who has it.
+    fn find(&self, name: &str) -> Option<(Tool, Arc<dyn Provider>)> {
+        self.providers().into_iter().find_map(|provider| Some((provider.tool(name)?, provider)))
+    }
+
+    /// What people and workflows may use.
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.inner.settings.load().policy)
+    }
+
+    /// Puts other settings in force; calls that are under way keep theirs.
+    pub fn configure(&self, settings: Settings) {
+        self.inner.settings.store(Arc::new(settings));
     }
 }
