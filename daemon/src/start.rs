@@ -59,6 +59,7 @@ pub struct Daemon {
     sources: Sources,
     plugins: Plugins,
     workflows: Workflows,
+    tools: Tools,
     config: Config,
     /// Held for as long as the daemon runs.
     _lock: Locked,
@@ -110,6 +111,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let tools = tools(&config, &bus);
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     let plugins = start_plugins(&config, &bus, &egress).await?;
+    tools.offer("plugins", Arc::new(plugins.clone()));
     let workflows = Workflows::start(&bus, &egress, &sandbox, workflow_settings(&config)).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
@@ -132,7 +134,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         upkeep,
         plugins: plugins.clone(),
         workflows: workflows.clone(),
-        tools,
+        tools: tools.clone(),
     };
     let app = app(&config, auth, parts).await?;
     let server = Server::start(app, listeners(&config, listener)?);
@@ -150,6 +152,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         sources,
         plugins,
         workflows,
+        tools,
         config,
         _lock: lock,
     })
@@ -183,7 +186,7 @@ impl Daemon {
 
     /// Walks the start back: sources, new work, running deliveries, connections, disk.
     pub async fn stop(self) {
-        let Daemon { bus, server, supervisor, lifecycle, cron, sources, plugins, workflows, config, .. } = self;
+        let Daemon { bus, server, supervisor, lifecycle, cron, sources, plugins, workflows, tools, config, .. } = self;
         tracing::info!("Shutting down.");
         lifecycle.begin_drain();
         bus.live().wake();
@@ -194,6 +197,7 @@ impl Daemon {
         if !tokio::join!(bus.drain(grace), workflows.stop(grace)).0 {
             tracing::warn!("Some work was cut off at shutdown; the next start takes it up.");
         }
+        tools.stop();
         server.stop(END_GRACE).await;
         if !supervisor.end(END_GRACE).await {
             tracing::warn!("A background task did not end in time.");

@@ -112,6 +112,11 @@ impl Draft {
         Ok(())
     }
 
+    /// Who claims to ask.
+    pub(super) fn operator(&self) -> Option<String> {
+        self.inner.as_ref().and_then(|inner| inner.claimed_operator.clone())
+    }
+
     /// Leaves no record: nothing is changed, as in a dry run.
     pub fn skip(&self) {
         if let Some(inner) = &self.inner {

@@ -35,6 +35,7 @@ mod socket;
 mod sources;
 mod stream;
 mod tokens;
+mod tools;
 mod why;
 mod workflows;
 

@@ -81,7 +81,7 @@ fn tag(path: &str) -> &str {
         "event-source" | "event-sources" | "source" | "sources" | "im-channel" => "sources",
         "sink" | "sinks" => "sinks",
         "plugin" | "plugins" | "ui" => "plugins",
-        "capabilities" => "tools",
+        "capabilities" | "tool-auth" => "tools",
         "config" | "agent" => "runtime",
         first => first,
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::body::{self, Body, Reply};
 use super::problem::Problem;
 use super::query::Query;
-use super::{App, Call, guests};
+use super::{App, Call};
 use crate::bus::StateWrite;
 use crate::error::Error;
 use crate::package;
@@ -216,28 +216,6 @@ pub(super) async fn uninstall(app: Arc<App>, mut call: Call) -> Result<Reply, Pr
     };
     app.plugins.uninstall(call.param("name"), purge, record(&call, json!({ "purge_data": purge }))).await?;
     body::ok(&json!({ "deleted": true, "data_kept": !purge }))
-}
-
-/// `GET /capabilities` and `GET /tools`: what can be called, by name.
-pub(super) async fn tools(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &["limit", "cursor"])?.page("tools", app.plugins.tools().await)
-}
-
-/// `POST /tools/{name}/execute`
-pub(super) async fn execute(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
-    let dry_run = Query::read(&call, &["dry_run"])?.flag("dry_run", false)?;
-    let mut fields = call.fields().await?;
-    let input = fields.value("input").unwrap_or_else(|| json!({}));
-    fields.done()?;
-    if dry_run {
-        call.draft.skip();
-    }
-    let caller = guests::caller(call.principal.as_ref(), call.trace);
-    let output = app.plugins.call_tool(caller, call.param("name"), &input, dry_run).await?.map_err(guests::problem)?;
-    if dry_run {
-        return body::ok(&json!({ "tool": call.param("name"), "dry_run": true }));
-    }
-    body::ok(&json!({ "tool": call.param("name"), "output": output }))
 }
 
 /// `GET /ui/pages`

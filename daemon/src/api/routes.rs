@@ -16,7 +16,7 @@ use super::body::Reply;
 use super::problem::Problem;
 use super::{
     App, Call, audit, config, cron, db, dlq, events, health, login, metrics, notifications, openapi, plugins, runtime,
-    sinks, skills, sources, stream, tokens, why, workflows,
+    sinks, skills, sources, stream, tokens, tools, why, workflows,
 };
 use crate::error::{Error, distance};
 use crate::package::PACKED_MAX;
@@ -32,7 +32,7 @@ pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// A packed plugin with the form around it, and how long its compilation may take.
 const INSTALL_BYTES_MAX: usize = PACKED_MAX as usize + (8 << 10);
 const INSTALL_TIME_MAX: Duration = Duration::from_secs(300);
-/// Longer than the limits of any plugin.
+/// Longer than the limits of any plugin, and than an approval usually waits.
 const TOOL_TIME_MAX: Duration = Duration::from_secs(800);
 /// Time limit of a route that says nothing else.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
@@ -171,6 +171,7 @@ pub fn core() -> Vec<Route> {
     all.extend(abilities());
     all.extend(upkeep());
     all.extend(extensions());
+    all.extend(tooling());
     all.extend(flows());
     all.extend(notices());
     all
@@ -216,14 +217,25 @@ fn extensions() -> Vec<Route> {
             .audited("plugin.uninstall")
             .confirmed(Confirm::WhenStrict)
             .slow(INSTALL_TIME_MAX),
-        route!(GET "/capabilities" Chat plugins::tools),
-        route!(GET "/tools" Admin plugins::tools),
-        route!(POST "/tools/{name}/execute" Admin plugins::execute)
-            .audited("tool.execute")
-            .confirmed(Confirm::WhenStrict)
-            .slow(TOOL_TIME_MAX),
         route!(GET "/ui/pages" Public plugins::pages),
         route!(GET "/ui/plugin/{name}/{*path}" Public plugins::page),
+    ]
+}
+
+/// What can be called, and the approvals that calls wait for.
+fn tooling() -> Vec<Route> {
+    vec![
+        route!(GET "/capabilities" Chat tools::capabilities),
+        route!(GET "/tools" Admin tools::list),
+        route!(POST "/tools/{name}/execute" Admin tools::execute)
+            .audited("tool.execute")
+            .confirmed(Confirm::WhenStrict)
+            .creates(Creates::Yes)
+            .slow(TOOL_TIME_MAX),
+        route!(GET "/tool-auth/pending" Admin tools::pending),
+        route!(POST "/tool-auth/respond" Admin tools::respond).audited("approval.respond"),
+        route!(GET "/tool-auth/rules" Admin tools::rules),
+        route!(DELETE "/tool-auth/rules" Admin tools::revoke).audited("approval.revoke"),
     ]
 }
 

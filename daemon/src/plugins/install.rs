@@ -222,7 +222,7 @@ impl Plugins {
         let checked = tried.check().await;
         tried.close().await;
         checked?;
-        tried.schemas().await?;
+        tried.schemas()?;
         self.inner.check_conflicts(&manifest)?;
         let grants = manifest.grants();
         let granted = known.as_ref().filter(|known| known.record.digest.is_some()).map(Known::granted);

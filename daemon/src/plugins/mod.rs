@@ -23,7 +23,6 @@ pub use change::AuditVersions;
 pub use install::{Asked, Audit, Installed};
 pub use running::{CallFault, Running};
 pub use serve::{Kind, Payload, Refusal, Served, Stream};
-pub use tools::ToolShown;
 pub use view::{PageShown, Shown, ShownVersion, Used};
 
 use tokio_util::sync::CancellationToken;

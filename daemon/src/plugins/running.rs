@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aman_plugin_host::{
@@ -12,7 +12,6 @@ use aman_plugin_host::{
     Staged, Stats,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -80,7 +79,7 @@ pub struct Running {
     closed: AtomicBool,
     /// Calls that were let in and have not ended.
     calls: TaskTracker,
-    schemas: OnceCell<Arc<BTreeMap<String, Schema>>>,
+    schemas: OnceLock<Arc<BTreeMap<String, Schema>>>,
     health: Health,
 }
 
@@ -98,7 +97,7 @@ impl Running {
             loading: tokio::sync::Mutex::new(()),
             closed: AtomicBool::new(false),
             calls: TaskTracker::new(),
-            schemas: OnceCell::new(),
+            schemas: OnceLock::new(),
             health: Health::new(&version, &ground.bus),
             manifest,
             version,
@@ -316,14 +315,13 @@ impl Running {
         self.leave(&plugin, plugin.poll_source(api, caller, id.to_owned(), cursor).await)
     }
 
-    /// The schemas of its tools, read when they are first wanted.
-    pub async fn schemas(self: &Arc<Self>) -> Result<Arc<BTreeMap<String, Schema>>, Error> {
-        let read = || async {
-            let running = Arc::clone(self);
-            let read = tokio::task::spawn_blocking(move || tools::schemas(&running)).await;
-            read.map_err(Error::internal("reading the schemas of tools"))?.map(Arc::new)
-        };
-        self.schemas.get_or_try_init(read).await.cloned()
+    /// The schemas of its tools, read when they are first wanted: a few small files.
+    pub fn schemas(&self) -> Result<Arc<BTreeMap<String, Schema>>, Error> {
+        if let Some(known) = self.schemas.get() {
+            return Ok(Arc::clone(known));
+        }
+        let read = Arc::new(tools::schemas(self)?);
+        Ok(Arc::clone(self.schemas.get_or_init(|| read)))
     }
 
     /// Notes a fault in the middle of a stream.

@@ -1,31 +1,20 @@
-//! The tools of plugins: what there is, and calling one with arguments that its schema allows.
+//! The tools of plugins, behind the gate that every tool is behind.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
 
-use serde::Serialize;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
+use super::host::trust_of;
 use super::running::{CallFault, Running};
 use super::serve::{Kind, Refusal};
 use super::{Caller, Plugins};
 use crate::error::Error;
+use crate::event::Trust;
 use crate::registry::Schema;
-
-/// A tool as it is listed.
-#[derive(Debug, Clone, Serialize)]
-pub struct ToolShown {
-    /// Its name; no two plugins that run have the same.
-    pub name: String,
-    /// What it does and when to use it.
-    pub description: String,
-    /// JSON Schema of its arguments.
-    pub schema: Value,
-    /// `plugin/<name>`.
-    pub source: String,
-    /// Who may call it.
-    pub permission: &'static str,
-}
+use crate::tools::{Call, Calling, Output, Permission, Provider, Tool, ToolFailure};
 
 /// The schemas of a plugin's tools by the tool's name, as they lie in its folder.
 pub(super) fn schemas(running: &Running) -> Result<BTreeMap<String, Schema>, Error> {
@@ -41,68 +30,105 @@ pub(super) fn schemas(running: &Running) -> Result<BTreeMap<String, Schema>, Err
     running.manifest.tools.iter().map(read).collect()
 }
 
+fn shown(running: &Running, tool: &crate::package::Tool, schema: &Schema) -> Tool {
+    Tool {
+        name: tool.name.clone(),
+        description: tool.description.clone(),
+        schema: schema.value().clone(),
+        source: format!("plugin/{}", running.manifest.name),
+        permission: Permission::Foreign,
+        repeatable: false,
+    }
+}
+
 impl Plugins {
-    /// Every tool of every plugin that runs, by name.
-    pub async fn tools(&self) -> Vec<ToolShown> {
-        let mut shown = Vec::new();
-        for known in self.inner.all() {
-            let Some(running) = known.running else { continue };
-            let schemas = match running.schemas().await {
-                Ok(schemas) => schemas,
+    /// The version that runs and has a tool of that name.
+    fn offering(&self, name: &str) -> Option<Arc<Running>> {
+        let offers = |running: &Arc<Running>| running.manifest.tools.iter().any(|tool| tool.name == name);
+        self.inner.all().into_iter().filter_map(|known| known.running).find(offers)
+    }
+
+    async fn call_tool(&self, call: &Call) -> Result<Output, ToolFailure> {
+        let gone = || ToolFailure::Failed("the plugin was switched off; nothing was done".to_owned());
+        let caller = Caller {
+            principal: call.caller.principal.clone(),
+            trust: trust_of(call.caller.trust),
+            trace_id: call.caller.trace.to_string(),
+            extensions: Vec::new(),
+        };
+        let (name, input) = (call.tool.as_str(), call.arguments.to_string());
+        let running = self.offering(name).ok_or_else(gone)?;
+        let mut called = running.tool(caller.clone(), name, input.clone()).await;
+        if matches!(called, Err(CallFault::Closed))
+            && let Some(running) = self.offering(name)
+        {
+            // Another version took its place; the old one has not seen the call.
+            called = running.tool(caller, name, input).await;
+        }
+        let said = match called {
+            Err(fault) => return Err(failure(Refusal::of_fault(&fault))),
+            Ok(Err(said)) => return Err(failure(Refusal::of_words(&said))),
+            Ok(Ok(text)) => text,
+        };
+        let value = if said.trim().is_empty() {
+            Value::Null
+        } else {
+            crate::event::read_json(said.as_bytes())
+                .map_err(|error| ToolFailure::Failed(format!("the plugin answered what is no JSON: {error}")))?
+        };
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        Ok(Output { text, value: Some(value), trust: Trust::Plugin })
+    }
+}
+
+/// What a plugin's refusal comes to. What was cut off in the middle may have acted before.
+fn failure(refusal: Refusal) -> ToolFailure {
+    match refusal.kind {
+        Kind::SaysInvalid => {
+            let pointer = refusal.field.map(|field| format!("/{field}")).unwrap_or_default();
+            ToolFailure::Arguments(pointer, refusal.detail)
+        }
+        Kind::SaysDenied => ToolFailure::Refused("plugin_denied", refusal.detail),
+        Kind::Trap | Kind::Timeout | Kind::Limit => ToolFailure::Unknown(refusal.detail),
+        Kind::Absent
+        | Kind::Unavailable
+        | Kind::Internal
+        | Kind::SaysNotFound
+        | Kind::SaysConflict
+        | Kind::SaysFailed => ToolFailure::Failed(refusal.detail),
+    }
+}
+
+impl Provider for Plugins {
+    fn tools(&self) -> Vec<Tool> {
+        let mut all = Vec::new();
+        for running in self.inner.all().into_iter().filter_map(|known| known.running) {
+            match running.schemas() {
+                Ok(schemas) => all.extend(
+                    running
+                        .manifest
+                        .tools
+                        .iter()
+                        .filter_map(|tool| Some(shown(&running, tool, schemas.get(&tool.name)?))),
+                ),
                 Err(error) => {
                     let error = error.chain().join(": ");
                     tracing::warn!(plugin = running.manifest.name, error, "A plugin's tools cannot be shown.");
-                    continue;
                 }
-            };
-            shown.extend(running.manifest.tools.iter().filter_map(|tool| {
-                Some(ToolShown {
-                    name: tool.name.clone(),
-                    description: tool.description.clone(),
-                    schema: schemas.get(&tool.name)?.value().clone(),
-                    source: format!("plugin/{}", running.manifest.name),
-                    permission: "admin",
-                })
-            }));
+            }
         }
-        shown.sort_by(|a, b| a.name.cmp(&b.name));
-        shown
+        all
     }
 
-    /// Calls a tool. With `dry_run` only its arguments are checked.
-    pub async fn call_tool(
-        &self,
-        caller: Caller,
-        name: &str,
-        input: &Value,
-        dry_run: bool,
-    ) -> Result<Result<Value, Refusal>, Error> {
-        let offers = |running: &Running| running.manifest.tools.iter().any(|tool| tool.name == name);
-        let offered = || self.inner.all().into_iter().filter_map(|known| known.running).find(|running| offers(running));
-        let Some(running) = offered() else { return Err(Error::not_found("tool", name)) };
-        let schemas = running.schemas().await?;
-        let schema = schemas.get(name).ok_or_else(|| Error::not_found("tool", name))?;
-        schema.check("input", &format!("the schema of {name}"), input)?;
-        if dry_run {
-            return Ok(Ok(Value::Null));
-        }
-        let mut called = running.tool(caller.clone(), name, input.to_string()).await;
-        if matches!(called, Err(CallFault::Closed))
-            && let Some(running) = offered()
-        {
-            // Another version took its place; the old one has not seen the call.
-            called = running.tool(caller, name, input.to_string()).await;
-        }
-        Ok(match called {
-            Err(fault) => Err(Refusal::of_fault(&fault)),
-            Ok(Err(said)) => Err(Refusal::of_words(&said)),
-            Ok(Ok(text)) if text.trim().is_empty() => Ok(Value::Null),
-            Ok(Ok(text)) => crate::event::read_json(text.as_bytes()).map_err(|error| Refusal {
-                kind: Kind::Trap,
-                detail: format!("The tool answered what is no JSON: {error}."),
-                field: None,
-                retry_after_ms: None,
-            }),
-        })
+    fn tool(&self, name: &str) -> Option<Tool> {
+        let running = self.offering(name)?;
+        let schemas = running.schemas().ok()?;
+        let tool = running.manifest.tools.iter().find(|tool| tool.name == name)?;
+        Some(shown(&running, tool, schemas.get(name)?))
+    }
+
+    fn call<'a>(&'a self, call: &'a Call, _cancel: &'a CancellationToken) -> Calling<'a> {
+        // Dropping the call ends the guest.
+        Box::pin(self.call_tool(call))
     }
 }

@@ -257,6 +257,10 @@ impl Tools {
                     let reason = "it was stopped while it waited for an approval; nothing was done";
                     return Err(ToolFailure::Failed(reason.to_owned()));
                 }
+                () = self.inner.ending.cancelled() => {
+                    let reason = "aman ends while this waits for an approval; nothing was done, and the question stays";
+                    return Err(ToolFailure::Failed(reason.to_owned()));
+                }
             }
             let id = asked.id.clone();
             let now = self.inner.bus.store().read(move |conn| rows::by_id(conn, &id)).await;

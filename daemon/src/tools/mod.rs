@@ -253,6 +253,8 @@ struct Inner {
     /// Schemas that are ready, by tool.
     schemas: Mutex<HashMap<String, Arc<Schema>>>,
     approvals: approvals::Approvals,
+    /// Cancelled when the daemon ends: what waits for an answer waits on after the next start.
+    ending: CancellationToken,
 }
 
 impl Tools {
@@ -266,6 +268,7 @@ impl Tools {
                 offered: RwLock::default(),
                 schemas: Mutex::default(),
                 approvals: approvals::Approvals::default(),
+                ending: CancellationToken::new(),
             }),
         }
     }
@@ -273,6 +276,11 @@ impl Tools {
     /// Sees to what waited for an approval when the daemon ended; once everybody who consumes events is there.
     pub fn run(&self) {
         self.watch_expiry();
+    }
+
+    /// Ends the wait of whoever still waits for an answer; the questions stay.
+    pub fn stop(&self) {
+        self.inner.ending.cancel();
     }
 
     /// Takes up a provider under a name; whoever had it before is replaced.

@@ -43,6 +43,16 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ("SkillRollback", skill_rollback()),
         ("NotificationTest", notification_test()),
         ("ToolInput", closed(json!({ "input": {} }), &[])),
+        (
+            "ToolAnswer",
+            closed(
+                json!({
+                    "auth_id": text(255), "approved": { "type": "boolean" },
+                    "remember": { "enum": ["once", "session", "always", null] },
+                }),
+                &["auth_id", "approved"],
+            ),
+        ),
         ("ConfigSet", config_set()),
         ("MintToken", mint_token()),
         (
