@@ -5,7 +5,7 @@ mod conformance;
 mod crash;
 mod lasting;
 mod processes;
-mod room;
+pub mod room;
 mod schedules;
 
 use std::time::{Duration, Instant};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::StateWrite;
 use super::publish::Bus;
+use super::{Action, NewNotification, StateWrite};
 use crate::error::Error;
 use crate::event::{Event, Trust};
 use crate::id::{SpanId, TraceId};
@@ -88,14 +88,25 @@ impl Bus {
         (self.inner.flows.get().ok_or_else(starting)?.prepare)(wanted).await
     }
 
-    /// Applies changes in the transaction that it is run in, which must not fail: an event that is not taken up is lost.
+    /// Applies changes in the transaction that it is run in: `invalid_state` when an event is not taken up, since its
+    /// instance has ended or too much waits for it.
     pub fn change_instances(&self, changes: Vec<Change>) -> StateWrite {
-        self.changing(move |tx| rows::apply(tx, &changes).map(drop))
+        self.changing(move |tx| rows::apply_all(tx, &changes))
     }
 
-    /// As [`Bus::change_instances`], for whoever waits for the answer: `invalid_state` when an event is not taken up.
-    pub fn change_instances_now(&self, changes: Vec<Change>) -> StateWrite {
-        self.changing(move |tx| rows::apply_all(tx, &changes))
+    /// As [`Bus::change_instances`], for what cannot be asked for anew since the rest of it stands: that the instance of an
+    /// event has ended is told to the person, as from `consumer`, a plugin.
+    pub async fn change_instances_at_last(&self, consumer: &str, changes: Vec<Change>) -> StateWrite {
+        let mut told = Vec::with_capacity(changes.len());
+        for change in &changes {
+            let asked = match change {
+                Change::Start(_) => Vec::new(),
+                Change::Signal { id, body, .. } => vec![late(id, body)],
+            };
+            told.push(self.notices((consumer, "plugin"), Trust::Plugin, None, asked).await);
+        }
+        let now_ms = self.clock().now_ms();
+        self.changing(move |tx| rows::apply(tx, &changes)?.into_iter().try_for_each(|n| told[n].store(tx, now_ms)))
     }
 
     fn changing(&self, change: impl FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static) -> StateWrite {
@@ -107,5 +118,19 @@ impl Bus {
             }
             Ok(())
         })
+    }
+}
+
+/// Tells of an event whose instance had ended.
+fn late(id: &str, body: &str) -> NewNotification {
+    let event: Value = serde_json::from_str(body).unwrap_or_default();
+    let kind = event["type"].as_str().unwrap_or_default();
+    NewNotification {
+        title: "An event came too late for its workflow".to_owned(),
+        message: format!("'{kind}' was sent to the instance {id}, which had ended. Nothing was done with it."),
+        action: Some(Action { label: "Instance".to_owned(), url: format!("/workflow-instance/{id}") }),
+        // Each is another one.
+        fingerprint: event["id"].as_str().map(str::to_owned),
+        ..NewNotification::default()
     }
 }

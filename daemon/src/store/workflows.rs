@@ -11,10 +11,10 @@ use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Trust;
 
-pub use asked::{Change, KEY_TAKEN, apply, apply_all, check, untaken, with_key, workflow_of};
+pub use asked::{Change, KEY_TAKEN, apply, apply_all, check, may_hear, untaken, with_key, workflow_of};
 pub use progress::{
-    Advance, InboxRow, Kind, ListenerRow, StepRow, advance, bring, cancel, cancel_below, fault, hold, inbox, listeners,
-    reopen, steps,
+    Advance, Brought, InboxRow, Kind, ListenerRow, StepRow, advance, bring, cancel, cancel_below, fault, hold, inbox,
+    listeners, reopen, steps,
 };
 
 /// Rows of the journal that an instance keeps.
@@ -151,7 +151,7 @@ pub struct InstanceRow {
     pub status: Status,
     /// True while it is paused.
     pub hold: bool,
-    /// Where it stands, JSON.
+    /// Where it stands, JSON; none = not begun, or ended for good.
     pub state: Option<String>,
     /// Its input, JSON without secrets.
     pub input: String,
@@ -354,9 +354,9 @@ pub fn start(tx: &Tx<'_>, row: &InstanceRow) -> Result<(i64, bool), Error> {
     }
     tx.conn
         .prepare_cached(
-            "INSERT INTO workflow_instance (id, workflow, digest, status, hold, input, created_ms, updated_ms, trace, \
-             trust, principal, cause, parent, parent_key, awaited, dedup) \
-             VALUES (?1, ?2, ?3, 0, 0, ?4, ?5, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            "INSERT INTO workflow_instance (id, workflow, digest, status, hold, state, input, created_ms, updated_ms, \
+             trace, trust, principal, cause, parent, parent_key, awaited, dedup) \
+             VALUES (?1, ?2, ?3, 0, 0, ?14, ?4, ?5, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
         )
         .and_then(|mut s| {
             s.execute(params![
@@ -372,7 +372,8 @@ pub fn start(tx: &Tx<'_>, row: &InstanceRow) -> Result<(i64, bool), Error> {
                 row.parent,
                 row.parent_key,
                 row.awaited,
-                row.dedup
+                row.dedup,
+                row.state
             ])
         })
         .map_err(unwritten)?;
@@ -442,6 +443,22 @@ pub fn child(tx: &Tx<'_>, parent: i64, key: &str) -> Result<Option<InstanceRow>,
         .prepare_cached(&sql)
         .and_then(|mut s| s.query_row(params![parent, key], instance_of).optional())
         .map_err(unread)
+}
+
+/// The instance of a workflow that was started with this key.
+pub fn by_key(conn: &Connection, workflow: &str, key: &str) -> Result<Option<InstanceRow>, Error> {
+    conn.prepare_cached(&format!("SELECT {COLUMNS} FROM workflow_instance WHERE workflow = ?1 AND dedup = ?2"))
+        .and_then(|mut s| s.query_row([workflow, key], instance_of).optional())
+        .map_err(unread)
+}
+
+/// Another one has taken the place of a cancelled instance, which need not know any more where it stood.
+pub fn replaced(tx: &Tx<'_>, workflow: &str, key: &str) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached("UPDATE workflow_instance SET state = NULL WHERE workflow = ?1 AND dedup = ?2 AND status = 5")
+        .and_then(|mut s| s.execute([workflow, key]))
+        .map(drop)
+        .map_err(unwritten)
 }
 
 /// How many instances started each other until this one.

@@ -503,9 +503,17 @@ impl Machine {
             None => self.input(id)?,
         };
         self.clean(&mut input);
-        let key = format!("{}-{}", env.id, self.doing(id)?.step);
+        let (key, after) = (format!("{}-{}", env.id, self.doing(id)?.step), self.take_key(id));
         self.wishes.bytes += input.to_string().len();
-        self.wishes.children.push(Child { key: key.clone(), namespace, name, version, input, awaited: *awaited });
+        self.wishes.children.push(Child {
+            key: key.clone(),
+            after,
+            namespace,
+            name,
+            version,
+            input,
+            awaited: *awaited,
+        });
         if *awaited {
             return Ok(Next::Wait(Waiting::Child(key)));
         }

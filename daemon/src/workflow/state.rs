@@ -220,6 +220,8 @@ pub struct Step {
 pub struct Child {
     /// Names it to its parent.
     pub key: String,
+    /// The key of the one in whose place it is started, since that was cut off.
+    pub after: Option<String>,
     /// Its workflow.
     pub namespace: String,
     /// Its workflow.

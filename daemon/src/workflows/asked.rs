@@ -9,7 +9,7 @@ use super::{Inner, fresh, spans};
 use crate::bus::{Flows, NewInstance, NewSignal, Preparing, Wanted};
 use crate::clock::rfc3339;
 use crate::error::Error;
-use crate::store::workflows::{Change, InstanceRow};
+use crate::store::workflows::{Change, InstanceRow, may_hear};
 use crate::workflow::{APPROVAL, Env, Machine, State};
 
 /// What the bus hands on.
@@ -106,7 +106,8 @@ impl Inner {
         if !taken {
             return Err(if signal.kind == APPROVAL { unanswered(&asked, &signal.data) } else { deaf() });
         }
-        Ok((event_id, Change::Signal { instance: number, body }))
+        self.bus.store().read(move |conn| may_hear(conn, number)).await?;
+        Ok((event_id, Change::Signal { instance: number, id: signal.instance, body }))
     }
 }
 

@@ -256,8 +256,9 @@ impl Workflows {
         let (number, now_ms, after) = (row.number, self.inner.now_ms(), self.inner.after(&row));
         let workflow = row.workflow.clone();
         let change = move |tx: &mut Tx<'_>| {
-            let mut gone = rows::cancel_below(tx, number, "[]", now_ms)?;
-            if !rows::cancel(tx, number, &row.workflow, now_ms)? {
+            let kept = row.parent.is_some() && row.awaited;
+            let mut gone = rows::cancel_below(tx, number, "[]", kept, now_ms)?;
+            if !rows::cancel(tx, number, &row.workflow, kept, now_ms)? {
                 return Err(ended());
             }
             gone.extend(rows::current(tx, number)?);
@@ -366,9 +367,9 @@ impl Inner {
     }
 }
 
-/// What the parent of a cancelled instance hears.
+/// What the parent of a cancelled instance hears. How far that came nobody knows.
 fn cancelled() -> Fault {
-    Fault::runtime("the workflow that was run was cancelled")
+    Fault::runtime("the workflow that was run was cancelled").unknown()
 }
 
 /// What its parent must still hear of a child, as of its end; none while that goes on.

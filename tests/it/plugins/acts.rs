@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{install, installed, package};
 use crate::bundled_plugins;
 use crate::harness::{Answer, Daemon};
-use crate::workflows::{instance, start, stored, until};
+use crate::workflows::{instance, room, start, stored, until};
 
 /// Everything that the plugin's component needs.
 const ALL: &str = "workflows = [{ name = \"order-*\", may = [\"start\", \"signal\", \"read\"] }]\nnotify = true\n\
@@ -268,6 +268,47 @@ fn handlers_act_with_the_end_of_their_delivery() {
         daemon.settle();
         let failed = attempts(&daemon, &dead);
         assert!(failed["status"] == "dead" && failed.to_string().contains("start the workflow 'other'"), "{failed}");
+    }
+}
+
+/// Goal: a signal that finds no room when its delivery ends is not lost: the delivery fails with all that it asked for, says
+/// why, and is done once there is room. One that would find no room already is refused to the plugin.
+#[test]
+fn signals_find_room_or_are_tried_again() {
+    for sql in [false, true] {
+        let daemon = daemon("");
+        let ears = "do: [{l: {listen: {to: {any: [{with: {type: order.paid}}], until: 'length == 8'}}}}]";
+        stored(&daemon, "order-ears", ears);
+        let id = start(&daemon, "order-ears", json!({}));
+        until(&daemon, &id, "waiting");
+        assert_eq!(daemon.post(&format!("/workflow-instance/{id}/pause"), &json!({})).status, 200);
+        assert_eq!(room::fill(&daemon, &id, "order.paid"), 6);
+        // Each of them would find room, and both do not.
+        let signal = |n: u64| json!({ "id": id, "type": "order.paid", "data": n });
+        let title = "Told with the signals";
+        let told = json!({ "sql": sql, "signal": [signal(7), signal(8)], "notify": [{ "title": title }] });
+        let event = daemon.push("acts.do", told);
+        daemon.until(&event, "dead");
+        let dead = attempts(&daemon, &event).to_string();
+        assert!(dead.contains("Too much waits for it already"), "{dead}");
+        assert!(told_by_plugin(&daemon).is_empty(), "nothing of it was done");
+
+        assert_eq!(act(&daemon, &json!({ "signal": [signal(7)] })).status, 200);
+        let full = act(&daemon, &json!({ "signal": [signal(8)] }));
+        assert_eq!((full.status, full.code()), (409, "invalid_state"), "{full:?}");
+        assert_eq!(daemon.post(&format!("/workflow-instance/{id}/resume"), &json!({})).status, 200);
+        daemon.wait("the seven to be heard", || {
+            let again = act(&daemon, &json!({ "signal": [signal(0)] }));
+            (again.status == 200).then_some(())
+        });
+        assert_eq!(until(&daemon, &id, "completed")["output"].as_array().map(Vec::len), Some(8));
+        // By now nobody waits for it, which its next attempt says.
+        let letter = daemon.get("/dlq").items().pop().expect("a dead letter");
+        let path = format!("/dlq/{}/retry", letter["id"].as_str().expect("an id"));
+        assert_eq!(daemon.post_confirmed(&path, &json!({ "reason": "room" })).status, 200);
+        daemon.wait("what its next attempt says", || {
+            attempts(&daemon, &event).to_string().contains("It has ended").then_some(())
+        });
     }
 }
 

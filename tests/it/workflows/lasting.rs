@@ -73,6 +73,46 @@ fn a_call_that_timed_out_is_repeated_with_its_key() {
     assert!(keys.len() == 2 && keys[0] == keys[1], "{keys:?}");
 }
 
+/// Goal: a workflow that a time limit of its parent cut off is started again with the keys of its calls, by `retry` and by
+/// hand, also when another one stands between.
+#[test]
+fn a_workflow_that_timed_out_is_repeated_with_its_keys() {
+    let daemon = Daemon::configured(PRIVATE);
+    let run = |name: &str| format!("run: {{workflow: {{namespace: test, name: {name}, version: latest}}}}");
+    let limit = "timeout: {after: {milliseconds: 700}}";
+    let retry = "catch: {retry: {delay: {milliseconds: 10}, limit: {attempt: {count: 20}}}}";
+    for (name, below, by_hand) in [("tried", "inner", false), ("far", "middle", false), ("plain", "middle", true)] {
+        let (url, requests) = silent(2);
+        let first = "{s: {set: {n: 1}}}, {w: {wait: {milliseconds: 1}}}";
+        stored(
+            &daemon,
+            "inner",
+            &format!("do: [{first}, {{c: {{call: http, with: {{method: post, endpoint: '{url}'}}}}}}]"),
+        );
+        stored(&daemon, "middle", &format!("do: [{{m: {{{}}}}}]", run("inner")));
+        let task = format!("{{r: {{{}, {limit}}}}}", run(below));
+        let body = if by_hand { task } else { format!("{{t: {{try: [{task}], {retry}}}}}") };
+        stored(&daemon, name, &format!("do: [{body}]"));
+        let id = start(&daemon, name, json!({}));
+        daemon.wait(&format!("{name} to complete"), || {
+            let shown = instance(&daemon, &id);
+            if by_hand && shown["status"] == "faulted" {
+                let detail = shown["error"]["detail"].as_str().unwrap_or_default();
+                assert!(detail.contains("unknown_outcome"), "{shown}");
+                daemon.post_confirmed(&format!("/workflow-instance/{id}/retry"), &json!({}));
+            }
+            (shown["status"] == "completed").then_some(())
+        });
+        let keys: Vec<String> = requests.try_iter().map(|request| key_of(&request)).collect();
+        assert_eq!(keys.len(), 3, "{name}: {keys:?}");
+        assert!(keys.iter().all(|key| *key == keys[0]), "{name}: {keys:?}");
+    }
+    // A call that was answered is another one when it is made again.
+    let all = daemon.all("/workflow-instances?workflow=inner&limit=100");
+    let ended = |one: &Value| ["completed", "cancelled"].iter().any(|status| one["status"] == *status);
+    assert!(all.iter().all(ended), "{all:?}");
+}
+
 /// Goal: whenever the daemon is killed, an instance that faulted has told so once.
 #[test]
 fn a_fault_and_its_event_come_together() {
@@ -164,6 +204,78 @@ fn a_cancelled_instance_ends_neither_its_schedule_nor_leaves_children() {
     until(&daemon, inner["id"].as_str().expect("an id"), "cancelled");
 }
 
+/// Goal: a workflow that nobody waits for any more when its start would be stored is not started.
+#[test]
+fn a_workflow_that_lost_its_race_is_not_started() {
+    let daemon = Daemon::start();
+    stored(&daemon, "inner", "do: [{w: {wait: PT1H}}]");
+    let run = "run: {workflow: {namespace: test, name: inner, version: latest}}";
+    let fork = format!("{{f: {{fork: {{compete: true, branches: [{{a: {{{run}}}}}, {{b: {{set: {{won: 1}}}}}}]}}}}}}");
+    stored(&daemon, "outer", &format!("do: [{fork}]"));
+    let id = start(&daemon, "outer", json!({}));
+    assert_eq!(until(&daemon, &id, "completed")["output"], json!({ "won": 1 }));
+    assert!(daemon.get("/workflow-instances?workflow=inner").items().is_empty(), "it was left before");
+}
+
+/// Goal: a removed workflow gets no more events once its last instance was cancelled with its parent.
+#[test]
+fn a_removed_workflow_hears_nothing_after_its_last_instance() {
+    let daemon = Daemon::start();
+    stored(&daemon, "ears", "do: [{l: {listen: {to: {one: {with: {type: ear.rung}}}}}}]");
+    stored(&daemon, "outer", "do: [{r: {run: {workflow: {namespace: test, name: ears, version: latest}}}}]");
+    let id = start(&daemon, "outer", json!({}));
+    daemon.wait("the inner one", || daemon.get("/workflow-instances?workflow=ears&status=waiting").items().pop());
+    assert_eq!(daemon.call("DELETE", "/workflow/ears", None).status, 200);
+    let hears = || {
+        let event = daemon.push("ear.pulled", json!({}));
+        let why = daemon.get(&format!("/events/{event}/why?all=true")).json;
+        why.to_string().contains("workflow/ears")
+    };
+    assert!(hears(), "its instance listens still");
+    assert_eq!(daemon.post_confirmed(&format!("/workflow-instance/{id}/cancel"), &json!({})).status, 200);
+    assert!(!hears(), "nobody is there any more");
+}
+
+/// Goal: a stored definition or state that cannot be read any more ends the instances that need it, says so, and takes no
+/// events from the others.
+#[test]
+fn what_cannot_be_read_ends_only_those_who_need_it() {
+    let mut daemon = Daemon::start();
+    let ears = |n: usize| {
+        format!("do: [{{s: {{set: {{n: {n}}}}}}}, {{l: {{listen: {{to: {{one: {{with: {{type: ear.rung}}}}}}}}}}}}]")
+    };
+    let listening = |n: usize| {
+        stored(&daemon, "ears", &ears(n));
+        let id = start(&daemon, "ears", json!({}));
+        until(&daemon, &id, "waiting");
+        id
+    };
+    let [old, garbled, well] = [1, 2, 2].map(listening);
+    let digest = instance(&daemon, &old)["digest"].as_str().expect("a digest").to_owned();
+    daemon.kill();
+    let database = rusqlite::Connection::open(daemon.home().join("aman.db")).expect("the database");
+    for (sql, of) in [
+        ("UPDATE workflow_definition SET text = 'do: [' WHERE digest = ?1", &digest),
+        ("UPDATE workflow_instance SET state = '{' WHERE id = ?1", &garbled),
+    ] {
+        assert_eq!(database.execute(sql, [of]).expect("it is changed"), 1);
+    }
+    drop(database);
+    daemon.again();
+    daemon.push("ear.rung", json!({ "heard": 1 }));
+    assert_eq!(until(&daemon, &well, "completed")["output"], json!([{ "heard": 1 }]));
+    for id in [&old, &garbled] {
+        let shown = until(&daemon, id, "faulted");
+        assert!(shown["error"]["detail"].as_str().is_some_and(|text| !text.is_empty()), "{shown}");
+        daemon.wait("the event that tells of it", || {
+            daemon.recent("aman.workflow.faulted").into_iter().find(|one| one["subject"] == json!(id))
+        });
+        let again = daemon.post_confirmed(&format!("/workflow-instance/{id}/retry"), &json!({}));
+        assert!(again.status >= 400, "{again:?}");
+    }
+    daemon.settle();
+}
+
 /// Goal: an instance that is taken up again hears of what ended while it had ended itself.
 #[test]
 fn a_retried_instance_hears_of_children_that_ended_meanwhile() {
@@ -211,7 +323,15 @@ fn an_instance_holds_a_bounded_amount() {
         let error = until(&daemon, &id, "faulted")["error"].clone();
         assert_eq!(error["title"], "Too much data", "{name}: {error}");
         assert!(error["detail"].as_str().is_some_and(|text| text.contains("MiB")), "{name}: {error}");
+        // Taken up again it ends in the same way, and does not go round and round.
+        assert_eq!(daemon.post_confirmed(&format!("/workflow-instance/{id}/retry"), &json!({})).status, 200);
+        assert_eq!(until(&daemon, &id, "faulted")["error"]["title"], "Too much data", "{name}");
+        daemon.wait("it to be told twice", || {
+            let told = daemon.recent("aman.workflow.faulted");
+            (told.iter().filter(|one| one["subject"] == json!(id)).count() == 2).then_some(())
+        });
     }
+    daemon.writes_nothing_for(Duration::from_millis(300));
 
     stored(&daemon, "ears", "do: [{l: {listen: {to: {any: [{with: {type: tick.tock}}], until: 'length == 5000'}}}}]");
     let id = start(&daemon, "ears", json!({}));
@@ -235,6 +355,9 @@ fn an_instance_holds_a_bounded_amount() {
         error["title"] == "Too much data" && error["detail"].as_str().is_some_and(|text| text.contains("events")),
         "{error}"
     );
+    // What it had lost is known; it may listen on.
+    assert_eq!(daemon.post_confirmed(&format!("/workflow-instance/{id}/retry"), &json!({})).status, 200);
+    until(&daemon, &id, "waiting");
 }
 
 /// Goal: ended instances and definitions that nothing uses go by their age; what is open stays, with its definition.

@@ -173,7 +173,7 @@ impl Api {
                 return Ok(started);
             }
             let (id, change) = self.prepared_start(wanted.clone()).await?;
-            let state = self.bus().change_instances_now(vec![change]);
+            let state = self.bus().change_instances(vec![change]);
             let write = move |tx: &mut Tx<'_>| {
                 let _open = gate;
                 state(tx)
@@ -189,7 +189,7 @@ impl Api {
     /// Signals an instance, durably; whoever asks may vanish.
     pub(super) async fn signal_now(&self, caller: &Caller, id: &str, event: SignalEvent) -> Result<(), Refusal> {
         let signal = self.new_signal(caller, id, event, None).await?;
-        let state = self.bus().change_instances_now(vec![self.prepared(Wanted::Signal(signal)).await?]);
+        let state = self.bus().change_instances(vec![self.prepared(Wanted::Signal(signal)).await?]);
         self.bus().store().write(move |tx| state(tx)).await.map_err(refusal)
     }
 

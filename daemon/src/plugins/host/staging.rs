@@ -160,7 +160,7 @@ impl Api {
                 let instances = mem::take(&mut kept.acts.instances);
                 let untaken = move |conn: &_| workflows::untaken(conn, instances);
                 kept.acts.instances = self.bus().store().read(untaken).await?;
-                return Ok(Begun::Settled(self.ready(kept, None).await));
+                return Ok(Begun::Settled(self.ready(kept, Before::Sql(None)).await));
             }
             sql = Sql::Turn(session);
         }
@@ -169,17 +169,21 @@ impl Api {
         Ok(Begun::Fresh(Arc::new(Staging { api, work, sql, acts, events, context })))
     }
 
-    /// What is to commit with the end of the work; `gate` is held until it has.
-    async fn ready(&self, kept: Kept, gate: Option<Gate>) -> Ready {
+    /// What is to commit with the end of the work.
+    async fn ready(&self, kept: Kept, before: Before) -> Ready {
         let Kept { publish, changes, acts: Acts { instances, notify }, cursor, next_ms } = kept;
         let mut state: Option<StateWrite> = None;
         if !(changes.is_empty() && instances.is_empty()) {
-            let gate = match gate {
-                Some(gate) => gate,
-                None => Gate::Shared { _open: Arc::clone(&self.room.gate).read_owned().await },
+            let instances = match &before {
+                Before::Nothing => self.bus().change_instances(instances),
+                // The guest is not asked again.
+                Before::Sql(_) => self.bus().change_instances_at_last(&self.source(), instances).await,
+            };
+            let gate = match before {
+                Before::Sql(Some(gate)) => gate,
+                _ => Gate::Shared { _open: Arc::clone(&self.room.gate).read_owned().await },
             };
             let (plugin, quota) = (self.room.plugin.clone(), self.manifest.permissions.kv.unwrap_or(0));
-            let instances = self.bus().change_instances(instances);
             state = Some(Box::new(move |tx: &mut Tx<'_>| {
                 let _gate = gate;
                 plugin_data::change(tx, &plugin, &changes, quota)?;
@@ -188,6 +192,13 @@ impl Api {
         }
         Ready { publish, notify, state, cursor, next_ms }
     }
+}
+
+/// What of some work is committed before the rest.
+enum Before {
+    Nothing,
+    /// Its SQL; the gate is held until the rest has followed.
+    Sql(Option<Gate>),
 }
 
 /// Held until changes of keys commit.
@@ -206,13 +217,13 @@ impl Staging {
         let acts = mem::take(&mut *self.acts.lock().await);
         let (kept, api) = (self.kept(staged, acts, polled)?, &self.api);
         let session = match mem::replace(&mut *self.sql.lock().await, Sql::Over) {
-            Sql::None => return Ok(api.ready(kept, None).await),
+            Sql::None => return Ok(api.ready(kept, Before::Nothing).await),
             Sql::Turn(session) => session,
             Sql::Lost | Sql::Over => return Err(lost()),
         };
         if !session.is_begun() {
             drop(session);
-            return Ok(api.ready(kept, None).await);
+            return Ok(api.ready(kept, Before::Nothing).await);
         }
         let gate = self.close_gate(&kept).await?;
         let store = api.bus().store();
@@ -228,7 +239,7 @@ impl Staging {
         let (session, done) = session.run(api, settle).await?;
         drop(session);
         done?;
-        Ok(api.ready(kept, gate).await)
+        Ok(api.ready(kept, Before::Sql(gate)).await)
     }
 
     /// Once the SQL is committed the rest must succeed: what could prevent that waits from now on.

@@ -120,59 +120,76 @@ pub fn inbox(conn: &Connection, instance: i64, after: i64, limit: usize) -> Resu
     .map_err(unread)
 }
 
-/// Gives an instance something to look at. False when it has ended, or when so much waits for it already that it will not
-/// see this.
-pub fn bring(tx: &Tx<'_>, instance: i64, kind: Kind, body: &str) -> Result<bool, Error> {
+/// What became of something that was brought to an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Brought {
+    /// It will look at it.
+    Taken,
+    /// It has ended.
+    Ended,
+    /// So much waits for it already that it will not see this.
+    Full,
+}
+
+/// Gives an instance something to look at.
+pub fn bring(tx: &Tx<'_>, instance: i64, kind: Kind, body: &str) -> Result<Brought, Error> {
     let open = tx
         .conn
         .prepare_cached("UPDATE workflow_instance SET status = 1 WHERE number = ?1 AND status < 3")
         .and_then(|mut s| s.execute([instance]))
         .map_err(unwritten)?;
     if open == 0 {
-        return Ok(false);
+        return Ok(Brought::Ended);
     }
     // Its children are as many as it started itself; nothing else may fill the disk.
     let waiting = match kind {
-        Kind::Event | Kind::Signal => waiting(tx, instance)?,
-        Kind::Ended | Kind::Full => Waiting::Some,
+        Kind::Event | Kind::Signal => waiting(tx.conn, instance)?,
+        Kind::Ended | Kind::Full => Waiting::default(),
     };
-    let (kind, body) = match (waiting, kind) {
-        (Waiting::Some, kind) => (kind, body),
-        // Whoever sends a signal is told.
-        (Waiting::Enough, Kind::Event) => (Kind::Full, "{}"),
-        (Waiting::Enough | Waiting::TooMuch, _) => return Ok(false),
+    let (kind, body) = match kind {
+        _ if waiting.leaves_room() => (kind, body),
+        // Whoever sends a signal is told; of events the instance is.
+        Kind::Event if !waiting.is_told => (Kind::Full, "{}"),
+        _ => return Ok(Brought::Full),
     };
     tx.conn
         .prepare_cached("INSERT INTO workflow_inbox (instance, kind, body) VALUES (?1, ?2, ?3)")
         .and_then(|mut s| s.execute(params![instance, kind as i64, body]))
-        .map(|_| kind != Kind::Full)
+        .map(|_| if kind == Kind::Full { Brought::Full } else { Brought::Taken })
         .map_err(unwritten)
 }
 
 /// How much waits for an instance.
-enum Waiting {
-    /// There is room for more.
-    Some,
-    /// There is no room.
-    Enough,
-    /// There is no room, and the instance will be told so.
-    TooMuch,
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    rows: i64,
+    bytes: i64,
+    /// The instance will be told that it was too much.
+    is_told: bool,
 }
 
-fn waiting(tx: &Tx<'_>, instance: i64) -> Result<Waiting, Error> {
-    let (rows, bytes, full): (i64, i64, i64) = tx
-        .conn
-        .prepare_cached(
-            "SELECT count(*), coalesce(sum(octet_length(body)), 0), coalesce(sum(kind = 3), 0) FROM workflow_inbox \
-             WHERE instance = ?1",
-        )
-        .and_then(|mut s| s.query_row([instance], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))))
-        .map_err(unwritten)?;
-    Ok(match (rows < INBOX_ROWS_MAX && bytes < INBOX_BYTES_MAX, full > 0) {
-        (_, true) => Waiting::TooMuch,
-        (true, false) => Waiting::Some,
-        (false, false) => Waiting::Enough,
-    })
+impl Waiting {
+    /// Whether one more may come.
+    pub(super) fn leaves_room(&self) -> bool {
+        !self.is_told && self.rows < INBOX_ROWS_MAX && self.bytes < INBOX_BYTES_MAX
+    }
+
+    /// Counts one that is to come.
+    pub(super) fn add(&mut self, body: &str) {
+        self.rows += 1;
+        self.bytes = self.bytes.saturating_add(i64::try_from(body.len()).unwrap_or(i64::MAX));
+    }
+}
+
+/// How much waits for an instance.
+pub(super) fn waiting(conn: &Connection, instance: i64) -> Result<Waiting, Error> {
+    let of_row = |row: &Row<'_>| Ok(Waiting { rows: row.get(0)?, bytes: row.get(1)?, is_told: row.get(2)? });
+    conn.prepare_cached(
+        "SELECT count(*), coalesce(sum(octet_length(body)), 0), coalesce(max(kind = 3), 0) FROM workflow_inbox \
+         WHERE instance = ?1",
+    )
+    .and_then(|mut s| s.query_row([instance], of_row))
+    .map_err(unread)
 }
 
 /// Who of a workflow may wait for an event of this type.
@@ -333,14 +350,15 @@ fn close(tx: &Tx<'_>, number: i64, workflow: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends an instance from outside. False when it had ended.
-pub fn cancel(tx: &Tx<'_>, number: i64, workflow: &str, now_ms: Millis) -> Result<bool, Error> {
+/// Ends an instance from outside; `kept` says that another one may take its place, which needs to know where it stood. False
+/// when it had ended.
+pub fn cancel(tx: &Tx<'_>, number: i64, workflow: &str, kept: bool, now_ms: Millis) -> Result<bool, Error> {
     let changed = tx
         .conn
         .execute(
-            "UPDATE workflow_instance SET status = 5, due_ms = NULL, state = NULL, current = NULL, updated_ms = ?2 \
-             WHERE number = ?1 AND status < 3",
-            params![number, now_ms],
+            "UPDATE workflow_instance SET status = 5, due_ms = NULL, state = CASE WHEN ?3 THEN state END, \
+             current = NULL, updated_ms = ?2 WHERE number = ?1 AND status < 3",
+            params![number, now_ms, kept],
         )
         .map_err(unwritten)?;
     if changed == 0 {
@@ -373,8 +391,14 @@ pub fn fault(tx: &Tx<'_>, number: i64, workflow: &str, error: &str, now_ms: Mill
 }
 
 /// Ends the unfinished instances that an instance started and waited for, with those below them; all of them, or those
-/// whose keys are not among `kept`, a JSON list. Gives them.
-pub fn cancel_below(tx: &Tx<'_>, parent: i64, kept: &str, now_ms: Millis) -> Result<Vec<InstanceRow>, Error> {
+/// whose keys are not among `awaited`, a JSON list. Gives them. `kept` as for [`cancel`].
+pub fn cancel_below(
+    tx: &Tx<'_>,
+    parent: i64,
+    awaited: &str,
+    kept: bool,
+    now_ms: Millis,
+) -> Result<Vec<InstanceRow>, Error> {
     let below: Vec<(i64, String)> = tx
         .conn
         .prepare_cached(
@@ -384,11 +408,11 @@ pub fn cancel_below(tx: &Tx<'_>, parent: i64, kept: &str, now_ms: Millis) -> Res
              UNION ALL SELECT i.number, i.workflow FROM below JOIN workflow_instance i ON i.parent = below.number \
              WHERE i.awaited = 1 AND i.status < 3) SELECT number, workflow FROM below",
         )
-        .and_then(|mut s| s.query_map(params![parent, kept], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+        .and_then(|mut s| s.query_map(params![parent, awaited], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
         .map_err(unwritten)?;
     let mut gone = Vec::with_capacity(below.len());
     for (number, workflow) in below {
-        if cancel(tx, number, &workflow, now_ms)? {
+        if cancel(tx, number, &workflow, kept, now_ms)? {
             gone.extend(current(tx, number)?);
         }
     }

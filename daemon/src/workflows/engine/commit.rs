@@ -13,7 +13,7 @@ use crate::id::{EventSeq, TraceId};
 use crate::store::Tx;
 use crate::store::events::Cause;
 use crate::store::workflows::{self as rows, InstanceRow, Kind};
-use crate::workflow::{Child, Ended, Fault, Schedule, Signal, Wishes, emitted};
+use crate::workflow::{Child, Definition, Ended, Fault, Machine, Schedule, Signal, State, Wishes, emitted};
 use crate::workflows::record::{Moment, end_of, faulted};
 use crate::workflows::{Current, Inner, fresh, spans};
 
@@ -82,7 +82,8 @@ impl Inner {
 /// Everything that commits together.
 struct Commit {
     moment: Moment,
-    children: Vec<InstanceRow>,
+    /// Each with the key of the one in whose place it is started.
+    children: Vec<(InstanceRow, Option<String>)>,
     /// What is heard of children that cannot be started.
     refused: Vec<String>,
     questions: Notices,
@@ -138,7 +139,7 @@ impl Driver {
         let (mut children, mut refused) = (Vec::new(), Vec::new());
         for child in &moment.wishes.children {
             match self.child_at_last(child).await? {
-                Ok(row) => children.push(row),
+                Ok(row) => children.push((row, child.after.clone())),
                 // Whoever waits for it hears why.
                 Err(fault) => {
                     let (parent, error) = (&self.row.id, &fault.detail);
@@ -208,8 +209,13 @@ impl Driver {
                 child.name, definition.namespace, child.namespace
             ));
         }
-        let row = fresh(&Current { row: current.row, definition }, &child.input, self.inner.now_ms());
+        let row = fresh(
+            &Current { row: current.row, definition: Arc::clone(&definition) },
+            &child.input,
+            self.inner.now_ms(),
+        );
         Ok(Ok(InstanceRow {
+            state: self.inherited(child, &row, definition).await?,
             trace: self.row.trace.clone(),
             trust: self.row.trust,
             principal: self.row.principal.clone(),
@@ -220,6 +226,29 @@ impl Driver {
             dedup: Some(child.key.clone()),
             ..row
         }))
+    }
+
+    /// Where an instance begins that takes the place of one that was cut off: with the keys of what that one did outside, so
+    /// that the other side can tell that it is the same.
+    async fn inherited(
+        &self,
+        child: &Child,
+        row: &InstanceRow,
+        definition: Arc<Definition>,
+    ) -> Result<Option<String>, Error> {
+        let (Some(key), name) = (child.after.clone(), child.name.clone()) else { return Ok(None) };
+        let before = self.inner.bus.store().read(move |conn| rows::by_key(conn, &name, &key)).await?;
+        // In another definition the same place is another one.
+        let Some(text) = before.filter(|before| before.digest == row.digest).and_then(|before| before.state) else {
+            return Ok(None);
+        };
+        let (input, created_ms) = (child.input.clone(), row.created_ms);
+        let begun = tokio::task::spawn_blocking(move || {
+            let open = Machine::new(definition, serde_json::from_str(&text).ok()?).left_open();
+            let state = State { open, ..State::new(input, created_ms) };
+            if state.open.is_empty() { None } else { serde_json::to_string(&state).ok() }
+        });
+        begun.await.map_err(Error::internal("looking at an instance that was cut off"))
     }
 
     /// What the person is asked.
@@ -254,9 +283,14 @@ impl Driver {
                 // An error undoes everything that came with it.
                 return Err(Error::not_found("open instance", number.to_string()));
             }
-            let left = stored.kept.as_ref().map(|kept| rows::cancel_below(tx, number, kept, now_ms)).transpose()?;
-            for child in &stored.children {
+            let may_try_again = stored.moment.advance.status != rows::Status::Completed;
+            let cancel = |kept: &String| rows::cancel_below(tx, number, kept, may_try_again, now_ms);
+            let left = stored.kept.as_ref().map(cancel).transpose()?;
+            for (child, after) in &stored.children {
                 rows::start(tx, child)?;
+                if let Some(key) = after {
+                    rows::replaced(tx, &child.workflow, key)?;
+                }
             }
             for body in &stored.refused {
                 rows::bring(tx, number, Kind::Ended, body)?;
