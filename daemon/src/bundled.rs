@@ -16,6 +16,9 @@ pub const LOGIN_PAGE: &str = include_str!("../console/login.html");
 /// What a browser is shown whose login link is used up or too old.
 pub const USED_PAGE: &str = include_str!("../console/used.html");
 
+/// Who the assistant is until somebody writes another `SOUL.md`.
+pub const SOUL: &str = include_str!("../../soul/SOUL.md");
+
 /// A skill inside the binary: its name, and its files as paths from its folder with their texts.
 struct Skill {
     name: &'static str,

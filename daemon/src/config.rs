@@ -6,7 +6,9 @@ mod backup;
 pub mod broker;
 mod change;
 mod cron;
+mod kept;
 mod keyring;
+mod mind;
 mod paths;
 pub mod plugins;
 mod recipe;
@@ -22,6 +24,8 @@ mod tools;
 
 pub use backup::Backups;
 pub use change::{Change, change, holds_at_once, holds_reference, nearest};
+pub use kept::{signing_key, token};
+pub use mind::BudgetConfig;
 pub use paths::{ClientEnv, Paths, client_env};
 pub use recipe::{
     FILE_BYTES_MAX, Overrides, Recipe, check, configured_token, load, load_or_last_good, parse, write_private,
@@ -42,7 +46,6 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use crate::error::{Error, FieldError};
-use crate::plain;
 use settings::Layers;
 
 /// A value that never shows itself.
@@ -208,6 +211,10 @@ pub struct Config {
     pub telemetry: Option<Telemetry>,
     /// `[tools]`
     pub tools: ToolsConfig,
+    /// `[budget]`
+    pub budget: BudgetConfig,
+    /// `[content_policy] deny`: what messages must not hold.
+    pub denied: Vec<regex::Regex>,
     /// `[cron.*]`: jobs by id.
     pub cron: Vec<(String, crate::schedule::Job)>,
     /// Every setting with its value and where it came from.
@@ -270,6 +277,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let allow_private = layers.flag("http_client.allow_private");
     let telemetry = telemetry::read(&mut layers);
     let tools = tools::read(&paths, &mut layers);
+    let (budget, denied) = (BudgetConfig::read(&mut layers), mind::denied(&mut layers));
     let cron = cron::jobs(file, &mut layers);
     let for_now = layers.for_now;
     let (effective, warnings, wrong) = layers.finish(file);
@@ -294,6 +302,8 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         allow_private,
         telemetry,
         tools,
+        budget,
+        denied,
         cron,
         effective,
         warnings,
@@ -506,60 +516,6 @@ pub fn parse_size(text: &str) -> Option<u64> {
         _ => return None,
     };
     text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-/// The static token: the configured one, else the one in the token file, else a new one written there (mode 0600).
-pub fn token(config: &Config) -> Result<Secret, Error> {
-    if let Some(token) = &config.http.token {
-        return Ok(token.clone());
-    }
-    let token = kept_secret(&config.paths.token_file)?;
-    if token.len() < 16 {
-        return Err(Error::invalid(
-            config.paths.token_file.display().to_string(),
-            "holds no token of at least 16 characters. Remove the file to have a new one made.",
-        ));
-    }
-    Ok(Secret::new(token))
-}
-
-/// The key that signs minted tokens: 32 bytes, made at first use, in a file of mode 0600.
-pub fn signing_key(config: &Config) -> Result<Vec<u8>, Error> {
-    let text = kept_secret(&config.paths.signing_key_file)?;
-    let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
-    let digits = digits.filter(|digits| digits.len() == 64).ok_or_else(|| {
-        let reason = "holds no key of 64 hex digits. Remove the file to have a new one made; minted tokens end then.";
-        Error::invalid(config.paths.signing_key_file.display().to_string(), reason)
-    })?;
-    Ok(digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap_or(0)).collect())
-}
-
-/// The text of a file that holds a secret; makes it, with 32 random bytes as hex, when it is not there.
-fn kept_secret(file: &std::path::Path) -> Result<String, Error> {
-    use std::io::{ErrorKind, Write};
-    use std::os::unix::fs::OpenOptionsExt;
-    let found = match plain::read(file, secrets::BYTES_MAX) {
-        Ok(text) => Some(text.trim().to_owned()),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) if error.kind() == ErrorKind::InvalidInput => {
-            return Err(Error::invalid(file.display().to_string(), format!("cannot be read: {error}.")));
-        }
-        Err(error) => return Err(Error::internal("reading a file with a secret")(error)),
-    };
-    let text = found.clone().unwrap_or_else(|| crate::id::hex(&crate::id::random_bytes::<32>()));
-    crate::redact::learn(&text);
-    if found.is_none() {
-        let mut out = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(file)
-            .map_err(Error::internal("making a file with a secret"))?;
-        writeln!(out, "{text}")
-            .and_then(|()| out.sync_all())
-            .map_err(Error::internal("writing a file with a secret"))?;
-    }
-    Ok(text)
 }
 
 /// Settings that later parts of the program define; named so that a file written for them gives a fitting warning.

@@ -11,6 +11,8 @@ use tokio::net::TcpListener;
 use crate::api::auth::Auth;
 use crate::api::listen::{self, Listener};
 use crate::api::{self, App, Lifecycle, Parts, Phase, Server};
+use crate::budget::Budget;
+use crate::bundled;
 use crate::bus::{self, Bus, Consumer, ConsumerSpec};
 use crate::clock::{Clock, is_plausible, rfc3339};
 use crate::config::{self, Config, Paths};
@@ -18,6 +20,7 @@ use crate::cron::Cron;
 use crate::egress::Egress;
 use crate::error::Error;
 use crate::lock::{self, Locked};
+use crate::memory::{Memory, MemoryTools};
 use crate::notifications;
 use crate::outbox::{self, Sink, Sinks};
 use crate::pages;
@@ -26,6 +29,7 @@ use crate::plugins::host::Services;
 use crate::registry::Registry;
 use crate::sandbox::{Private, Sandbox};
 use crate::skills::{self, Skills};
+use crate::soul::Soul;
 use crate::sources::{Sources, Surroundings};
 use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
@@ -100,6 +104,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     lifecycle.enter(Phase::Recovery);
     close_audit(&store, &clock).await?;
     wait_for_strays(&config).await?;
+    let (soul, memory, budget) = mind(&config, &bus).await?;
     lifecycle.enter(Phase::Consumers);
     let supervisor = Supervisor::new();
     let sandbox = Sandbox::new(&config.paths.runtime).with_private(private(&config));
@@ -108,7 +113,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
-    let tools = tools(&config, &bus);
+    let tools = tools(&config, &bus, (&soul, &memory));
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     let plugins = start_plugins(&config, &bus, &egress).await?;
     tools.offer("plugins", Arc::new(plugins.clone()));
@@ -135,6 +140,9 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         plugins: plugins.clone(),
         workflows: workflows.clone(),
         tools: tools.clone(),
+        soul,
+        memory,
+        budget,
     };
     let app = app(&config, auth, parts).await?;
     let server = Server::start(app, listeners(&config, listener)?);
@@ -336,6 +344,14 @@ async fn wait_for_strays(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// What agents are, know and may cost. Everything that is tainted by an earlier run is settled when this returns.
+async fn mind(config: &Config, bus: &Bus) -> Result<(Soul, Memory, Budget), Error> {
+    let soul = Soul::start(bus, config.paths.data.join("soul"), bundled::SOUL).await?;
+    soul.configure(&config.denied);
+    let budget = Budget::start(bus, api::config::budget(config)).await?;
+    Ok((soul, Memory::new(bus), budget))
+}
+
 async fn start_sources(
     config: &Config,
     bus: &Bus,
@@ -362,8 +378,12 @@ async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Pl
 }
 
 /// The gate before the tools, and aman's own behind it.
-fn tools(config: &Config, bus: &Bus) -> Tools {
-    Tools::new(bus, Arc::new(|_, _| Ok(())), tools::Settings::of(&config.tools))
+fn tools(config: &Config, bus: &Bus, (soul, memory): (&Soul, &Memory)) -> Tools {
+    let soul = soul.clone();
+    let admit = Arc::new(move |tool: &str, arguments: &serde_json::Value| soul.admit_tool(tool, arguments));
+    let tools = Tools::new(bus, admit, tools::Settings::of(&config.tools));
+    tools.offer("memory", Arc::new(MemoryTools(memory.clone())));
+    tools
 }
 
 fn workflow_settings(config: &Config) -> workflows::Settings {
@@ -443,8 +463,10 @@ fn private(config: &Config) -> Private {
     hidden.push(config.backup.folder.clone());
     // Whoever writes there decides what runs next, and with which permissions; what plugins were compiled to even runs in
     // the daemon itself.
-    let mut unwritable: Vec<PathBuf> =
-        ["bundled", "skills", "schemas", "plugins", "workflows"].iter().map(|folder| paths.data.join(folder)).collect();
+    let mut unwritable: Vec<PathBuf> = ["bundled", "skills", "schemas", "soul", "plugins", "workflows"]
+        .iter()
+        .map(|folder| paths.data.join(folder))
+        .collect();
     unwritable.extend(config.skill_paths.iter().cloned());
     unwritable.extend(agents(config));
     Private { hidden, unwritable }

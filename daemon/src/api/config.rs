@@ -13,6 +13,7 @@ use super::problem::Problem;
 use super::query::Query;
 use super::rates::Limits;
 use super::{App, Call};
+use crate::budget;
 use crate::bus;
 use crate::config::{self, Applied, Change, Config, Effective, Overrides, PublicStream};
 use crate::error::{Error, FieldError};
@@ -70,6 +71,15 @@ pub(super) fn limits(config: &Config) -> Limits {
     Limits { owner: config.http.owner_rate_limit, others: config.http.rate_limit }
 }
 
+/// What `[budget]` says.
+pub fn budget(config: &Config) -> budget::Settings {
+    let of = &config.budget;
+    budget::Settings {
+        day: budget::Limit { tokens: of.day_tokens, micros: budget::micros(of.day_money) },
+        soft: of.soft,
+    }
+}
+
 /// The configuration in force.
 pub struct Configured {
     /// With the version of what was set over HTTP: whoever sees one sees the other.
@@ -116,6 +126,8 @@ fn apply(app: &App, config: Config, version: i64) -> Result<(), Error> {
     app.upkeep.backups().retune(&config.backup);
     app.rates.retune(limits(&config));
     app.tools.configure(tools::Settings::of(&config.tools));
+    app.soul.configure(&config.denied);
+    app.budget.configure(budget(&config));
     app.bus.traces().configure(config.telemetry.as_ref(), app.store.ids().node);
     let secure = app.tuned.load().places.secure;
     app.tuned.store(Arc::new(Tuned::of(&config, secure)));

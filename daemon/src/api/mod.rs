@@ -53,6 +53,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::Budget;
 use crate::bus::Bus;
 use crate::bus::live::Live;
 use crate::clock::Clock;
@@ -60,9 +61,11 @@ use crate::config::Config;
 use crate::cron::Cron;
 use crate::error::Error;
 use crate::id::{TraceId, Traceparent};
+use crate::memory::Memory;
 use crate::outbox::Sinks;
 use crate::plugins::Plugins;
 use crate::skills::Skills;
+use crate::soul::Soul;
 use crate::sources::Sources;
 use crate::store::{Store, overrides, tokens as tokens_stored};
 use crate::tasks::Supervisor;
@@ -122,6 +125,12 @@ pub struct Parts {
     pub workflows: Workflows,
     /// What can be called, and the gate before it.
     pub tools: Tools,
+    /// Who the assistant is.
+    pub soul: Soul,
+    /// What agents remember.
+    pub memory: Memory,
+    /// What models may cost.
+    pub budget: Budget,
 }
 
 /// Counts since the start that no other module keeps.
@@ -168,6 +177,9 @@ pub struct App {
     plugins: Plugins,
     workflows: Workflows,
     tools: Tools,
+    soul: Soul,
+    memory: Memory,
+    budget: Budget,
     connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -248,8 +260,22 @@ fn draining() -> Problem {
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub async fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts { bus, skills, cron, supervisor, lifecycle, sources, sinks, upkeep, plugins, workflows, tools } =
-            parts;
+        let Parts {
+            bus,
+            skills,
+            cron,
+            supervisor,
+            lifecycle,
+            sources,
+            sinks,
+            upkeep,
+            plugins,
+            workflows,
+            tools,
+            soul,
+            memory,
+            budget,
+        } = parts;
         let Settings { auth, connections_max, config } = settings;
         let fronts = Fronts::new(&config);
         let clock = bus.clock().clone();
@@ -273,6 +299,9 @@ impl App {
             plugins,
             workflows,
             tools,
+            soul,
+            memory,
+            budget,
             rates: Rates::new(config::limits(&config)),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),

@@ -30,6 +30,9 @@ impl Change {
 const LIVE: &[&str] = &[
     "backup.every",
     "backup.keep",
+    "budget.day_money",
+    "budget.day_tokens",
+    "budget.soft",
     "bus.dedup_window",
     "bus.keep_free_mib",
     "bus.max_causation_depth",
@@ -43,6 +46,7 @@ const LIVE: &[&str] = &[
     "bus.retention.notifications",
     "bus.retention.sessions",
     "bus.retention.workflows",
+    "content_policy.deny",
     "debug.force_enable_debug_endpoints",
     "http.allowed_hosts",
     "http.allowed_origins",

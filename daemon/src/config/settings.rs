@@ -100,6 +100,18 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("backup.keep", "7", "How many such copies are kept."),
     setting("backup.folder", "\"\"", "Where they are; empty = the folder backups in the data folder."),
+    setting("budget.day_tokens", "0", "Tokens that all agents together may use on a day (UTC); 0 = no limit."),
+    setting(
+        "budget.day_money",
+        "0.0",
+        "Money that all agents together may cost on a day, in units of the price table; 0 = no limit.",
+    ),
+    setting("budget.soft", "0.8", "The share of any budget from which on a cheaper model is taken, from 0.0 to 1.0."),
+    setting(
+        "content_policy.deny",
+        "[]",
+        "Regular expressions; a message that one of them fits is refused. Case makes no difference.",
+    ),
     setting("runtime.drain_timeout", "\"30s\"", "How long a shutdown waits for running work."),
     setting("log.level", "\"info\"", "error, warn, info, debug, trace, or a filter such as info,aman::bus=debug."),
     setting("log.format", "\"text\"", "text, or json for one JSON object a line."),

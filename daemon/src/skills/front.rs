@@ -7,6 +7,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Error, FieldError};
+use crate::text::front::split;
 
 /// Bytes of the front matter.
 const BYTES_MAX: usize = 32 << 10;
@@ -55,26 +56,6 @@ pub fn read(text: &str) -> Result<(Front, Option<Error>), Error> {
 /// The instructions below the front matter; everything when there is none.
 pub fn body(text: &str) -> &str {
     split(text).map_or(text, |(_, body)| body)
-}
-
-/// Splits a `SKILL.md` into its front matter and the instructions below.
-fn split(text: &str) -> Result<(String, &str), Error> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut lines = text.split_inclusive('\n');
-    let first = lines.next().unwrap_or_default();
-    if first.trim_end() != "---" {
-        return Err(Error::invalid("front matter", "is missing: the first line must be '---'."));
-    }
-    let mut end = first.len();
-    for line in lines {
-        if line.trim_end() == "---" {
-            // The empty line stands for the first '---', so that messages count lines as an editor does.
-            let yaml = format!("\n{}", &text[first.len()..end]);
-            return Ok((yaml, text[end + line.len()..].trim_start_matches(['\r', '\n'])));
-        }
-        end += line.len();
-    }
-    Err(Error::invalid("front matter", "has no end: a line '---' must stand below it."))
 }
 
 /// `yaml` with quotes around the texts of one line that have a colon and no quotes.

@@ -17,6 +17,7 @@ use crate::sandbox::Permissions;
 use crate::sandbox::{Enforced, Network, NetworkGuard};
 use crate::store::skill_words::{self, Hit};
 use crate::store::skills as records;
+use crate::text::words;
 
 /// Entries of a skill's history that are shown.
 const VERSIONS_MAX: usize = 200;
@@ -155,7 +156,7 @@ impl Skills {
 
     /// The skills that have every word of `text`, best first. A hit in a name shows what the skill is for.
     pub async fn search(&self, text: &str, count_max: usize) -> Result<Vec<Hit>, Error> {
-        let (chars, words) = (text.chars().count(), skill_words::words(text).count());
+        let (chars, words) = (text.chars().count(), words::words(text).count());
         if chars > SEARCH_CHARS_MAX || words > SEARCH_WORDS_MAX {
             let reason =
                 format!("has {words} words of {chars} characters; at most {SEARCH_WORDS_MAX} of {SEARCH_CHARS_MAX}.");

@@ -8,13 +8,13 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::Tx;
-use super::skill_words::spaced;
 use super::turns::{self, TurnRow};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::Trust;
 use crate::models::{ToolCall, Usage};
 use crate::redact;
+use crate::text::words::spaced;
 
 pub use listing::{Filter, Hit, search, sessions};
 pub(super) use removal::{DUE_BACKGROUND, DUE_HIDDEN, DUE_PERSONS, remove_due};

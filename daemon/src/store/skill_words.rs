@@ -1,16 +1,13 @@
 //! The words of skills: a full-text index, and the search in it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Tx;
 use crate::error::Error;
+use crate::text::words::{self, GAP, MARK, spaced};
 
-/// Stands between characters of scripts that put no spaces between words, so that each is a word to the index.
-const GAP: char = '\u{200b}';
-/// Stands before what was found, in the fields that the database gives.
-const MARK: char = '\u{1}';
 /// Characters of a snippet before what was found, and from there on.
 const SNIPPET_BEFORE: usize = 60;
 const SNIPPET_AFTER: usize = 180;
@@ -99,7 +96,7 @@ pub fn remove(tx: &Tx<'_>, name: &str) -> Result<(), Error> {
 
 /// The skills that have every word of `text`, or words that begin so, best first; none when `text` has no word.
 pub fn search(conn: &Connection, text: &str, rows_max: usize) -> Result<Vec<Hit>, Error> {
-    let wanted = expression(text);
+    let wanted = words::all_of(text);
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
@@ -134,7 +131,7 @@ fn found_at(texts: &[String; 4], wanted: &str) -> (usize, usize) {
     let marked = || texts.iter().enumerate().find_map(|(place, text)| Some((place, text.find(MARK)?)));
     let long = || texts.iter().enumerate().filter(|(_, text)| text.chars().count() > MARKED_MAX);
     let as_it_stands = || {
-        let wanted: Vec<String> = words(wanted).map(|word| spaced(word).to_lowercase()).collect();
+        let wanted: Vec<String> = words::words(wanted).map(|word| spaced(word).to_lowercase()).collect();
         long().find_map(|(place, text)| {
             let lower = text.to_lowercase();
             let at = wanted.iter().filter_map(|word| lower.find(word.as_str())).min()?;
@@ -156,36 +153,4 @@ pub(super) fn around(text: &str, at: usize) -> String {
     snippet.extend(after.by_ref().take(SNIPPET_AFTER));
     snippet.extend(after.next().map(|_| '…'));
     snippet.into_iter().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// The words that are looked for in `text`. One without a letter or digit is none to the index, and would find nothing.
-pub fn words(text: &str) -> impl Iterator<Item = &str> {
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control() || c == '"');
-    words.filter(|word| word.chars().any(char::is_alphanumeric))
-}
-
-/// The words of `text` as an expression of the index: each a phrase whose last word may go on, once.
-pub(super) fn expression(text: &str) -> String {
-    let words: BTreeSet<String> = words(text).map(|word| spaced(word).to_lowercase()).collect();
-    words.iter().map(|word| format!("\"{word}\"*")).collect::<Vec<_>>().join(" ")
-}
-
-/// `text` with gaps around each character of a script that puts no spaces between words.
-pub(super) fn spaced(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars().filter(|c| !matches!(*c, GAP | MARK | '\0')) {
-        if is_a_word(c) {
-            out.extend([GAP, c, GAP]);
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
-/// Thai, Lao, Myanmar, Khmer, kana and ideographs: their scripts are written without spaces between words.
-fn is_a_word(c: char) -> bool {
-    matches!(u32::from(c),
-        0x0e00..=0x0eff | 0x1000..=0x109f | 0x1780..=0x17ff | 0x3040..=0x30ff | 0x31f0..=0x31ff
-        | 0x3400..=0x4dbf | 0x4e00..=0x9fff | 0xf900..=0xfaff | 0xff66..=0xff9d | 0x2_0000..=0x3_ffff)
 }

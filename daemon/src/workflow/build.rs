@@ -9,13 +9,13 @@ use super::definition::{
     Auth, Backoff, Call, Case, Catch, Definition, Each, Http, Journal, Kind, OpenApi, Output, Process, Read, Retry,
     Return, Run, Schedule, Shape, Subflow, Task, TaskId, Then,
 };
-use super::document::escaped;
 use super::duration;
 use super::links::Strategy;
 use super::template::{Formula, Locals, Template};
 use super::time::Time;
 use crate::id::sha256_hex;
 use crate::registry::Schema;
+use crate::text::document::escaped;
 
 /// Most instances that a schedule starts: one a second.
 const EVERY_MS_MIN: i64 = 1000;

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::build;
 use super::definition::Definition;
-use super::document::{Document, Place, escaped};
 use crate::error::{Error, FieldError};
 use crate::registry::Schema;
+use crate::text::document::{Document, Place, escaped};
 
 /// What definitions must look like; `$defs/task` says which kinds of tasks there are.
 const SCHEMA: &str = include_str!("../../../schemas/workflow.schema.json");

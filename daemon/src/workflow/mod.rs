@@ -11,7 +11,6 @@ mod build;
 mod catch;
 mod check;
 mod definition;
-mod document;
 mod duration;
 mod fault;
 mod keys;
@@ -43,5 +42,5 @@ pub use template::{Formula, Scope, Template, scope};
 
 /// Reads YAML or JSON into a value, within the bounds of definitions; the error says what is wrong with it.
 pub fn read(text: &str) -> Result<serde_json::Value, String> {
-    document::Document::read(text).map(|document| document.value).map_err(|(_, why)| why)
+    crate::text::document::Document::read(text).map(|document| document.value).map_err(|(_, why)| why)
 }

@@ -180,7 +180,7 @@ impl Template {
             }
             Value::Object(fields) => {
                 let read = |(name, item): (&String, &Value)| {
-                    let part = super::document::escaped(name);
+                    let part = crate::text::document::escaped(name);
                     let item = Template::read(item, locals, &mut |below, why| wrong(format!("/{part}{below}"), why));
                     (name.clone(), item)
                 };

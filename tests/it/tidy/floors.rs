@@ -32,6 +32,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "schedule",
             "tasks",
             "telemetry",
+            "text",
             "workflow",
         ],
     ),

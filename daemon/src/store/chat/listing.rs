@@ -5,7 +5,8 @@ use rusqlite::{Connection, Row, params};
 use super::{COLUMNS, Kind, Role, SessionRow, session_of, unread};
 use crate::clock::Millis;
 use crate::error::Error;
-use crate::store::skill_words::{around, expression, words};
+use crate::store::skill_words::around;
+use crate::text::words::{all_of, words};
 
 /// Which sessions are meant.
 #[derive(Debug, Clone, Default)]
@@ -66,7 +67,7 @@ pub struct Hit {
 
 /// Messages that have every word of `wanted`, or words that begin so, best first; none when it has no word.
 pub fn search(conn: &Connection, wanted: &str, filter: &Filter, rows_max: usize) -> Result<Vec<Hit>, Error> {
-    let sought = expression(wanted);
+    let sought = all_of(wanted);
     if sought.is_empty() {
         return Ok(Vec::new());
     }
