@@ -9,6 +9,7 @@ mod cron;
 mod kept;
 mod keyring;
 mod mind;
+pub mod models;
 mod paths;
 pub mod plugins;
 mod recipe;
@@ -21,6 +22,7 @@ pub mod sources;
 mod table;
 mod telemetry;
 mod tools;
+mod units;
 
 pub use backup::Backups;
 pub use change::{Change, change, holds_at_once, holds_reference, nearest};
@@ -37,6 +39,7 @@ pub use settings::{Effective, Origin, SETTINGS, Setting};
 pub use table::Faults;
 pub use telemetry::Telemetry;
 pub use tools::{Search, ToolsConfig};
+pub use units::{parse_duration, parse_size};
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -215,6 +218,8 @@ pub struct Config {
     pub budget: BudgetConfig,
     /// `[content_policy] deny`: what messages must not hold.
     pub denied: Vec<regex::Regex>,
+    /// `[models]`, `[providers.*]` and `[prices.*]`
+    pub models: models::ModelsConfig,
     /// `[cron.*]`: jobs by id.
     pub cron: Vec<(String, crate::schedule::Job)>,
     /// Every setting with its value and where it came from.
@@ -278,6 +283,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let telemetry = telemetry::read(&mut layers);
     let tools = tools::read(&paths, &mut layers);
     let (budget, denied) = (BudgetConfig::read(&mut layers), mind::denied(&mut layers));
+    let models = models::read(file, &paths, &mut layers);
     let cron = cron::jobs(file, &mut layers);
     let for_now = layers.for_now;
     let (effective, warnings, wrong) = layers.finish(file);
@@ -304,6 +310,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         tools,
         budget,
         denied,
+        models,
         cron,
         effective,
         warnings,
@@ -477,47 +484,6 @@ fn take_faults(faults: Faults, layers: &mut Layers) {
     }
 }
 
-/// Reads `250ms`, `30s`, `10m`, `24h` or `7d`; also the sum of several, as `1h30m`.
-pub fn parse_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.trim();
-    let mut total = Duration::ZERO;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: u64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let millis = match &rest[..unit] {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return None,
-        };
-        total = total.checked_add(Duration::from_millis(number.checked_mul(millis)?))?;
-        rest = &rest[unit..];
-    }
-    Some(total)
-}
-
-/// Reads `512KiB`, `64MiB` or `2GiB`; a bare number is bytes.
-pub fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let shift = match text[digits..].trim_start() {
-        "" | "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        "TiB" => 40,
-        _ => return None,
-    };
-    text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
 /// Settings that later parts of the program define; named so that a file written for them gives a fitting warning.
 const LATER: [&str; 2] = ["workflows", "agents"];
 
@@ -632,27 +598,5 @@ mod tests {
         let all = config.warnings.join("\n");
         assert!(all.contains("http.bin") && all.contains("http.bind"), "{all}");
         assert!(all.contains("buss") && all.contains("workflows"), "{all}");
-    }
-
-    #[test]
-    fn sizes_are_read() {
-        for (text, bytes) in [("0", 0), ("512 KiB", 524_288), ("64MiB", 67_108_864), ("2GiB", 2_147_483_648)] {
-            assert_eq!(parse_size(text), Some(bytes), "{text}");
-        }
-        for bad in ["", "MiB", "1MB", "1.5GiB", "-1", "99999999TiB"] {
-            assert_eq!(parse_size(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn durations_are_read() {
-        let cases =
-            [("250ms", Some(250)), ("30s", Some(30_000)), ("1h30m", Some(5_400_000)), ("7d", Some(604_800_000))];
-        for (text, millis) in cases {
-            assert_eq!(parse_duration(text), millis.map(Duration::from_millis), "{text}");
-        }
-        for bad in ["", "s", "5", "5x", "-1s", "99999999999999999999s", "1.5s"] {
-            assert_eq!(parse_duration(bad), None, "{bad}");
-        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod address;
 pub mod mqtt;
+mod stream;
 mod tls;
 mod trace;
 mod url;
@@ -16,19 +17,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::header::{HOST, HeaderName, HeaderValue, LOCATION, USER_AGENT};
-use hyper::{Request, StatusCode};
+use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Millis;
 use crate::config::broker::Secured;
 pub use hyper::Method;
+pub use stream::Streamed;
 pub use url::Url;
 
 /// How long one address may take to answer the connection.
@@ -164,13 +168,10 @@ impl Egress {
         let span = trace::begin(&mut ask);
         let heard = match tokio::time::timeout(time_max, self.follow(ask, &rule, &sent)).await {
             Ok(heard) => heard,
-            Err(_) => {
-                let why = format!("no answer within {} s", time_max.as_secs_f64());
-                Err(if sent.get().is_some() { EgressError::Unknown(why) } else { EgressError::NotSent(why) })
-            }
+            Err(_) => Err(silent(time_max, &sent)),
         };
         if let Some(span) = span {
-            trace::end(span, &heard);
+            trace::end(span, &heard.as_ref());
         }
         heard
     }
@@ -205,6 +206,14 @@ impl Egress {
     }
 
     async fn once(&self, ask: &Ask, leg: &Leg, sent: &OnceLock<()>) -> Result<Heard, EgressError> {
+        let (response, _driving) = self.send(ask, leg, sent).await?;
+        let (parts, body) = response.into_parts();
+        let body = read(body, ask.bytes_max).await?;
+        Ok(Heard { status: parts.status.as_u16(), headers: texts(&parts.headers), body })
+    }
+
+    /// Sends the request over a connection of its own, which ends with what drives it.
+    async fn send(&self, ask: &Ask, leg: &Leg, sent: &OnceLock<()>) -> Result<Answering, EgressError> {
         let tcp = self.connect(&ask.url, leg.private).await?;
         if !ask.url.is_tls() {
             return exchange(tcp, ask, leg, sent).await;
@@ -260,7 +269,16 @@ impl Egress {
     }
 }
 
-async fn exchange<S>(stream: S, ask: &Ask, leg: &Leg, sent: &OnceLock<()>) -> Result<Heard, EgressError>
+/// Why there is no answer after `time_max`.
+fn silent(time_max: Duration, sent: &OnceLock<()>) -> EgressError {
+    let why = format!("no answer within {} s", time_max.as_secs_f64());
+    if sent.get().is_some() { EgressError::Unknown(why) } else { EgressError::NotSent(why) }
+}
+
+/// The head of an answer, and what reads the rest of it off the connection.
+type Answering = (Response<Incoming>, AbortOnDropHandle<Result<(), hyper::Error>>);
+
+async fn exchange<S>(stream: S, ask: &Ask, leg: &Leg, sent: &OnceLock<()>) -> Result<Answering, EgressError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -268,21 +286,17 @@ where
     let request = request(ask, leg)?;
     let (mut sender, connection) =
         http1::Builder::new().max_buf_size(HEADER_BYTES_MAX).handshake(TokioIo::new(stream)).await.map_err(unsent)?;
-    let driving = tokio::spawn(connection);
+    let driving = AbortOnDropHandle::new(tokio::spawn(connection));
     let _first = sent.set(());
-    let heard = async {
-        let lost = |error: hyper::Error| EgressError::Unknown(format!("the connection broke: {error}"));
-        let response = sender.send_request(request).await.map_err(lost)?;
-        let (parts, body) = response.into_parts();
-        let body = read(body, ask.bytes_max).await?;
-        let header = |(name, value): (&HeaderName, &HeaderValue)| {
-            Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
-        };
-        Ok(Heard { status: parts.status.as_u16(), headers: parts.headers.iter().filter_map(header).collect(), body })
-    };
-    let heard = heard.await;
-    driving.abort();
-    heard
+    let lost = |error: hyper::Error| EgressError::Unknown(format!("the connection broke: {error}"));
+    Ok((sender.send_request(request).await.map_err(lost)?, driving))
+}
+
+/// Headers whose values are text.
+fn texts(headers: &HeaderMap) -> Vec<(String, String)> {
+    let text =
+        |(name, value): (&HeaderName, &HeaderValue)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()));
+    headers.iter().filter_map(text).collect()
 }
 
 fn request(ask: &Ask, leg: &Leg) -> Result<Request<Full<Bytes>>, EgressError> {
@@ -307,7 +321,7 @@ fn request(ask: &Ask, leg: &Leg) -> Result<Request<Full<Bytes>>, EgressError> {
     Ok(request)
 }
 
-async fn read(mut body: hyper::body::Incoming, bytes_max: usize) -> Result<Bytes, EgressError> {
+async fn read(mut body: Incoming, bytes_max: usize) -> Result<Bytes, EgressError> {
     if bytes_max == 0 {
         return Ok(Bytes::new());
     }

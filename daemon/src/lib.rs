@@ -32,6 +32,7 @@ pub mod schedule;
 pub mod skills;
 pub mod soul;
 pub mod sources;
+pub mod sse;
 pub mod start;
 pub mod store;
 pub mod tasks;

@@ -21,6 +21,7 @@ use crate::egress::Egress;
 use crate::error::Error;
 use crate::lock::{self, Locked};
 use crate::memory::{Memory, MemoryTools};
+use crate::models::Models;
 use crate::notifications;
 use crate::outbox::{self, Sink, Sinks};
 use crate::pages;
@@ -114,6 +115,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
     let tools = tools(&config, &bus, (&soul, &memory));
+    let models = Models::new(&config.models, &egress);
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     let plugins = start_plugins(&config, &bus, &egress).await?;
     tools.offer("plugins", Arc::new(plugins.clone()));
@@ -143,6 +145,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         soul,
         memory,
         budget,
+        models,
     };
     let app = app(&config, auth, parts).await?;
     let server = Server::start(app, listeners(&config, listener)?);

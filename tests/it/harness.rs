@@ -382,6 +382,8 @@ pub fn command(home: &Path) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     command.env_clear().env("PATH", path).env("HOME", home).env("AMAN_HOME", home);
     command.env("AMAN_HTTP_BIND", "127.0.0.1:0").env("AMAN_HTTP_TOKEN", TOKEN).stdin(Stdio::null());
+    // Models of whoever runs the tests are not theirs to ask.
+    command.env("AMAN_MODELS_DETECT", "");
     command
 }
 

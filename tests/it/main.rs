@@ -30,6 +30,7 @@ mod http;
 mod keyring;
 mod logs;
 mod model;
+mod models;
 mod mqtt;
 mod notifications;
 mod openapi;

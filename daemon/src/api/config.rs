@@ -128,6 +128,7 @@ fn apply(app: &App, config: Config, version: i64) -> Result<(), Error> {
     app.tools.configure(tools::Settings::of(&config.tools));
     app.soul.configure(&config.denied);
     app.budget.configure(budget(&config));
+    app.models.configure(&config.models);
     app.bus.traces().configure(config.telemetry.as_ref(), app.store.ids().node);
     let secure = app.tuned.load().places.secure;
     app.tuned.store(Arc::new(Tuned::of(&config, secure)));
@@ -332,8 +333,14 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         .map(|(_, now)| now.key.clone())
         .collect();
     let plugins = config::plugins::plan(&old.plugins, &new.plugins);
-    let planned =
-        [app.sinks.plan(&new.sinks), app.cron.plan(&new.cron).await, app.sources.plan(&new.sources), plugins.clone()];
+    let providers = config::models::plan(&old.models, &new.models);
+    let planned = [
+        app.sinks.plan(&new.sinks),
+        app.cron.plan(&new.cron).await,
+        app.sources.plan(&new.sources),
+        plugins.clone(),
+        providers.clone(),
+    ];
     let mut answer = json!({
         "version": version,
         "applied": applied,
@@ -358,6 +365,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         app.cron.apply(&new.cron).await,
         app.sources.apply(&new.sources).await,
         plugins,
+        providers,
     ];
     tell_sections(&mut answer, &applied, &sections);
     app.plugins.configure(&new.plugins);

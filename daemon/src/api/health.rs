@@ -75,9 +75,10 @@ pub(super) async fn ready(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
     answer(&app, word, &checks)
 }
 
-/// `GET /health/llm`
+/// `GET /health/llm`: asks a provider, at most once a minute.
 pub(super) async fn llm(app: Arc<App>, _: Call) -> Result<Reply, Problem> {
+    let standing = app.models.probe().await;
     let mut checks = Map::new();
-    checks.insert("llm".to_owned(), check(false, "no provider configured"));
-    answer(&app, "unavailable", &checks)
+    checks.insert("llm".to_owned(), check(standing.ok, &standing.detail));
+    answer(&app, if standing.ok { "ok" } else { "unavailable" }, &checks)
 }

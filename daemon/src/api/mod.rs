@@ -19,6 +19,7 @@ pub mod jwt;
 pub mod listen;
 mod login;
 mod metrics;
+mod models;
 mod notifications;
 pub mod openapi;
 pub mod parse;
@@ -62,6 +63,7 @@ use crate::cron::Cron;
 use crate::error::Error;
 use crate::id::{TraceId, Traceparent};
 use crate::memory::Memory;
+use crate::models::Models;
 use crate::outbox::Sinks;
 use crate::plugins::Plugins;
 use crate::skills::Skills;
@@ -131,6 +133,8 @@ pub struct Parts {
     pub memory: Memory,
     /// What models may cost.
     pub budget: Budget,
+    /// The language models.
+    pub models: Models,
 }
 
 /// Counts since the start that no other module keeps.
@@ -180,6 +184,7 @@ pub struct App {
     soul: Soul,
     memory: Memory,
     budget: Budget,
+    models: Models,
     connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -275,6 +280,7 @@ impl App {
             soul,
             memory,
             budget,
+            models,
         } = parts;
         let Settings { auth, connections_max, config } = settings;
         let fronts = Fronts::new(&config);
@@ -302,6 +308,7 @@ impl App {
             soul,
             memory,
             budget,
+            models,
             rates: Rates::new(config::limits(&config)),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),

@@ -15,8 +15,8 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, notifications, openapi, plugins, runtime,
-    sinks, skills, sources, stream, tokens, tools, why, workflows,
+    App, Call, audit, config, cron, db, dlq, events, health, login, metrics, models, notifications, openapi, plugins,
+    runtime, sinks, skills, sources, stream, tokens, tools, why, workflows,
 };
 use crate::error::{Error, distance};
 use crate::package::PACKED_MAX;
@@ -34,6 +34,8 @@ const INSTALL_BYTES_MAX: usize = PACKED_MAX as usize + (8 << 10);
 const INSTALL_TIME_MAX: Duration = Duration::from_secs(300);
 /// Longer than the limits of any plugin, and than an approval usually waits.
 const TOOL_TIME_MAX: Duration = Duration::from_secs(800);
+/// A model may first have to be loaded, and then be slow.
+const MODEL_TIME_MAX: Duration = Duration::from_secs(600);
 /// Time limit of a route that says nothing else.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -311,6 +313,8 @@ fn work() -> Vec<Route> {
         route!(GET "/health/live" Public health::live),
         route!(GET "/health/ready" Public health::ready),
         route!(GET "/health/llm" Public health::llm),
+        route!(GET "/models" Admin models::list),
+        route!(POST "/models/test" Admin models::test).audited("model.test").slow(MODEL_TIME_MAX),
         route!(GET "/metrics" Public metrics::prometheus),
         route!(GET "/debug/metrics" Admin metrics::debug),
         route!(POST "/agent/start" Admin runtime::start).audited("agent.start").in_any_phase(),

@@ -25,7 +25,6 @@ mod sink;
 mod skill;
 mod skill_author;
 mod source;
-mod sse;
 mod standing;
 mod status;
 mod tail;

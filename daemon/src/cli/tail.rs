@@ -12,13 +12,15 @@ use super::Context;
 use super::client::{Call, Client, Reply};
 use super::failure::Failure;
 use super::out::{clean, shorten, text, time};
-use super::sse::{Frame, Parser};
+use crate::sse::{Frame, Parser};
 
 /// The daemon sends a comment every 15 s: after three missed ones the connection is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(50);
 /// Waits between attempts to connect again; the server's `retry:` replaces the first.
 const RETRY_FIRST_MS: u64 = 500;
 const RETRY_MAX_MS: u64 = 10_000;
+/// Largest frame that is kept; a longer one is cut, as no event may be that large.
+const FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// Follows events as they are stored.
 #[derive(Args, Debug)]
@@ -140,7 +142,7 @@ async fn connect(client: &Client, tail: &Tail<'_>) -> Result<Incoming, Failure> 
 }
 
 async fn follow(context: &mut Context, tail: &mut Tail<'_>, mut stream: Incoming) -> Result<End, Failure> {
-    let mut parser = Parser::default();
+    let mut parser = Parser::new(FRAME_BYTES_MAX);
     loop {
         let part = match timeout(SILENCE_MAX, stream.frame()).await {
             Err(_) => return Ok(End::Broken(format!("nothing for {} s", SILENCE_MAX.as_secs()))),

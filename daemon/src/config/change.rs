@@ -55,6 +55,10 @@ const LIVE: &[&str] = &[
     "http.rate_limit",
     "http.strict_confirm",
     "log.level",
+    "models.cheap",
+    "models.default",
+    "models.fallback",
+    "models.max_retries",
     "notifications.per_hour",
     "notifications.window",
     "telemetry.sample_ratio",
@@ -62,12 +66,14 @@ const LIVE: &[&str] = &[
     "telemetry.timeout",
 ];
 /// Settings that only the file changes, and that hold as soon as it is read again.
-const LIVE_BY_FILE: &[&str] = &["telemetry.endpoint", "telemetry.headers"];
+const LIVE_BY_FILE: &[&str] =
+    &["models.detect", "models.first_token_timeout", "models.token_timeout", "telemetry.endpoint", "telemetry.headers"];
 /// Settings that say what may be read, written, called and run: for the file alone, and in force once it is read again.
 const TOOLS: &str = "tools.";
 /// Settings that decide who may do what: whoever has a token must not be able to open the door further.
-/// The collector is given secret headers.
-const ACCESS: &[&str] = &["http.allow_remote", "http.auth", "http_client.allow_private", "telemetry.endpoint"];
+/// The collector is given secret headers, and whoever is found as a model is told everything.
+const ACCESS: &[&str] =
+    &["http.allow_remote", "http.auth", "http_client.allow_private", "models.detect", "telemetry.endpoint"];
 /// Words in a key that name an executable, a path or a secret.
 const GUARDED: &[&str] = &[
     "argv",
@@ -89,6 +95,7 @@ const GUARDED: &[&str] = &[
     "path",
     "paths",
     "program",
+    "providers",
     "run",
     "script",
     "secret",
@@ -157,6 +164,9 @@ mod tests {
             ("log.dir", Change::FileOnly),
             ("log.files", Change::FileOnly),
             ("log.keep", Change::Restart),
+            ("models.default", Change::Live),
+            ("models.detect", Change::FileOnly),
+            ("providers.x.url", Change::FileOnly),
             ("telemetry.endpoint", Change::FileOnly),
             ("telemetry.headers", Change::FileOnly),
             ("telemetry.timeout", Change::Live),

@@ -122,6 +122,21 @@ pub const SETTINGS: &[Setting] = &[
     setting("log.max_age", "\"30d\"", "Log files without a younger line are removed."),
     setting("http_client.allow_private", "false", "Lets outgoing calls reach loopback and private addresses."),
     setting(
+        "models.default",
+        "\"\"",
+        "The model that is asked when nobody names one, as provider/model; empty = the first.",
+    ),
+    setting("models.fallback", "[]", "Models that are asked in this order when that one does not answer."),
+    setting("models.cheap", "\"\"", "The model that takes over when a budget runs low; empty = none."),
+    setting("models.first_token_timeout", "\"120s\"", "How long the first token of an answer may take."),
+    setting("models.token_timeout", "\"60s\"", "How long each further token may take."),
+    setting("models.max_retries", "2", "How often one model is asked again before the next one is."),
+    setting(
+        "models.detect",
+        "\"http://127.0.0.1:11434 http://127.0.0.1:8080\"",
+        "Where Ollama or llama.cpp is looked for on this machine while there is no [providers.<id>]; empty = nowhere.",
+    ),
+    setting(
         "telemetry.endpoint",
         "\"\"",
         "Where traces go, as OTLP over HTTP: the address of a collector, as http://127.0.0.1:4318; empty = nowhere.",
@@ -413,7 +428,7 @@ impl Layers {
             if section == "cron" {
                 continue;
             }
-            if ["sources", "sinks", "plugin", "workflows"].contains(&section.as_str()) {
+            if ["sources", "sinks", "plugin", "prices", "providers", "workflows"].contains(&section.as_str()) {
                 if !content.is_table() {
                     let reason = format!("must be sections with an id each, such as [{section}.my-id].");
                     self.wrong.push(field(section, reason));

@@ -100,6 +100,29 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A whole number within bounds.
+    pub fn number(&mut self, key: &'static str, range: RangeInclusive<i64>) -> Option<i64> {
+        let found = self.value(key)?.as_integer().filter(|number| range.contains(number));
+        if found.is_none() {
+            self.wrong(key, format!("must be a whole number from {} to {}.", range.start(), range.end()));
+        }
+        found
+    }
+
+    /// A number within bounds, whole or not.
+    pub fn decimal(&mut self, key: &'static str, range: RangeInclusive<f64>) -> Option<f64> {
+        let found = match self.value(key)? {
+            Value::Float(number) => Some(*number),
+            Value::Integer(whole) => i32::try_from(*whole).ok().map(f64::from),
+            _ => None,
+        };
+        let found = found.filter(|number| range.contains(number));
+        if found.is_none() {
+            self.wrong(key, format!("must be a number from {} to {}.", range.start(), range.end()));
+        }
+        found
+    }
+
     /// A duration within bounds.
     pub fn duration(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Option<Duration> {
         let text = self.text(key)?;

@@ -26,7 +26,7 @@ pub(super) fn begin(ask: &mut Ask) -> Option<(Context, Span)> {
 }
 
 /// Ends the span as the call did.
-pub(super) fn end((context, span): (Context, Span), heard: &Result<Heard, EgressError>) {
+pub(super) fn end((context, span): (Context, Span), heard: &Result<&Heard, &EgressError>) {
     let span = match heard {
         Ok(heard) => {
             let span = span.number("http.response.status_code", heard.status);

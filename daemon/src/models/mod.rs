@@ -1,4 +1,22 @@
 //! Language models: what they are asked and what they answer, in one form for all dialects.
+//!
+//! [`Models`] is the face: it knows who may be asked, in which order, and asks until somebody answers. Each dialect turns a
+//! [`Request`] into the words of an API, and what streams back into [`Delta`]s and an [`Answer`].
+
+mod ask;
+mod dialects;
+mod draft;
+mod error;
+mod find;
+mod provider;
+mod registry;
+mod script;
+mod standing;
+
+pub use crate::config::models::Price;
+pub use error::{ErrorKind, ModelError};
+pub use registry::{Candidate, ModelShown, Models};
+pub use standing::Standing;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -73,6 +91,9 @@ pub enum Message {
 pub struct Request {
     /// `provider/model`; empty = the default of the configuration.
     pub model: String,
+    /// Who is asked when that one does not answer, in place of what the configuration says; empty = as it says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<String>,
     /// What it is told before everything else.
     pub system: String,
     /// The conversation, oldest first.
@@ -143,4 +164,74 @@ pub struct Answer {
     pub stop: Stop,
     /// See [`Usage`].
     pub usage: Usage,
+}
+
+/// About how many tokens a text has: a fourth of its ASCII characters, and each other character.
+pub fn estimate(text: &str) -> u64 {
+    let plain = text.bytes().filter(u8::is_ascii).count();
+    let others = text.chars().filter(|c| !c.is_ascii()).count();
+    (plain.div_ceil(4) + others) as u64
+}
+
+/// Tokens that a picture counts for when nobody says; providers take from 85 to about 1,600.
+const IMAGE_TOKENS: u64 = 1_000;
+/// Tokens that a message takes besides its text.
+const MESSAGE_TOKENS: u64 = 4;
+
+impl Message {
+    /// About how many tokens it has.
+    pub fn tokens(&self) -> u64 {
+        let inside = match self {
+            Message::User { text, images } => estimate(text) + images.len() as u64 * IMAGE_TOKENS,
+            Message::Assistant { text, calls } => {
+                let call = |call: &ToolCall| estimate(&call.name) + estimate(&call.arguments.to_string());
+                estimate(text) + calls.iter().map(call).sum::<u64>()
+            }
+            Message::Tool { name, text, .. } => estimate(name) + estimate(text),
+        };
+        inside + MESSAGE_TOKENS
+    }
+}
+
+impl Request {
+    /// About how many tokens it has.
+    pub fn tokens(&self) -> u64 {
+        let tool =
+            |tool: &ToolSpec| estimate(&tool.name) + estimate(&tool.description) + estimate(&tool.schema.to_string());
+        let tools = self.tools.iter().map(tool).sum::<u64>();
+        estimate(&self.system) + self.messages.iter().map(Message::tokens).sum::<u64>() + tools
+    }
+}
+
+impl Usage {
+    /// What it costs, in millionths of the currency that the price is in; what is begun is paid.
+    pub fn cost(&self, price: &Price) -> u64 {
+        let cached = self.cached.min(self.input);
+        let parts = [
+            (self.input - cached, price.input_micros_per_mtok),
+            (cached, price.cached_micros_per_mtok),
+            (self.output, price.output_micros_per_mtok),
+        ];
+        let all: u128 = parts.iter().map(|(tokens, micros)| u128::from(*tokens) * u128::from(*micros)).sum();
+        u64::try_from(all.div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_and_costs_are_counted() {
+        assert_eq!((estimate(""), estimate("abcd"), estimate("abcde"), estimate("日本")), (0, 1, 2, 2));
+        let price = Price {
+            input_micros_per_mtok: 3_000_000,
+            output_micros_per_mtok: 15_000_000,
+            cached_micros_per_mtok: 300_000,
+        };
+        let usage = Usage { input: 1_000, output: 100, cached: 500, estimated: false };
+        assert_eq!(usage.cost(&price), 1_500 + 1_500 + 150);
+        assert_eq!(Usage { input: 1, ..Usage::default() }.cost(&price), 3);
+        assert_eq!(Usage { input: u64::MAX, output: u64::MAX, ..Usage::default() }.cost(&price), u64::MAX);
+    }
 }

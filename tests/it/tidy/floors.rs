@@ -30,6 +30,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "registry",
             "sandbox",
             "schedule",
+            "sse",
             "tasks",
             "telemetry",
             "text",

@@ -39,6 +39,8 @@ const OPERATIONS: &[Operation] = &[
     op("GET /health/live", "", "", "200:Health", "Whether the process answers."),
     op("GET /health/ready", "", "", "200:Health 503:Health", "Whether it takes work."),
     op("GET /health/llm", "", "", "200:Health 503:Health", "Whether a configured model answers."),
+    op("GET /models", "limit cursor", "", "200:Items", "Language models that are known by name."),
+    op("POST /models/test", "", "ModelTest", "200:Object", "Asks one model once, and tells how that went."),
     op("GET /metrics", "", "", "200:text/plain", "Counters as Prometheus text."),
     op("GET /openapi.json", "", "", "200:Object", "This document."),
     op("GET /debug/metrics", "", "", "200:Object", "Counters and gauges as JSON."),

@@ -41,6 +41,7 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
             closed(json!({ "severity": severities(), "category": or_null(json!({ "type": "string" })) }), &[]),
         ),
         ("SkillRollback", skill_rollback()),
+        ("ModelTest", closed(json!({ "model": or_null(text(265)), "prompt": or_null(text(16_384)) }), &[])),
         ("NotificationTest", notification_test()),
         ("ToolInput", closed(json!({ "input": {} }), &[])),
         (
