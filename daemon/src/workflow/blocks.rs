@@ -63,7 +63,7 @@ impl Machine {
                 let mut trying = Trying { retries: 0, first_ms: env.now_ms, deadline_ms: None, caught: false };
                 if let Some(each) = catch.retry.as_ref().and_then(|retry| retry.each.as_ref()) {
                     let scope = Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) };
-                    trying.deadline_ms = Some(env.now_ms.saturating_add(each.ms(&scope)?));
+                    trying.deadline_ms = Some(env.now_ms.saturating_add(each.ms(&scope, env.now_ms)?));
                 }
                 self.doing_mut(id)?.inner = Inner::Try(trying);
                 self.enter(id, input, Vec::new())
@@ -71,7 +71,8 @@ impl Machine {
             Kind::Fork { branches, .. } => self.fork(id, branches, task, &input),
             Kind::Raise(error) => Err(self.raised(id, error, env)?),
             Kind::Wait(time) => {
-                let ms = time.ms(&Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) })?;
+                let scope = Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) };
+                let ms = time.ms(&scope, env.now_ms)?;
                 Ok(Next::Wait(Waiting::Until(env.now_ms.saturating_add(ms))))
             }
             Kind::Emit(with) => self.emit(id, with, env),
@@ -354,7 +355,8 @@ impl Machine {
                 let signal = Signal { title: text("title"), message: text("message"), task, step };
                 if let Some(time) = expires {
                     let input = self.input(id)?;
-                    let ms = time.ms(&Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) })?;
+                    let scope = Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) };
+                    let ms = time.ms(&scope, env.now_ms)?;
                     let doing = self.doing_mut(id)?;
                     let at = env.now_ms.saturating_add(ms);
                     doing.deadline_ms = Some(doing.deadline_ms.map_or(at, |other| other.min(at)));

@@ -158,11 +158,17 @@ impl<'v> Builder<'v> {
 
     fn schedule(&mut self, value: &Value) -> Option<Schedule> {
         let length = |builder: &mut Self, name: &str, least: i64| match duration::read(&value[name]) {
-            Ok(ms) if ms >= least => ms,
-            Ok(_) => {
-                builder.wrong(format!("/schedule/{name}"), format!("must be at least {least} ms."));
-                least
-            }
+            Ok(length) => match length.fixed() {
+                Some(ms) if ms >= least => ms,
+                Some(_) => {
+                    builder.wrong(format!("/schedule/{name}"), format!("must be at least {least} ms."));
+                    least
+                }
+                None => {
+                    builder.wrong(format!("/schedule/{name}"), "has years or months; say them with `cron`.");
+                    least
+                }
+            },
             Err(why) => {
                 builder.wrong(format!("/schedule/{name}"), why);
                 least

@@ -165,7 +165,7 @@ impl Machine {
         if !wanted || unwanted || retry.count.is_some_and(|count| u64::from(trying.retries) >= count) {
             return Ok(None);
         }
-        let delay = retry.delay.as_ref().map_or(Ok(0), |delay| delay.ms(&scope))?;
+        let delay = retry.delay.as_ref().map_or(Ok(0), |delay| delay.ms(&scope, env.now_ms))?;
         let factor = match retry.backoff {
             Backoff::Constant => 1,
             Backoff::Linear => i64::from(trying.retries) + 1,
@@ -173,11 +173,11 @@ impl Machine {
         };
         let mut wait_ms = delay.saturating_mul(factor).min(10 * 366 * 86_400_000);
         if let Some((from, to)) = &retry.jitter {
-            let (from, to) = (from.ms(&scope)?, to.ms(&scope)?);
+            let (from, to) = (from.ms(&scope, env.now_ms)?, to.ms(&scope, env.now_ms)?);
             wait_ms = wait_ms.saturating_add(fastrand::i64(from.min(to)..=from.max(to)));
         }
         if let Some(total) = &retry.total
-            && env.now_ms.saturating_add(wait_ms) > trying.first_ms.saturating_add(total.ms(&scope)?)
+            && env.now_ms.saturating_add(wait_ms) > trying.first_ms.saturating_add(total.ms(&scope, trying.first_ms)?)
         {
             return Ok(None);
         }
@@ -245,7 +245,8 @@ impl Machine {
         };
         let (task, data) = (doing.task, doing.input.clone());
         if let Some(each) = catch.retry.as_ref().and_then(|retry| retry.each.as_ref()) {
-            let ms = each.ms(&Scope { now: &data, lookup: &|name| self.lookup(id, name, None, env) }).unwrap_or(0);
+            let scope = Scope { now: &data, lookup: &|name| self.lookup(id, name, None, env) };
+            let ms = each.ms(&scope, env.now_ms).unwrap_or(0);
             if let Ok(doing) = self.doing_mut(id)
                 && let Inner::Try(trying) = &mut doing.inner
             {
@@ -407,7 +408,7 @@ impl Machine {
             && at <= env.now_ms
         {
             let input = self.state.input.clone();
-            let ms = time.ms(&super::template::scope(&input)).unwrap_or(0);
+            let ms = time.ms(&super::template::scope(&input), env.now_ms).unwrap_or(0);
             self.state.deadline_ms = Some(env.now_ms.saturating_add(ms));
         }
         for fiber in self.state.fibers.values_mut() {

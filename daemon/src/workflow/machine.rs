@@ -113,7 +113,7 @@ impl Machine {
         let definition = Arc::clone(&self.definition);
         if let Some(time) = &definition.timeout {
             let input = self.state.input.clone();
-            let ms = time.ms(&Scope { now: &input, lookup: &|name| self.around(env, name) })?;
+            let ms = time.ms(&Scope { now: &input, lookup: &|name| self.around(env, name) }, self.state.started_ms)?;
             self.state.deadline_ms = Some(self.state.started_ms.saturating_add(ms));
         }
         fits(definition.input.schema.as_ref(), "input.schema", &self.state.input)?;
@@ -232,7 +232,8 @@ impl Machine {
         }
         if let Some(time) = &task.timeout {
             let input = self.input(id)?;
-            let ms = time.ms(&Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) })?;
+            let scope = Scope { now: &input, lookup: &|name| self.lookup(id, name, None, env) };
+            let ms = time.ms(&scope, env.now_ms)?;
             self.doing_mut(id)?.deadline_ms = Some(env.now_ms.saturating_add(ms));
         }
         Ok(true)

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::duration;
+use super::duration::{self, Length};
 use super::fault::Fault;
 use super::template::{Locals, Scope, Template};
 use crate::clock::Millis;
@@ -10,8 +10,8 @@ use crate::clock::Millis;
 /// A duration.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Time {
-    /// So many milliseconds.
-    Fixed(Millis),
+    /// What the definition says.
+    Fixed(Length),
     /// What a template says.
     Said(Template),
 }
@@ -22,23 +22,24 @@ impl Time {
         let template = Template::read(value, locals, wrong);
         match &template {
             Template::Plain(value) => match duration::read(value) {
-                Ok(ms) => Time::Fixed(ms),
+                Ok(length) => Time::Fixed(length),
                 Err(why) => {
                     wrong(String::new(), why);
-                    Time::Fixed(0)
+                    Time::Fixed(Length::default())
                 }
             },
             _ => Time::Said(template),
         }
     }
 
-    /// Its length in milliseconds.
-    pub fn ms(&self, scope: &Scope<'_>) -> Result<Millis, Fault> {
-        match self {
-            Time::Fixed(ms) => Ok(*ms),
+    /// Its length in milliseconds when it begins at `from_ms`.
+    pub fn ms(&self, scope: &Scope<'_>, from_ms: Millis) -> Result<Millis, Fault> {
+        let length = match self {
+            Time::Fixed(length) => *length,
             Time::Said(template) => {
-                duration::read(&template.value(scope)?).map_err(|why| Fault::expression(format!("a duration {why}")))
+                duration::read(&template.value(scope)?).map_err(|why| Fault::expression(format!("a duration {why}")))?
             }
-        }
+        };
+        Ok(length.after(from_ms))
     }
 }

@@ -278,6 +278,27 @@ fn what_was_stored_without_an_answer_is_found() {
     }
 }
 
+/// Goal: an event of the daemon's own that was stored although the disk seemed gone is not stored again. The disk is a fake, as
+/// above.
+#[test]
+fn what_the_daemon_tells_is_stored_once() {
+    let folder = Folder::new("told");
+    let (home, switch) = (folder.path().join("home"), folder.path().join("on"));
+    std::fs::create_dir(&home).expect("a folder");
+    std::fs::write(home.join("aman.toml"), "").expect("aman.toml");
+    let daemon = on_fake_disk(&folder, "look-1");
+    daemon.push("a.b", json!(1));
+    daemon.writes_nothing_for(std::time::Duration::from_millis(300));
+    std::fs::write(home.join("aman.toml"), "[").expect("aman.toml");
+    std::fs::write(&switch, "").expect("a file");
+    assert_eq!(daemon.post("/config/reload", &json!({})).status, 409);
+    daemon.wait("the fault", || (!switch.exists()).then_some(()));
+    daemon.wait("the disk", || (try_push(&daemon, "a.b", &json!(2)).status == 202).then_some(()));
+    daemon.wait("the event", || (!daemon.recent("aman.config.broken").is_empty()).then_some(()));
+    daemon.writes_nothing_for(std::time::Duration::from_secs(1));
+    assert_eq!(daemon.recent("aman.config.broken").len(), 1);
+}
+
 /// Goal: a rollback for which the disk has no room says so and leaves everything as it was; with room it works.
 #[test]
 fn a_rollback_on_a_full_disk_changes_nothing() {
