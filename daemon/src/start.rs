@@ -110,7 +110,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let supervisor = Supervisor::new();
     let sandbox = Sandbox::new(&config.paths.runtime).with_private(private(&config));
     bus.register(vec![notifications::consumer()]).await?;
-    let skills = start_skills(&config, &bus, &sandbox, &supervisor).await?;
+    let skills = start_skills(&config, &bus, &sandbox).await?;
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
@@ -132,7 +132,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let sources = start_sources(&config, &bus, &supervisor, (sandbox, egress)).await?;
     let parts = Parts {
         bus: bus.clone(),
-        skills,
+        skills: skills.clone(),
         cron: cron.clone(),
         supervisor: supervisor.clone(),
         lifecycle: Arc::clone(&lifecycle),
@@ -152,6 +152,8 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let url = format!("{}://{address}", if config.http.tls.is_some() { "https" } else { "http" });
     write_address(&config.paths, &url)?;
     ready(&lifecycle, address);
+    // It would take the processors from the rest of the start.
+    skills.run(&supervisor, config.skills_watch);
     Ok(Daemon {
         address,
         url,
@@ -365,12 +367,11 @@ async fn start_sources(
     Sources::start(&config.sources, Surroundings { bus, supervisor, sandbox, egress, paths }).await
 }
 
-async fn start_skills(config: &Config, bus: &Bus, sandbox: &Sandbox, supervisor: &Supervisor) -> Result<Skills, Error> {
+async fn start_skills(config: &Config, bus: &Bus, sandbox: &Sandbox) -> Result<Skills, Error> {
     let (skills, report) = Skills::start(skill_settings(config), bus, sandbox.clone()).await?;
     for failed in &report.failed {
         tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
     }
-    skills.watch(supervisor, config.skills_watch);
     Ok(skills)
 }
 

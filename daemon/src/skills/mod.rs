@@ -175,13 +175,6 @@ impl Skills {
         })
         .await
         .map_err(Error::internal("unpacking the bundled skills"))??;
-        // It takes as long as the rest of the start; nobody has to wait for it.
-        let probing = sandbox.clone();
-        tokio::spawn(async move {
-            if let Err(error) = probing.probe().await {
-                tracing::warn!(%error, "The sandbox for scripts does not work here.");
-            }
-        });
         let surroundings = Surroundings {
             data: settings.places.data.clone(),
             work: settings.work.clone(),

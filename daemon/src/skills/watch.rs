@@ -23,10 +23,17 @@ const LONGEST: Duration = Duration::from_secs(3);
 const WATCHES_MAX: usize = 8192;
 
 impl Skills {
-    /// Reads the skills again whenever something changes below a search path, until the supervisor ends its tasks; never when
-    /// they are not `wanted`.
-    pub fn watch(&self, supervisor: &Supervisor, wanted: bool) {
-        if !wanted {
+    /// Begins what takes its time and what no start waits for: finds out what the sandbox can enforce here, and reads the skills
+    /// again whenever something changes below a search path, until the supervisor ends its tasks; never when they are not to
+    /// be `watched`.
+    pub fn run(&self, supervisor: &Supervisor, watched: bool) {
+        let probing = self.inner.sandbox.clone();
+        tokio::spawn(async move {
+            if let Err(error) = probing.probe().await {
+                tracing::warn!(%error, "The sandbox for scripts does not work here.");
+            }
+        });
+        if !watched {
             return;
         }
         let (skills, stop) = (self.clone(), supervisor.stop_token());
