@@ -4,6 +4,7 @@ mod calls;
 mod conformance;
 mod crash;
 mod lasting;
+mod lifecycle;
 mod processes;
 pub mod room;
 mod schedules;

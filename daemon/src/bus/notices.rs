@@ -169,6 +169,16 @@ impl Bus {
         OwnEvent(prepared.pop().expect("one event is prepared of one"))
     }
 
+    /// As [`Bus::own_event`], for events that `cause` led to; none at the end of a chain of effects, which they must not make
+    /// longer.
+    pub async fn own_events(&self, events: Vec<NewEvent>, origin: Origin, cause: Option<Cause>) -> Vec<OwnEvent> {
+        let depth_max = self.inner.settings.load().max_causation_depth;
+        if events.is_empty() || cause.as_ref().is_some_and(|cause| cause.event.depth + 1 > depth_max) {
+            return Vec::new();
+        }
+        self.prepare(events, origin, cause).await.into_iter().map(OwnEvent).collect()
+    }
+
     /// Prepares what `consumer`, of that kind, tells outside a delivery, because of `cause`; a title that is too long is cut.
     /// At the end of a chain of effects it is shown, and is no event. [`Notices::store`] belongs into the transaction of what
     /// they tell of.

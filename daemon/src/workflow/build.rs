@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::check::Problem;
 use super::definition::{
     Auth, Backoff, Call, Case, Catch, Definition, Each, Http, Journal, Kind, OpenApi, Output, Process, Read, Retry,
-    Return, Run, Schedule, Shape, Subflow, Task, TaskId, Then,
+    Return, Run, Schedule, Shape, Subflow, Task, TaskId, Tell, Then,
 };
 use super::duration;
 use super::links::Strategy;
@@ -50,14 +50,9 @@ pub(super) fn definition(whole: Value, lazy: bool) -> Result<Definition, Vec<Pro
     for name in whole["use"]["functions"].as_object().into_iter().flat_map(|all| all.keys()) {
         builder.function(name, "/use/functions");
     }
-    let journal = match whole["document"]["metadata"].get("aman.journal").map(Value::as_str) {
-        None | Some(Some("grouped")) => Journal::Grouped,
-        Some(Some("strict")) => Journal::Strict,
-        Some(_) => {
-            builder.wrong("/document/metadata/aman.journal", "must be strict or grouped.");
-            Journal::Grouped
-        }
-    };
+    let journal = builder.chosen("aman.journal", &[("grouped", Journal::Grouped), ("strict", Journal::Strict)]);
+    let tells = [("workflow", Tell::Workflows), ("tasks", Tell::Tasks), ("none", Tell::Nothing)];
+    let tells = builder.chosen("aman.events", &tells);
     let (tasks, problems) = (builder.tasks, builder.problems);
     if !problems.is_empty() {
         return Err(problems);
@@ -78,6 +73,7 @@ pub(super) fn definition(whole: Value, lazy: bool) -> Result<Definition, Vec<Pro
         tasks,
         root,
         journal,
+        tells,
         written: whole,
     })
 }
@@ -149,6 +145,20 @@ impl<'v> Builder<'v> {
             self.wrong(pointer, format!("use.{group} has no '{name}'."));
         }
         found.map(|found| (found, format!("/use/{group}/{}", escaped(name))))
+    }
+
+    /// What the metadata of the document choose by this name; the first one unless they do.
+    fn chosen<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
+        let default = choices[0].1;
+        let Some(wanted) = self.whole["document"]["metadata"].get(name) else { return default };
+        match choices.iter().find(|(choice, _)| wanted == *choice) {
+            Some((_, chosen)) => *chosen,
+            None => {
+                let all: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
+                self.wrong(format!("/document/metadata/{name}"), format!("must be one of {}.", all.join(", ")));
+                default
+            }
+        }
     }
 
     fn timeout(&mut self, value: &'v Value, pointer: &str, locals: &Locals) -> Option<Time> {

@@ -22,6 +22,17 @@ pub enum Journal {
     Strict,
 }
 
+/// Which lifecycle events of the standard there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tell {
+    /// None.
+    Nothing,
+    /// Those of instances.
+    Workflows,
+    /// Those of tasks, too.
+    Tasks,
+}
+
 /// When instances start by themselves.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Schedule {
@@ -388,6 +399,8 @@ pub struct Definition {
     pub root: Vec<TaskId>,
     /// How tasks are journaled.
     pub journal: Journal,
+    /// Which lifecycle events there are.
+    pub tells: Tell,
 }
 
 impl Definition {

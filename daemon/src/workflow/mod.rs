@@ -30,6 +30,7 @@ pub use catch::APPROVAL;
 pub use check::{Problem, load, parse, refused};
 pub use definition::{
     Call, Definition, Digest, Http, Journal, Kind, OpenApi, Output, Process, Read, Return, Run, Schedule, Task, TaskId,
+    Tell,
 };
 pub use fault::{Fault, standard};
 pub use links::{Filter, Strategy, Until};

@@ -226,6 +226,10 @@ impl Workflows {
     pub async fn hold(&self, id: &str, hold: bool, audit: Audit) -> Result<Value, Error> {
         let row = self.inner.by_id(id).await?;
         let (number, now_ms, id) = (row.number, self.inner.now_ms(), id.to_owned());
+        let told = match hold {
+            true => self.inner.event_of(&row, "workflow.suspended", "suspendedAt").await,
+            false => self.inner.event_of(&row, "workflow.resumed", "resumedAt").await,
+        };
         let shown = self
             .inner
             .bus
@@ -235,6 +239,7 @@ impl Workflows {
                     let why = if hold { "It is paused already, or has ended." } else { "It is not paused." };
                     return Err(Error::conflict("invalid_state", why));
                 }
+                told.iter().try_for_each(|event| event.store(tx))?;
                 let row = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", id))?;
                 let shown = view::instance(&row);
                 audit(tx, &shown)?;
@@ -255,13 +260,16 @@ impl Workflows {
         }
         let (number, now_ms, after) = (row.number, self.inner.now_ms(), self.inner.after(&row));
         let workflow = row.workflow.clone();
+        let told = self.inner.event_of(&row, "workflow.cancelled", "cancelledAt").await;
         let change = move |tx: &mut Tx<'_>| {
             let kept = row.parent.is_some() && row.awaited;
             let mut gone = rows::cancel_below(tx, number, "[]", kept, now_ms)?;
             if !rows::cancel(tx, number, &row.workflow, kept, now_ms)? {
                 return Err(ended());
             }
+            let below = gone.len();
             gone.extend(rows::current(tx, number)?);
+            told.iter().try_for_each(|event| event.store(tx))?;
             if let Some(parent) = row.parent.filter(|_| row.awaited) {
                 let body = json!({ "key": row.parent_key, "error": cancelled() }).to_string();
                 rows::bring(tx, parent, Kind::Ended, &body)?;
@@ -272,15 +280,16 @@ impl Workflows {
             let stored = rows::current(tx, number)?.ok_or_else(|| Error::not_found("workflow instance", row.id))?;
             let shown = view::instance(&stored);
             audit(tx, &shown)?;
-            Ok((shown, gone))
+            Ok((shown, gone, below))
         };
-        let (shown, gone) = self.inner.bus.store().write(change).await?;
+        let (shown, gone, below) = self.inner.bus.store().write(change).await?;
         self.inner.planned(&workflow, after);
         for (number, slot) in self.inner.end_drivers(&gone) {
             drop(slot.turn.lock().await);
             self.inner.leave(number, slot);
         }
         self.inner.all_closed(&gone).await;
+        self.inner.tell_cancelled(&gone[..below]).await;
         self.inner.hint.notify_one();
         Ok(shown)
     }

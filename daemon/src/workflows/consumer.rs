@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use serde_json::{Map, Value, json};
 
 use super::record::trust_of;
-use super::{Current, Inner, fresh, spans};
+use super::{Current, Inner, fresh, lifecycle, spans};
 use crate::bus::{Attempt, Consumer, Delivered, Effects, Failure, Outcome, Plan};
 use crate::error::Error;
 use crate::event::Event;
@@ -64,17 +64,22 @@ impl Events {
     async fn find(&self, inner: &Arc<Inner>, event: &Arc<Event>) -> Result<Found, Error> {
         let mut found = Found::default();
         let json = event.to_value();
+        // Only who names its type means what is told of workflows; any event is one that something else made.
+        let named = lifecycle::is_one(event);
         if let Ok(current) = inner.current(&self.name) {
             if event.sent.source.starts_with("cron/")
                 && event.sent.subject.as_deref() == Some(&format!("workflow/{}", self.name))
             {
                 found.start = Some(started(&current, inner, event, &event.sent.data.to_value()));
-            } else if let Some(Schedule::On(strategy)) = &current.definition.schedule {
+            } else if let Some(Schedule::On(strategy)) = &current.definition.schedule
+                && (!named || strategy.kinds().is_some())
+            {
                 self.hear(inner, &current, strategy, (event, &json), &mut found).await?;
             }
         }
         let (name, kind, sequence) = (self.name.clone(), event.sent.kind.clone(), event.sequence.0);
-        let waiting = inner.bus.store().read(move |conn| rows::listeners(conn, &name, &kind, sequence)).await?;
+        let mut waiting = inner.bus.store().read(move |conn| rows::listeners(conn, &name, &kind, sequence)).await?;
+        waiting.retain(|one| !named || !one.kind.is_empty());
         let mut definitions: HashMap<String, Arc<Definition>> = HashMap::new();
         for one in &waiting {
             if !definitions.contains_key(&one.digest) {
@@ -166,6 +171,9 @@ pub(super) fn cause_of(event: &Event, span: Option<SpanId>) -> String {
         "depth": event.depth,
         "correlation": event.correlation,
     });
+    if lifecycle::is_one(event) {
+        cause["lifecycle"] = true.into();
+    }
     spans::note(&mut cause, span);
     cause.to_string()
 }

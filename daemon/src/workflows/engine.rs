@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::actions::{self, Job};
+use super::lifecycle::Before;
 use super::record::{Moment, listeners, take};
 use super::{Current, Inner, Slot, fresh, row_of, spans};
 use crate::clock::Millis;
@@ -261,13 +262,14 @@ impl Driver {
             let (number, key) = (self.row.number, self.row.parent_key.clone());
             let (stop, trust, moment) = self
                 .with(move |machine, env| {
+                    let before = Before::of(machine);
                     machine.tick(env);
                     for (key, result) in done {
                         machine.resolve(&key, result, env);
                     }
                     let trust = came.iter().map(|(kind, body)| take(machine, *kind, body, env)).min();
                     let stop = if held { Stop::Idle } else { machine.run(env, GROUP) };
-                    (stop, trust, Moment::of(machine, (number, key.as_deref()), held))
+                    (stop, trust, Moment::of(machine, (number, key.as_deref()), held, (before, env.now_ms)))
                 })
                 .await;
             // What it does with an event is trusted no further than that event.

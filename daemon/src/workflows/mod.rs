@@ -7,6 +7,7 @@ mod commands;
 mod consumer;
 mod engine;
 mod http;
+mod lifecycle;
 mod openapi;
 mod process;
 mod record;

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
+use super::lifecycle::{Before, Change};
+use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
 use crate::redact;
@@ -87,11 +89,19 @@ pub(super) struct Moment {
     pub fault: Option<Fault>,
     /// Keys of the instances that it waits for.
     pub awaited: Vec<String>,
+    /// What became of it and of its tasks.
+    pub changes: Vec<Change>,
 }
 
 impl Moment {
-    /// Of the instance with this row number, which its parent knows by `key`. While it is held nothing begins.
-    pub fn of(machine: &mut Machine, (number, key): (i64, Option<&str>), held: bool) -> Result<Moment, Error> {
+    /// Of the instance with this row number, which its parent knows by `key`, and which stood where `before` says. While it
+    /// is held nothing begins.
+    pub fn of(
+        machine: &mut Machine,
+        (number, key): (i64, Option<&str>),
+        held: bool,
+        (before, now_ms): (Before, Millis),
+    ) -> Result<Moment, Error> {
         let mut wishes = machine.take_wishes();
         // Neither does anything once it has ended.
         if !held && machine.state.ended.is_none() {
@@ -114,6 +124,7 @@ impl Moment {
             None if machine.state.fibers.values().all(waits) => (Status::Waiting, None, None),
             None => (Status::Running, None, None),
         };
+        let changes = before.changes(machine, &wishes.steps, now_ms);
         let advance = Advance {
             number,
             status,
@@ -133,6 +144,7 @@ impl Moment {
             told: machine.state.ended.as_ref().map(|ended| end_of(key, ended)),
             fault,
             awaited,
+            changes,
         })
     }
 }
@@ -158,17 +170,22 @@ fn steps_of(machine: &Machine, steps: Vec<Step>) -> Vec<StepRow> {
     written
 }
 
-/// The event that tells of an instance that faulted.
-pub(super) fn faulted(row: &InstanceRow, fault: &Fault) -> NewEvent {
+/// An error whose texts have the length that events carry.
+pub(super) fn short(fault: &Fault) -> Fault {
     let cut = |text: &str| text[..text.floor_char_boundary(TOLD_BYTES_MAX)].to_owned();
-    let fault = Fault {
+    Fault {
         kind: cut(&fault.kind),
         title: fault.title.as_deref().map(cut),
         detail: fault.detail.as_deref().map(cut),
         instance: cut(&fault.instance),
         ..fault.clone()
-    };
-    let data = json!({ "workflow": row.workflow, "instance": row.id, "digest": row.digest, "error": fault.to_value() });
+    }
+}
+
+/// The event that tells of an instance that faulted.
+pub(super) fn faulted(row: &InstanceRow, fault: &Fault) -> NewEvent {
+    let error = short(fault).to_value();
+    let data = json!({ "workflow": row.workflow, "instance": row.id, "digest": row.digest, "error": error });
     NewEvent {
         subject: Some(row.id.clone()),
         trace: row.trace.parse().ok(),

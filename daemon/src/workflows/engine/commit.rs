@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Driver, GENERATIONS_MAX, RETRY};
 use crate::bus::{Action, NewNotification, Notices, Origin, OwnEvent, Publish, Severity, StateWrite};
 use crate::clock::Millis;
 use crate::error::Error;
-use crate::event::{Data, Event, NewEvent};
-use crate::id::{EventSeq, TraceId};
+use crate::event::NewEvent;
+use crate::id::TraceId;
 use crate::store::Tx;
-use crate::store::events::Cause;
 use crate::store::workflows::{self as rows, InstanceRow, Kind};
 use crate::workflow::{Child, Definition, Ended, Fault, Machine, Schedule, Signal, State, Wishes, emitted};
+use crate::workflows::lifecycle::{self, Change};
 use crate::workflows::record::{Moment, end_of, faulted};
 use crate::workflows::{Current, Inner, fresh, spans};
 
@@ -23,7 +23,10 @@ impl Inner {
         let fault = Fault::runtime(error.to_string()).at("/");
         let shown = crate::redact::json(&fault.to_value().to_string()).into_owned();
         let told = end_of(row.parent_key.as_deref(), &Ended::Faulted(fault.clone()));
-        let own = self.faulted(row, &fault).await;
+        let mut own = vec![self.faulted(row, &fault).await];
+        if let Ok(definition) = self.definition(&row.digest).await {
+            own.extend(self.events_of(row, &definition, vec![Change::faulted(&fault, self.now_ms())]).await);
+        }
         let (number, workflow, now_ms) = (row.number, row.workflow.clone(), self.now_ms());
         let (parent, after) = (row.parent.filter(|_| row.awaited), self.after(row));
         let change = move |tx: &mut Tx<'_>| {
@@ -36,7 +39,7 @@ impl Inner {
             if let Some(next_ms) = after {
                 rows::set_next(tx, &workflow, Some(next_ms))?;
             }
-            own.store(tx).map(|()| true)
+            own.iter().try_for_each(|event| event.store(tx)).map(|()| true)
         };
         if self.bus.store().write(change).await? {
             spans::ended(self, row, "faulted", Some(&fault));
@@ -87,8 +90,8 @@ struct Commit {
     /// What is heard of children that cannot be started.
     refused: Vec<String>,
     questions: Notices,
-    /// The event of a fault.
-    own: Option<OwnEvent>,
+    /// Events that tell of it.
+    own: Vec<OwnEvent>,
     after: Option<Millis>,
     /// The keys of children that are still waited for, as JSON, when there is one that is not any more.
     kept: Option<String>,
@@ -151,12 +154,15 @@ impl Driver {
         let left = self.awaited.iter().any(|key| !moment.awaited.contains(key));
         self.awaited.clone_from(&moment.awaited);
         let ended = moment.advance.status.is_ended();
+        let definition = Arc::clone(&self.machine().definition);
+        let changes = std::mem::take(&mut moment.changes);
+        let mut own = self.inner.events_of(&self.row, &definition, changes).await;
+        if let Some(fault) = &moment.fault {
+            own.push(self.inner.faulted(&self.row, fault).await);
+        }
         Ok(Commit {
             questions: self.questions(&moment.wishes).await,
-            own: match &moment.fault {
-                Some(fault) => Some(self.inner.faulted(&self.row, fault).await),
-                None => None,
-            },
+            own,
             after: if ended { self.inner.after(&self.row) } else { None },
             kept: left.then(|| json!(moment.awaited).to_string()),
             children,
@@ -270,7 +276,10 @@ impl Driver {
         };
         let asked = wishes.signals.iter().map(ask);
         let consumer = format!("workflow/{}", self.row.workflow);
-        self.inner.bus.notices((&consumer, "workflow"), self.row.trust, self.cause(), asked.collect()).await
+        self.inner
+            .bus
+            .notices((&consumer, "workflow"), self.row.trust, lifecycle::cause(&self.inner, &self.row), asked.collect())
+            .await
     }
 
     async fn write(&mut self, commit: &Arc<Commit>) -> Result<bool, Error> {
@@ -302,9 +311,7 @@ impl Driver {
             if let Some(next_ms) = stored.after {
                 rows::set_next(tx, &workflow, Some(next_ms))?;
             }
-            if let Some(own) = &stored.own {
-                own.store(tx)?;
-            }
+            stored.own.iter().try_for_each(|event| event.store(tx))?;
             let held = rows::is_held_now(tx, number)?;
             let _heard = open.send((held, left.unwrap_or_default()));
             Ok(())
@@ -316,7 +323,7 @@ impl Driver {
             let origin =
                 Origin { principal: format!("workflow/{}", self.row.workflow), trust: self.row.trust, internal: false };
             let publish = Publish { events, origin, idempotency: None, state: Some(change) };
-            self.inner.bus.publish_caused(publish, self.cause()).await.map(drop)
+            self.inner.bus.publish_caused(publish, lifecycle::cause(&self.inner, &self.row)).await.map(drop)
         };
         match done {
             Err(Error::NotFound { kind: "open instance", .. }) => Ok(false),
@@ -327,6 +334,7 @@ impl Driver {
                 self.row.hold = held;
                 self.inner.end_drivers(&left).into_iter().for_each(|(number, slot)| self.inner.leave(number, slot));
                 self.inner.all_closed(&left).await;
+                self.inner.tell_cancelled(&left).await;
                 if let Some(listeners) = &commit.moment.advance.listeners {
                     self.listeners.clone_from(listeners);
                 }
@@ -340,27 +348,6 @@ impl Driver {
         let trace: Option<TraceId> = self.row.trace.parse().ok();
         events.iter_mut().for_each(|event| event.trace = trace);
         events
-    }
-
-    /// The event that started it, as far as effects need it.
-    fn cause(&self) -> Option<Cause> {
-        let stored: Value = serde_json::from_str(self.row.cause.as_ref()?).ok()?;
-        let id = stored["id"].as_str()?.to_owned();
-        let sent = NewEvent { id: Some(id), data: Data::None, ..NewEvent::default() };
-        let event = Event {
-            sequence: EventSeq(stored["sequence"].as_i64()?),
-            received_ms: 0,
-            made_id: None,
-            sent,
-            trace: self.row.trace.parse().ok()?,
-            correlation: stored["correlation"].as_str().map(str::to_owned),
-            causation: None,
-            cause: None,
-            depth: stored["depth"].as_u64().and_then(|depth| u32::try_from(depth).ok()).unwrap_or(0),
-            trust: self.row.trust,
-            principal: self.row.principal.clone(),
-        };
-        Some(Cause { event: Arc::new(event), delivery: None, span: spans::id(&self.inner, &self.row) })
     }
 
     /// Tells of its end.
