@@ -79,20 +79,21 @@ impl Inner {
         due.heard.into_iter().for_each(|number| self.poke(number));
         let full = due.ready.len() >= LOOK_MAX;
         for number in due.ready {
-            // Whoever leaves tells so, and then the others are looked for again.
+            // Whoever leaves or gives its place back tells so, and then the others are looked for again.
+            let Ok(turn) = Arc::clone(&self.queue).try_acquire_owned() else { return Ok(planned) };
             let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return Ok(planned) };
-            self.begin(number, room);
+            self.begin(number, room, turn);
         }
         Ok(if full { Some(now_ms) } else { due.next_ms.into_iter().chain(planned).min() })
     }
 
-    /// Has an instance driven that nobody drives.
-    fn begin(self: &Arc<Self>, number: i64, room: OwnedSemaphorePermit) {
+    /// Has an instance driven that nobody drives, once its turn comes.
+    fn begin(self: &Arc<Self>, number: i64, room: OwnedSemaphorePermit, turn: OwnedSemaphorePermit) {
         let (inner, slot) = (Arc::clone(self), self.slot(number));
         self.drivers.spawn(async move {
             let driven = {
                 let _turn = slot.turn.lock().await;
-                let driven = inner.drive(number, &slot).await;
+                let driven = inner.drive(number, &slot, turn).await;
                 driven.inspect_err(|error| tracing::error!(number, error = ?error, "An instance could not be driven."))
             };
             drop(room);
@@ -149,8 +150,9 @@ impl Inner {
     }
 
     /// Drives one instance until it waits for nothing that is done here, or has ended.
-    async fn drive(self: &Arc<Self>, number: i64, slot: &Slot) -> Result<(), Error> {
+    async fn drive(self: &Arc<Self>, number: i64, slot: &Slot, turn: OwnedSemaphorePermit) -> Result<(), Error> {
         let Some(place) = self.place(slot, &self.stop).await else { return Ok(()) };
+        drop(turn);
         let mut row = self.bus.store().read(move |conn| row_of(conn, number)).await?;
         if row.status.is_ended() || row.hold {
             return Ok(());
@@ -292,6 +294,7 @@ impl Driver {
             }
             if self.bytes <= SMALL_BYTES {
                 self.place = None;
+                self.inner.hint.notify_one();
             }
             if !self.wait(slot, &mut results, &mut came).await? {
                 return Ok(());

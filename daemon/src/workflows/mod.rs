@@ -97,6 +97,8 @@ struct Inner {
     room: Arc<Semaphore>,
     /// Of [`WORKING_MAX`].
     places: Arc<Semaphore>,
+    /// Those who wait for their first place; no more than there are places, so that each look has few to leave out.
+    queue: Arc<Semaphore>,
     /// Of [`CALLS_MAX`].
     calls: Semaphore,
     /// Of [`COMMANDS_MAX`].
@@ -171,6 +173,7 @@ impl Workflows {
                 active: Mutex::default(),
                 room: Arc::new(Semaphore::new(ACTIVE_MAX)),
                 places: Arc::new(Semaphore::new(WORKING_MAX)),
+                queue: Arc::new(Semaphore::new(WORKING_MAX)),
                 calls: Semaphore::new(CALLS_MAX),
                 commands: Semaphore::new(COMMANDS_MAX),
                 stop: CancellationToken::new(),
