@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
+use crate::agents::{self, Agents};
 use crate::api::auth::Auth;
 use crate::api::listen::{self, Listener};
 use crate::api::{self, App, Lifecycle, Parts, Phase, Server};
@@ -29,8 +30,8 @@ use crate::plugins::Plugins;
 use crate::plugins::host::Services;
 use crate::registry::Registry;
 use crate::sandbox::{Private, Sandbox};
-use crate::skills::{self, Skills};
-use crate::soul::Soul;
+use crate::skills::{self, Agency, ForAgent, SkillTools, Skills};
+use crate::soul::{SkillLine, Soul};
 use crate::sources::{Sources, Surroundings};
 use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
@@ -120,6 +121,16 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let plugins = start_plugins(&config, &bus, &egress).await?;
     tools.offer("plugins", Arc::new(plugins.clone()));
     let workflows = Workflows::start(&bus, &egress, &sandbox, workflow_settings(&config)).await?;
+    let surroundings = agents::Surroundings {
+        models: models.clone(),
+        tools: tools.clone(),
+        soul: soul.clone(),
+        memory: memory.clone(),
+        budget: budget.clone(),
+        skills: index_of(&skills),
+    };
+    let agents = Agents::start(&bus, surroundings, agent_settings(&config)).await?;
+    introduce(&skills, &agents, &tools, &models).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
     tools.run();
@@ -141,6 +152,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         upkeep,
         plugins: plugins.clone(),
         workflows: workflows.clone(),
+        agents,
         tools: tools.clone(),
         soul,
         memory,
@@ -390,6 +402,49 @@ fn tools(config: &Config, bus: &Bus, (soul, memory): (&Soul, &Memory)) -> Tools 
     tools
 }
 
+/// Where agents lie.
+fn agent_settings(config: &Config) -> agents::Settings {
+    agents::Settings { folder: config.paths.agents(), allow_exec: config.http.allow_exec_definitions }
+}
+
+/// The skills as agents are told of them.
+fn index_of(skills: &Skills) -> agents::SkillIndex {
+    let skills = skills.clone();
+    Arc::new(move |patterns| {
+        let lines = skills.index(patterns).into_iter();
+        lines.map(|(name, description)| SkillLine { name, description }).collect()
+    })
+}
+
+/// Skills and agents know nothing of each other: what one does for the other is handed down here.
+async fn introduce(skills: &Skills, agents: &Agents, tools: &Tools, models: &Models) -> Result<(), Error> {
+    let readers = agents.clone();
+    let may_read = move |agent: Option<&str>, skill: &str| agent.is_none_or(|agent| readers.may_read(agent, skill));
+    tools.offer("skills", Arc::new(SkillTools { skills: skills.clone(), may_read: Arc::new(may_read) }));
+    let (takers, models) = (agents.clone(), models.clone());
+    let take = move |wanted: ForAgent| {
+        let agents = takers.clone();
+        let skill = agents::SkillRun {
+            agent: wanted.agent,
+            skill: wanted.skill,
+            instructions: wanted.instructions,
+            attempt: wanted.attempt,
+            attempts_max: wanted.attempts_max,
+            time_max: wanted.time_max,
+        };
+        let taking: std::pin::Pin<Box<dyn Future<Output = _> + Send>> =
+            Box::pin(async move { agents.run_skill(skill).await });
+        taking
+    };
+    let has_model = move || {
+        let models = models.clone();
+        let looking: std::pin::Pin<Box<dyn Future<Output = bool> + Send>> =
+            Box::pin(async move { models.resolve("").await.is_ok() });
+        looking
+    };
+    skills.serve_agents(Agency { take: Arc::new(take), has_model: Arc::new(has_model) }).await
+}
+
 fn workflow_settings(config: &Config) -> workflows::Settings {
     let paths = &config.paths;
     workflows::Settings {
@@ -472,6 +527,7 @@ fn private(config: &Config) -> Private {
         .map(|folder| paths.data.join(folder))
         .collect();
     unwritable.extend(config.skill_paths.iter().cloned());
+    unwritable.push(paths.agents());
     unwritable.extend(agents(config));
     Private { hidden, unwritable }
 }

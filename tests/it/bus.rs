@@ -85,7 +85,7 @@ fn everything() -> Effects {
         }],
         outgoing: vec![NewIntent { sink: "test".into(), payload: json!({"to": "x"}), ttl: Duration::from_secs(60) }],
         result: Some(json!({"answer": 42})),
-        state: None,
+        ..Effects::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Language models: asked in their dialects, again, and one after the other; tried over HTTP and on the command line.
 
-mod stub;
+pub mod stub;
 
 use std::time::{Duration, Instant};
 

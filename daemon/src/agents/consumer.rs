@@ -3,13 +3,15 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::{Agent, Inner};
+use super::delivery::Job;
+use super::{Agent, Agents, DEFAULT, Inner};
 use crate::bus::{
-    Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Failure, Outcome, RetryPolicy, Rule, Standing, router,
+    Attempt, Concurrency, Consumer, ConsumerSpec, Delivered, Outcome, RetryPolicy, Rule, Standing, router,
 };
 use crate::error::Error;
 use crate::event::TypePattern;
 use crate::expr::Expr;
+use crate::tools::pattern;
 
 /// How long an attempt may take in all, waiting for approvals included: these expire before.
 const ATTEMPT_MAX: Duration = Duration::from_secs(48 * 3600);
@@ -30,12 +32,53 @@ struct Events {
 impl Consumer for Events {
     fn deliver(&self, attempt: Attempt) -> Delivered<'_> {
         Box::pin(async move {
-            let Some(_inner) = self.agents.upgrade() else {
-                return Outcome::Retry(Failure::new("the daemon ends"), None);
+            let Some(inner) = self.agents.upgrade() else { return Outcome::Postponed(Duration::ZERO) };
+            let job = Job {
+                agent: self.id.clone(),
+                consumer: name(&self.id),
+                attempt,
+                attempts_max: ATTEMPTS_MAX,
+                skill: None,
+                time_max: None,
             };
-            tracing::debug!(agent = self.id, event = attempt.event.id(), "An event for an agent.");
-            Outcome::Reject(Failure::new("agents take no turns yet"))
+            inner.deliver(job).await
         })
+    }
+}
+
+/// A delivery to a skill that an agent is to take.
+pub struct SkillRun {
+    /// The agent; none = [`DEFAULT`].
+    pub agent: Option<String>,
+    /// The skill.
+    pub skill: String,
+    /// What is to be done.
+    pub instructions: String,
+    /// The delivery.
+    pub attempt: Attempt,
+    /// After so many attempts it is given up.
+    pub attempts_max: u32,
+    /// How long the work may take; none = as the agent says.
+    pub time_max: Option<Duration>,
+}
+
+impl Agents {
+    /// Takes a delivery to a skill as a turn. What comes of it is stored with that delivery.
+    pub async fn run_skill(&self, run: SkillRun) -> Outcome {
+        let job = Job {
+            agent: run.agent.unwrap_or_else(|| DEFAULT.to_owned()),
+            consumer: format!("skill/{}", run.skill),
+            attempt: run.attempt,
+            attempts_max: run.attempts_max,
+            skill: Some((run.skill, run.instructions)),
+            time_max: run.time_max,
+        };
+        self.inner.deliver(job).await
+    }
+
+    /// Whether an agent may read a skill.
+    pub fn may_read(&self, agent: &str, skill: &str) -> bool {
+        self.definition(agent).is_ok_and(|definition| pattern::any(&definition.skills, skill))
     }
 }
 
@@ -58,7 +101,12 @@ impl Inner {
             kind: "agent",
             rules,
             concurrency: Concurrency::Parallel(definition.concurrency),
-            retry: RetryPolicy { max_attempts: ATTEMPTS_MAX, base: Duration::from_secs(1), ..RetryPolicy::default() },
+            // Attempts are counted by the turn, which must be there to end.
+            retry: RetryPolicy {
+                max_attempts: ATTEMPTS_MAX * 100,
+                base: Duration::from_secs(1),
+                ..RetryPolicy::default()
+            },
             timeout: ATTEMPT_MAX,
             trust: definition.trust,
             // What comes for one that is switched off waits for it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use toml::{Table, Value as Toml};
 
+use crate::budget::{Limits, MONEY_MAX};
 use crate::config::parse_duration;
 use crate::config::sources::is_id;
 use crate::error::{Error, FieldError, distance};
@@ -44,7 +45,7 @@ pub struct Definition {
     /// Facts of the memory that it is told in each turn.
     pub recall: usize,
     /// What its turns may cost.
-    pub budget: Spending,
+    pub budget: Limits,
     /// Types of events that begin a turn, besides those that are for it.
     pub on: Vec<TypePattern>,
     /// Which of those.
@@ -61,23 +62,6 @@ pub struct Definition {
     pub digest: String,
     /// TOML, as it was written.
     pub text: String,
-}
-
-/// What turns may cost, besides the limits of the configuration; money in millionths of the currency of the price table.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Spending {
-    /// Tokens of a day (UTC).
-    pub day_tokens: Option<u64>,
-    /// Money of a day.
-    pub day_micros: Option<u64>,
-    /// Tokens of a session, of all its time.
-    pub session_tokens: Option<u64>,
-    /// Money of a session.
-    pub session_micros: Option<u64>,
-    /// Tokens of a day for each skill or schedule that it works for.
-    pub job_tokens: Option<u64>,
-    /// Money of that.
-    pub job_micros: Option<u64>,
 }
 
 /// Checks the id of an agent.
@@ -164,7 +148,7 @@ impl<'a> Reader<'a> {
             tools: self.below("tools", Reader::policy).unwrap_or_default(),
             skills: if self.has("skills") { self.list("skills") } else { vec!["*".to_owned()] },
             recall: self.number("recall", 0, 50).map_or(6, size),
-            budget: self.below("budget", Reader::spending).unwrap_or_default(),
+            budget: self.below("budget", Reader::limits).unwrap_or_default(),
             on: self.patterns("on"),
             when: self.condition("when"),
             trust: self.trust("trust"),
@@ -195,14 +179,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn spending(&mut self) -> Spending {
-        Spending {
+    fn limits(&mut self) -> Limits {
+        Limits {
             day_tokens: self.tokens("day_tokens"),
-            day_micros: self.money("day_money"),
+            day_money: self.money("day_money"),
             session_tokens: self.tokens("session_tokens"),
-            session_micros: self.money("session_money"),
+            session_money: self.money("session_money"),
             job_tokens: self.tokens("job_tokens"),
-            job_micros: self.money("job_money"),
+            job_money: self.money("job_money"),
         }
     }
 
@@ -265,24 +249,21 @@ impl<'a> Reader<'a> {
         number
     }
 
-    fn tokens(&mut self, key: &'static str) -> Option<u64> {
-        self.number(key, 0, i64::MAX).and_then(|number| u64::try_from(number).ok())
+    fn tokens(&mut self, key: &'static str) -> u64 {
+        self.number(key, 0, i64::MAX).map_or(0, i64::unsigned_abs)
     }
 
-    fn money(&mut self, key: &'static str) -> Option<u64> {
-        let amount = match self.value(key)? {
-            Toml::Float(amount) => Some(*amount),
-            #[expect(clippy::cast_precision_loss, reason = "amounts that a budget can mean are exact")]
-            Toml::Integer(amount) => Some(*amount as f64),
-            _ => None,
+    fn money(&mut self, key: &'static str) -> f64 {
+        let amount = match self.value(key) {
+            None => return 0.0,
+            Some(Toml::Float(amount)) => Some(*amount),
+            Some(Toml::Integer(amount)) => i32::try_from(*amount).ok().map(f64::from),
+            Some(_) => None,
         };
-        let Some(amount) = amount.filter(|amount| (0.0..=1e9).contains(amount)) else {
-            self.refuse(key, "must be an amount from 0 to 1000000000, in the currency of the prices.");
-            return None;
-        };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within 0 and 1e15")]
-        let micros = (amount * 1e6).round() as u64;
-        Some(micros)
+        amount.filter(|amount| (0.0..=MONEY_MAX).contains(amount)).unwrap_or_else(|| {
+            self.refuse(key, "must be an amount of money, 0 or more, in the currency of the prices; 0 = no limit.");
+            0.0
+        })
     }
 
     fn temperature(&mut self) -> Option<f64> {
@@ -407,8 +388,30 @@ mod tests {
         let definition = Definition::parse_json(&json).expect("good");
         let again = Definition::parse(&definition.text).expect("its own text");
         assert_eq!((again.model.as_str(), again.max_steps, again.executes()), ("a/b", 3, true));
-        assert_eq!(again.budget.day_micros, Some(1_500_000));
+        assert!((again.budget.day_money - 1.5).abs() < f64::EPSILON);
         assert!(again.tools.unattended && again.to_json()["tools"]["exec"][0] == "git");
+    }
+
+    #[test]
+    fn the_schema_names_what_is_read() {
+        let schema: Value = serde_json::from_str(super::super::SCHEMA).expect("JSON");
+        let names = |at: &Value| at["properties"].as_object().expect("fields").keys().cloned().collect::<Vec<_>>();
+        for (prefix, place) in
+            [("", &schema), ("tools.", &schema["properties"]["tools"]), ("budget.", &schema["properties"]["budget"])]
+        {
+            let mut known = names(place);
+            known.sort();
+            let text = if prefix.is_empty() {
+                "no-such-field = 1".to_owned()
+            } else {
+                format!("[{}]\nno-such-field = 1", prefix.trim_end_matches('.'))
+            };
+            let Err(Error::Invalid { fields, .. }) = Definition::parse(&text) else { panic!("{text}") };
+            let listed = fields[0].reason.rsplit("There are ").next().unwrap_or_default().trim_end_matches('.');
+            let mut read: Vec<String> = listed.split(", ").map(str::to_owned).collect();
+            read.sort();
+            assert_eq!(read, known, "{prefix}");
+        }
     }
 
     #[test]

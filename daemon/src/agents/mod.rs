@@ -1,34 +1,79 @@
 //! Agents: who they are, and the turns that they take. A message is an event, a turn its delivery, and every answer of a
 //! model and every result of a tool a step in the journal: whatever cuts a turn off, it goes on behind its last step.
 
+mod ask;
 mod consumer;
+mod context;
 pub mod definition;
+mod delegate;
+mod delivery;
 pub mod frames;
 mod registry;
+mod turn;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
+pub use consumer::SkillRun;
 use consumer::name as consumer_name;
 pub use definition::{Definition, check_id};
 pub use registry::{Change, Put};
 
+use crate::budget::Budget;
 use crate::bus::{Bus, Origin};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::NewEvent;
+use crate::memory::Memory;
+use crate::models::Models;
+use crate::soul::{SkillLine, Soul};
 use crate::store::Tx;
 use crate::store::agents::AgentRow;
 use crate::store::turns as rows;
+use crate::tools::Tools;
 
+/// The JSON Schema of a definition.
+pub const SCHEMA: &str = include_str!("../../../schemas/agent.schema.json");
 /// Who publishes what is told of agents.
 const SOURCE: &str = "aman/agents";
 /// The agent that answers when none is named.
 pub const DEFAULT: &str = "aman";
+
+/// The type of the event that brings a message of a session.
+pub const MESSAGE: &str = "aman.agent.message";
+/// The type of the event that asks an agent for something: `{prompt, session?, output?}`.
+pub const CALL: &str = "aman.agent.call";
+/// How long a stop waits for the end of what it stops.
+const STOP_WAIT: Duration = Duration::from_secs(5);
+/// How long to wait at the least before what the disk refused is tried again.
+const REFUSED_WAIT: Duration = Duration::from_millis(500);
+
+/// The skills whose names fit patterns, for the index that an agent is told of.
+pub type SkillIndex = Arc<dyn Fn(&[String]) -> Vec<SkillLine> + Send + Sync>;
+
+/// What turns are taken with.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Who thinks.
+    pub models: Models,
+    /// What can be done.
+    pub tools: Tools,
+    /// Who it is.
+    pub soul: Soul,
+    /// What it knows.
+    pub memory: Memory,
+    /// What it may cost.
+    pub budget: Budget,
+    /// What it can read up.
+    pub skills: SkillIndex,
+}
 
 /// What a change writes besides, in the same transaction; it is given the answer to the change.
 pub type Audit = Box<dyn FnOnce(&mut Tx<'_>, &Value) -> Result<(), Error> + Send>;
@@ -50,6 +95,10 @@ pub struct Agents {
 struct Inner {
     bus: Bus,
     settings: Settings,
+    parts: Surroundings,
+    frames: frames::Frames,
+    /// Turns that are being taken, by their number.
+    at_work: Mutex<HashMap<i64, AtWork>>,
     held: Mutex<Held>,
     /// Held while agents are changed.
     changing: tokio::sync::Mutex<()>,
@@ -61,6 +110,14 @@ struct Held {
     agents: BTreeMap<String, Arc<Agent>>,
     /// Definitions that could not be read: the agent's id, and why.
     left_out: BTreeMap<String, String>,
+}
+
+/// A turn that is being taken.
+struct AtWork {
+    session: i64,
+    cancel: CancellationToken,
+    /// True when it is cancelled because somebody stopped it.
+    stopped: Arc<AtomicBool>,
 }
 
 /// An agent that is there.
@@ -102,15 +159,20 @@ impl Agent {
 
 impl Agents {
     /// Reads all agents, takes over what is in the folder and in this binary, and registers them with the bus.
-    pub async fn start(bus: &Bus, settings: Settings) -> Result<Agents, Error> {
+    pub async fn start(bus: &Bus, parts: Surroundings, settings: Settings) -> Result<Agents, Error> {
         let agents = Agents {
             inner: Arc::new(Inner {
                 bus: bus.clone(),
                 settings,
+                parts,
+                frames: frames::Frames::default(),
+                at_work: Mutex::default(),
                 held: Mutex::default(),
                 changing: tokio::sync::Mutex::default(),
             }),
         };
+        let delegate = delegate::Delegate { agents: Arc::downgrade(&agents.inner) };
+        agents.inner.parts.tools.offer("agents", Arc::new(delegate));
         agents.inner.load().await?;
         agents.inner.end_orphans().await?;
         Ok(agents)
@@ -132,7 +194,112 @@ impl Agents {
     }
 }
 
+impl Agents {
+    /// What happens in turns, as it happens.
+    pub fn frames(&self) -> &frames::Frames {
+        &self.inner.frames
+    }
+
+    /// Stops the turns of a session that have not ended, keeps what came, and waits for their end; `record` commits with the
+    /// wish to stop, which holds over a restart. Whether there was any.
+    pub async fn stop(
+        &self,
+        session: i64,
+        by: &str,
+        record: impl FnOnce(&mut Tx<'_>, bool) -> Result<(), Error> + Send + 'static,
+    ) -> Result<bool, Error> {
+        let inner = &self.inner;
+        // First of all, what is at work ends; what begins in this moment finds the wish in the database.
+        inner.interrupt(session);
+        let (by, now_ms) = (by.to_owned(), inner.now_ms());
+        let write = move |tx: &mut Tx<'_>| {
+            let turns = rows::stop(tx, session, &by, now_ms)?;
+            record(tx, !turns.is_empty())?;
+            Ok(!turns.is_empty())
+        };
+        let mut ended = inner.bus.ended();
+        let any = inner.bus.store().write(write).await?;
+        inner.interrupt(session);
+        let over = async {
+            while inner.bus.store().read(move |conn| rows::open_of_session(conn, session)).await?.is_some() {
+                if ended.changed().await.is_err() {
+                    break;
+                }
+            }
+            Ok::<(), Error>(())
+        };
+        // Whoever asked is answered also when a turn of another session is before this one.
+        match tokio::time::timeout(STOP_WAIT, over).await {
+            Ok(over) => over.map(|()| any),
+            Err(_) => Ok(any),
+        }
+    }
+}
+
+/// Counts a turn as long as it is held.
+struct Busy {
+    inner: Arc<Inner>,
+    agent: String,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Ok(agent) = self.inner.agent(&self.agent) {
+            self.inner.moves(&agent, |state| state.turns = state.turns.saturating_sub(1));
+        }
+    }
+}
+
 impl Inner {
+    fn at_work<R>(&self, look: impl FnOnce(&mut HashMap<i64, AtWork>) -> R) -> R {
+        look(&mut self.at_work.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends what is at work for a session.
+    fn interrupt(&self, session: i64) {
+        self.at_work(|all| {
+            for turn in all.values().filter(|turn| turn.session == session) {
+                turn.stopped.store(true, Ordering::Release);
+                turn.cancel.cancel();
+            }
+        });
+    }
+
+    /// Notes that an agent takes one more turn.
+    fn busy(self: &Arc<Self>, agent: &str) -> Busy {
+        if let Ok(agent) = self.agent(agent) {
+            self.moves(&agent, |state| state.turns += 1);
+        }
+        Busy { inner: Arc::clone(self), agent: agent.to_owned() }
+    }
+
+    /// Writes what must not be lost, and waits for a disk that takes nothing; none when `cancel` comes before, or the change
+    /// is refused for good.
+    async fn keep<F>(&self, cancel: &CancellationToken, change: F) -> Option<()>
+    where
+        F: Fn(&mut Tx<'_>) -> Result<(), Error> + Send + Sync + 'static,
+    {
+        let change = Arc::new(change);
+        loop {
+            let change = Arc::clone(&change);
+            match self.bus.store().write(move |tx| change(tx)).await {
+                Ok(()) => return Some(()),
+                Err(Error::Busy { .. }) => {}
+                Err(error) => {
+                    tracing::error!(error = error.chain().join(": "), "A step of a turn could not be written.");
+                    return None;
+                }
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return None,
+                () = async {
+                    tokio::time::sleep(REFUSED_WAIT).await;
+                    self.bus.store().until_writable().await;
+                } => {}
+            }
+        }
+    }
+
     fn now_ms(&self) -> Millis {
         self.bus.clock().now_ms()
     }

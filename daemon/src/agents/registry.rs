@@ -40,15 +40,26 @@ impl Agents {
     /// Every agent by id.
     pub async fn list(&self) -> Result<Vec<Value>, Error> {
         let agents: Vec<Arc<Agent>> = self.inner.held(|held| held.agents.values().cloned().collect());
-        Ok(agents.iter().map(|agent| view::agent(agent)).collect())
+        let mut shown = Vec::with_capacity(agents.len());
+        for agent in agents {
+            shown.push(self.shown(&agent).await?);
+        }
+        Ok(shown)
     }
 
     /// One agent with its definition.
     pub async fn get(&self, id: &str) -> Result<Value, Error> {
         let agent = self.inner.agent(id)?;
-        let mut shown = view::agent(&agent);
+        let mut shown = self.shown(&agent).await?;
         shown["definition"] = agent.definition.to_json();
         shown["text"] = agent.definition.text.clone().into();
+        Ok(shown)
+    }
+
+    async fn shown(&self, agent: &Agent) -> Result<Value, Error> {
+        let (today, ever) = self.inner.parts.budget.usage(&format!("agent/{}", agent.row.id)).await?;
+        let mut shown = view::agent(agent);
+        shown["usage"] = json!({ "today": today, "ever": ever });
         Ok(shown)
     }
 
@@ -142,13 +153,13 @@ impl Agents {
     }
 
     /// Switches an agent on or off.
-    pub async fn change(&self, id: &str, change: Change, audit: Audit) -> Result<Value, Error> {
+    pub async fn change(&self, id: &str, change: Change, principal: String, audit: Audit) -> Result<Value, Error> {
         let _turn = self.inner.changing.lock().await;
         let before = self.inner.agent(id)?;
         let disabled = change == Change::Disable;
         let row = AgentRow { disabled, updated_ms: self.inner.now_ms(), ..before.row.clone() };
         let agent = self.inner.made(row, (*before.definition).clone(), Some(&before));
-        self.inner.store(Arc::new(agent), String::new(), audit).await
+        self.inner.store(Arc::new(agent), principal, audit).await
     }
 
     /// Reads the file of an agent again, or what the binary has of it, and puts that in force.

@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::Agent;
-use super::definition::Spending;
 use crate::clock::rfc3339;
 use crate::store::agents::DefinitionRow;
 
@@ -23,7 +22,7 @@ pub(super) fn agent(agent: &Agent) -> Value {
         "fallback": definition.fallback,
         "tools": definition.tools,
         "skills": definition.skills,
-        "budget": budget(&definition.budget),
+        "budget": definition.budget,
         "on": definition.on.iter().map(|pattern| pattern.as_str()).collect::<Vec<_>>(),
         "when": definition.when.as_ref().map(|when| when.source()),
         "trust": definition.trust,
@@ -34,19 +33,6 @@ pub(super) fn agent(agent: &Agent) -> Value {
         "origin": row.origin,
         "digest": definition.digest,
         "updated_at": rfc3339(row.updated_ms),
-    })
-}
-
-fn budget(spending: &Spending) -> Value {
-    #[expect(clippy::cast_precision_loss, reason = "amounts that a budget can mean are exact")]
-    let money = |micros: Option<u64>| micros.map(|micros| micros as f64 / 1e6);
-    json!({
-        "day_tokens": spending.day_tokens,
-        "day_money": money(spending.day_micros),
-        "session_tokens": spending.session_tokens,
-        "session_money": money(spending.session_micros),
-        "job_tokens": spending.job_tokens,
-        "job_money": money(spending.job_micros),
     })
 }
 

@@ -118,6 +118,16 @@ fn differences<'a>(old: &'a Config, new: &'a Config) -> impl Iterator<Item = (&'
     old.effective.iter().zip(&new.effective).filter(|(old, new)| old.value != new.value)
 }
 
+/// Skills that need a model may run now, or not any more; nobody waits for that.
+fn look_at_skills(app: &App) {
+    let skills = app.skills.clone();
+    tokio::spawn(async move {
+        if let Err(error) = skills.refresh().await {
+            tracing::warn!(%error, "Skills that need a model stay as they were.");
+        }
+    });
+}
+
 /// Puts `config` in force as far as that works without a start.
 fn apply(app: &App, config: Config, version: i64) -> Result<(), Error> {
     telemetry::set_filter(&config.log.level)?;
@@ -129,6 +139,7 @@ fn apply(app: &App, config: Config, version: i64) -> Result<(), Error> {
     app.soul.configure(&config.denied);
     app.budget.configure(budget(&config));
     app.models.configure(&config.models);
+    look_at_skills(app);
     app.bus.traces().configure(config.telemetry.as_ref(), app.store.ids().node);
     let secure = app.tuned.load().places.secure;
     app.tuned.store(Arc::new(Tuned::of(&config, secure)));

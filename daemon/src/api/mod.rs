@@ -2,6 +2,7 @@
 //! [`handle`], who may do what in [`routes`] and [`auth`].
 
 pub mod again;
+mod agents;
 pub mod audit;
 pub mod auth;
 pub mod body;
@@ -18,7 +19,6 @@ mod health;
 pub mod jwt;
 pub mod listen;
 mod login;
-mod memory;
 mod metrics;
 mod models;
 mod notifications;
@@ -34,12 +34,10 @@ mod secrets;
 mod sinks;
 mod skills;
 mod socket;
-mod soul;
 mod sources;
 mod stream;
 mod tokens;
 mod tools;
-mod usage;
 mod why;
 mod workflows;
 
@@ -57,6 +55,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::agents::Agents;
 use crate::budget::Budget;
 use crate::bus::Bus;
 use crate::bus::live::Live;
@@ -128,6 +127,8 @@ pub struct Parts {
     pub plugins: Plugins,
     /// The workflows.
     pub workflows: Workflows,
+    /// The agents.
+    pub agents: Agents,
     /// What can be called, and the gate before it.
     pub tools: Tools,
     /// Who the assistant is.
@@ -183,6 +184,7 @@ pub struct App {
     upkeep: Upkeep,
     plugins: Plugins,
     workflows: Workflows,
+    agents: Agents,
     tools: Tools,
     soul: Soul,
     memory: Memory,
@@ -279,6 +281,7 @@ impl App {
             upkeep,
             plugins,
             workflows,
+            agents,
             tools,
             soul,
             memory,
@@ -307,6 +310,7 @@ impl App {
             upkeep,
             plugins,
             workflows,
+            agents,
             tools,
             soul,
             memory,

@@ -15,8 +15,8 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, audit, config, cron, db, dlq, events, health, login, memory, metrics, models, notifications, openapi,
-    plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools, usage, why, workflows,
+    App, Call, agents, audit, config, cron, db, dlq, events, health, login, metrics, models, notifications, openapi,
+    plugins, runtime, sinks, skills, sources, stream, tokens, tools, why, workflows,
 };
 use crate::error::{Error, distance};
 use crate::package::PACKED_MAX;
@@ -175,29 +175,9 @@ pub fn core() -> Vec<Route> {
     all.extend(extensions());
     all.extend(tooling());
     all.extend(flows());
-    all.extend(mind());
+    all.extend(agents());
     all.extend(notices());
     all
-}
-
-/// What agents are, know and cost.
-fn mind() -> Vec<Route> {
-    vec![
-        route!(GET "/soul/info" Admin soul::info),
-        route!(GET "/soul/raw" Admin soul::raw),
-        route!(GET "/soul/versions" Admin soul::versions),
-        route!(GET "/soul/system-prompt" Admin soul::system_prompt),
-        route!(POST "/soul/update" Admin soul::update).audited("soul.update").confirmed(Confirm::WhenStrict),
-        route!(POST "/soul/rollback" Admin soul::rollback).audited("soul.rollback").confirmed(Confirm::Always),
-        route!(GET "/memory" Admin memory::list),
-        route!(POST "/memory" Admin memory::add).audited("memory.add").creates(Creates::Yes),
-        route!(DELETE "/memory" Admin memory::forget_named).audited("memory.forget"),
-        route!(GET "/memory/export" Admin memory::export),
-        route!(GET "/memory/{id}" Admin memory::show),
-        route!(POST "/memory/{id}" Admin memory::edit).audited("memory.edit"),
-        route!(DELETE "/memory/{id}" Admin memory::forget).audited("memory.forget"),
-        route!(GET "/usage" Admin usage::list),
-    ]
 }
 
 /// What the person is told.
@@ -259,6 +239,20 @@ fn tooling() -> Vec<Route> {
         route!(POST "/tool-auth/respond" Admin tools::respond).audited("approval.respond"),
         route!(GET "/tool-auth/rules" Admin tools::rules),
         route!(DELETE "/tool-auth/rules" Admin tools::revoke).audited("approval.revoke"),
+    ]
+}
+
+/// Agents.
+fn agents() -> Vec<Route> {
+    vec![
+        route!(GET "/agents" Chat agents::list),
+        route!(GET "/agent/{id}" Chat agents::show),
+        route!(PUT "/agent/{id}" Admin agents::put).audited("agent.put"),
+        route!(DELETE "/agent/{id}" Admin agents::delete).audited("agent.delete"),
+        route!(POST "/agent/{id}/status" Admin agents::status).audited("agent.status"),
+        route!(POST "/agent/{id}/reload" Admin agents::reload).audited("agent.reload"),
+        route!(GET "/agent/{id}/versions" Admin agents::versions),
+        route!(POST "/agent/{id}/rollback" Admin agents::rollback).audited("agent.rollback").confirmed(Confirm::Always),
     ]
 }
 

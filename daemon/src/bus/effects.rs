@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::event::NewEvent;
+use crate::event::{NewEvent, Trust};
 use crate::store::Tx;
 
 pub use crate::store::notifications::Severity;
@@ -27,6 +27,10 @@ pub struct Effects {
     pub result: Option<Value>,
     /// A change of the consumer's own tables.
     pub state: Option<StateWrite>,
+    /// What the consumer read besides the event is believed no further than this, and neither are its events.
+    pub trust: Option<Trust>,
+    /// Told once all of it is stored.
+    pub stored: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// A message for the person.

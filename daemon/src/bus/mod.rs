@@ -1,6 +1,7 @@
 //! The one way through: everything enters by [`Bus::publish`], is matched by the [`router`], delivered by
 //! [`dispatch`], and what consumers ask for ([`effects`]) is applied where their delivery is settled.
 
+mod awaited;
 pub mod cadence;
 mod chains;
 mod dispatch;
@@ -30,6 +31,7 @@ use crate::event::{Event, Trust, TypePattern};
 use crate::expr::Expr;
 use crate::id::DeliveryId;
 
+pub use awaited::Awaited;
 pub use effects::{Action, Effects, Failure, NewIntent, NewNotification, Outcome, Severity, StateWrite};
 pub use flows::{Flows, NewInstance, NewSignal, Preparing, Wanted};
 pub use notices::{Notices, OwnEvent};

@@ -63,7 +63,7 @@ impl Notices {
             return Notices::of(each.collect(), limits);
         }
         let cause = super::spans::cause(bus, ready);
-        let told = bus.prepare_effects(entry, &cause, all.iter().map(created).collect()).await;
+        let told = bus.prepare_effects(entry, &cause, None, all.iter().map(created).collect()).await;
         Notices::of(all.into_iter().zip(told.into_iter().map(Some)).collect(), limits)
     }
 

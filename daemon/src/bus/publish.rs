@@ -374,11 +374,18 @@ impl Bus {
         Ok(incoming)
     }
 
-    /// Prepares effects of a delivery; their trust is the lower of the cause's and the consumer's.
-    pub(super) async fn prepare_effects(&self, entry: &Entry, cause: &Cause, events: Vec<NewEvent>) -> Vec<Prepared> {
+    /// Prepares effects of a delivery; their trust is the lowest of the cause's, the consumer's and `read`.
+    pub(super) async fn prepare_effects(
+        &self,
+        entry: &Entry,
+        cause: &Cause,
+        read: Option<Trust>,
+        events: Vec<NewEvent>,
+    ) -> Vec<Prepared> {
+        let trust = cause.event.trust.min(entry.spec.trust);
         let origin = Origin {
             principal: entry.spec.name.clone(),
-            trust: cause.event.trust.min(entry.spec.trust),
+            trust: read.map_or(trust, |read| trust.min(read)),
             internal: false,
         };
         self.prepare(events, origin, Some(cause.clone())).await
@@ -504,6 +511,11 @@ impl Bus {
     /// The clock.
     pub fn clock(&self) -> &Clock {
         &self.inner.clock
+    }
+
+    /// Cancelled once the daemon begins to end: nothing new is begun from then on.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.inner.stop
     }
 
     /// True once new work is refused.

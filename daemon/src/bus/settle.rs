@@ -110,7 +110,7 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         status: Status::Done,
         attempt: ready.attempt + 1,
         result: effects.result.as_ref().map(encode),
-        publish: bus.prepare_effects(entry, &cause, effects.publish).await,
+        publish: bus.prepare_effects(entry, &cause, effects.trust, effects.publish).await,
         notify: Notices::prepare(bus, entry, ready, (effects.notify, too_deep)).await,
         outgoing: effects.outgoing.into_iter().map(Outgoing::of).collect(),
         death: None,
@@ -120,6 +120,9 @@ pub(super) async fn done(bus: &Bus, entry: &Entry, ready: &Ready, effects: Effec
         Some(state) => end_with_state(bus, ready, ending, state).await.map_err(Unsettled::Failed)?,
     };
     bus.inner.stats.done.fetch_add(u64::from(ended), Ordering::Relaxed);
+    if let Some(stored) = effects.stored.filter(|_| ended) {
+        stored();
+    }
     Ok(Settled::Ended)
 }
 
@@ -180,7 +183,7 @@ async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Ve
             "fingerprint": fingerprint,
         });
         let cause = spans::cause(bus, ready);
-        let mut told = bus.prepare_effects(entry, &cause, vec![NewEvent::new("aman/bus", DEAD, &data)]).await;
+        let mut told = bus.prepare_effects(entry, &cause, None, vec![NewEvent::new("aman/bus", DEAD, &data)]).await;
         for event in &mut told {
             // It is the bus that says so, whatever its consumer may say.
             event.principal = "aman/bus".to_owned();

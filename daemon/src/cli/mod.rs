@@ -1,5 +1,6 @@
 //! The command line: one file per noun. It talks HTTP to the daemon and knows nothing of its inside.
 
+mod agent;
 mod audit;
 mod client;
 mod completions;
@@ -8,7 +9,6 @@ mod cron;
 mod db;
 mod dlq;
 mod doctor;
-mod editor;
 mod event;
 mod explain;
 mod failure;
@@ -17,7 +17,6 @@ mod fake;
 mod help;
 mod jq;
 mod logs;
-mod memory;
 mod notification;
 mod out;
 mod plugin;
@@ -26,7 +25,6 @@ mod service;
 mod sink;
 mod skill;
 mod skill_author;
-mod soul;
 mod source;
 mod standing;
 mod status;
@@ -34,7 +32,6 @@ mod tail;
 mod tls;
 mod token;
 mod tree;
-mod usage;
 mod workflow;
 
 use std::path::PathBuf;
@@ -165,17 +162,12 @@ pub enum Command {
     /// What you are told: look at it, take note, put it away
     #[command(subcommand)]
     Notification(notification::NotificationCommand),
-    /// Who the assistant is and what it does not do: look at it, write it, go back
-    #[command(subcommand)]
-    Soul(soul::SoulCommand),
-    /// What agents remember: look at it, add to it, correct it, take it along
-    #[command(subcommand)]
-    Memory(memory::MemoryCommand),
-    /// Show what models cost
-    Usage(usage::UsageArgs),
     /// Plugins: install, approve, list and remove them; write, build, pack and sign them
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
+    /// Agents: who they are, what they may use and cost
+    #[command(subcommand)]
+    Agent(agent::AgentCommand),
     /// Durable sequences of tasks: write, start and steer them
     #[command(subcommand)]
     Workflow(workflow::WorkflowCommand),
@@ -375,10 +367,8 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Source(command) => source::run(context, command).await,
         Command::Sink(command) => sink::run(context, command).await,
         Command::Notification(command) => notification::run(context, command).await,
-        Command::Soul(command) => soul::run(context, command).await,
-        Command::Memory(command) => memory::run(context, command).await,
-        Command::Usage(args) => usage::run(context, &args).await,
         Command::Plugin(command) => plugin::run(context, command).await,
+        Command::Agent(command) => agent::run(context, command).await,
         Command::Workflow(command) => workflow::run(context, command).await,
         Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,

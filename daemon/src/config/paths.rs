@@ -96,6 +96,11 @@ impl Paths {
         [self.address_file.clone(), self.state.join("run").join("address")]
     }
 
+    /// Where agents are defined: beside the configuration.
+    pub fn agents(&self) -> PathBuf {
+        self.config_file.parent().unwrap_or(&self.data).join("agents")
+    }
+
     /// Makes the folders, closed to others.
     pub fn make(&self) -> Result<(), Error> {
         use std::os::unix::fs::DirBuilderExt;

@@ -29,7 +29,8 @@ const ATTEMPTS_MAX: u32 = 100;
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// The keys of `metadata` that mean something to the daemon.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
+    "aman.agent",
     "aman.concurrency",
     "aman.on",
     "aman.permissions",
@@ -86,8 +87,12 @@ pub struct Manifest {
     pub schedule: Option<Schedule>,
     /// `aman.run`.
     pub run: Run,
+    /// `aman.agent`: who does it when `run` says that an agent does.
+    pub agent: Option<String>,
     /// `aman.timeout`: how long one attempt may take.
     pub timeout: Duration,
+    /// Whether it says `aman.timeout`.
+    pub timed: bool,
     /// `aman.concurrency`.
     pub concurrency: Concurrency,
     /// `aman.retry`.
@@ -132,6 +137,8 @@ impl Manifest {
             when: condition.map(|condition| condition.source().to_owned()),
             schedule: check.schedule(),
             run: check.read("aman.run", command).unwrap_or(Run::Nothing),
+            agent: check.read("aman.agent", agent),
+            timed: front.aman.contains_key("aman.timeout"),
             timeout: check.read("aman.timeout", |text| duration(text, TIMEOUT_MAX)).unwrap_or(Duration::from_secs(30)),
             concurrency: check.read("aman.concurrency", concurrency).unwrap_or(Concurrency::Serial),
             retry: check.read("aman.retry", retry).unwrap_or_default(),
@@ -148,6 +155,11 @@ impl Manifest {
     pub fn told(&self) -> Vec<String> {
         let breaks = self.breaks.iter().map(|one| format!("{}: {}", one.field, one.reason));
         breaks.chain(self.warnings.iter().cloned()).collect()
+    }
+
+    /// How long an agent may work on it; none = as the agent says.
+    pub fn time_max(&self) -> Option<Duration> {
+        self.timed.then_some(self.timeout)
     }
 
     /// What it is: `script`, `agent`, or `instructions` for whoever reads them.
@@ -268,6 +280,9 @@ impl Checker<'_> {
             self.warnings
                 .push("metadata.aman.run has neither aman.on nor aman.schedule: nothing triggers it.".to_owned());
         }
+        if manifest.agent.is_some() && manifest.run != Run::Agent {
+            self.warnings.push("metadata.aman.agent means nothing without aman.run: agent.".to_owned());
+        }
         if manifest.run == Run::Nothing && triggered {
             self.warnings.push("It has no aman.run: its text is kept for agents, events do not reach it.".to_owned());
         }
@@ -328,6 +343,13 @@ fn command(text: &str) -> Result<Run, String> {
         return Err("holds a NUL character.".to_owned());
     }
     Ok(Run::Script(argv))
+}
+
+fn agent(text: &str) -> Result<String, String> {
+    if crate::config::sources::is_id(text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("'{text}' is no id of an agent: 1 to 64 lower-case letters, digits, '-' and '_'."))
 }
 
 fn concurrency(text: &str) -> Result<Concurrency, String> {

@@ -2,6 +2,7 @@
 
 mod answer;
 pub mod author;
+mod by_agent;
 mod clear;
 mod folder;
 mod front;
@@ -10,22 +11,25 @@ mod load;
 mod manifest;
 mod run;
 mod stats;
+mod tools;
 mod view;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
 
 pub use crate::sandbox::{Permissions, Places};
+pub use by_agent::{Agency, ForAgent};
 pub use folder::File;
 pub use load::{Failed, Place, SearchPath, Shadowed};
 pub use manifest::{Manifest, Run, Schedule, check_name};
+pub use tools::SkillTools;
 pub use view::{Shown, Text, Trigger, VersionShown};
 
 use crate::bundled;
@@ -36,6 +40,7 @@ use crate::event::{NewEvent, Trust};
 use crate::sandbox::{Private, Sandbox};
 use crate::store::skills::{self as records, Decided};
 use crate::store::{Store, Tx, skill_words};
+use by_agent::Thinker;
 use load::{Found, Scan};
 use run::{OnChange, Refuser, Runner, Script, Surroundings};
 use stats::Stats;
@@ -44,6 +49,8 @@ use stats::Stats;
 const SLACK: Duration = Duration::from_secs(10);
 /// Why a skill that needs a model does not run.
 const NO_MODEL: &str = "no model configured";
+/// How long an attempt of an agent may take in all, waiting for approvals included: these expire before.
+const TURN_MAX: Duration = Duration::from_secs(48 * 3600);
 
 /// Where skills lie and what they work with.
 #[derive(Debug, Clone)]
@@ -97,6 +104,8 @@ struct Skill {
     found: Found,
     enabled: bool,
     trusted: bool,
+    /// True when it needs a model and there is none.
+    no_model: bool,
     stats: Arc<Stats>,
 }
 
@@ -104,7 +113,7 @@ impl Skill {
     fn standing(&self) -> Standing {
         if !self.trusted {
             Standing::Untrusted
-        } else if !self.enabled || self.found.manifest.run == Run::Agent {
+        } else if !self.enabled || self.no_model {
             Standing::Disabled
         } else {
             Standing::Active
@@ -121,7 +130,7 @@ impl Skill {
             ))
         } else if !self.enabled {
             Some(format!("it is switched off; enable '{name}' to let it run"))
-        } else if self.found.manifest.run == Run::Agent {
+        } else if self.no_model {
             Some(NO_MODEL.to_owned())
         } else {
             None
@@ -153,6 +162,8 @@ struct Inner {
     loaded: RwLock<BTreeMap<String, Arc<Skill>>>,
     /// What could not be loaded the last time.
     failed: RwLock<Vec<Failed>>,
+    /// Who does what is for agents.
+    agency: OnceLock<Agency>,
     /// Set while a reload waits to begin that a run asked for: one is enough for all who ask.
     asked: AtomicBool,
     /// Held while something changes, so that changes follow each other.
@@ -189,6 +200,7 @@ impl Skills {
                 sandbox,
                 loaded: RwLock::default(),
                 failed: RwLock::default(),
+                agency: OnceLock::new(),
                 asked: AtomicBool::new(false),
                 changing: tokio::sync::Mutex::default(),
                 settings,
@@ -260,11 +272,27 @@ impl Skills {
             found: skill.found.clone(),
             enabled,
             trusted: skill.trusted || enabled,
+            no_model: skill.no_model,
             stats: Arc::clone(&skill.stats),
         });
         inner.bus.register(inner.consumer(&decided).into_iter().collect()).await?;
         inner.loaded.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&decided));
         Ok(view::show(&decided, inner.sandbox.probed()))
+    }
+
+    /// Sets who does what is for agents, and has skills that wait for that run.
+    pub async fn serve_agents(&self, agency: Agency) -> Result<(), Error> {
+        let _first = self.inner.agency.set(agency);
+        self.refresh().await
+    }
+
+    /// Looks again whether skills that need a model can run.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        let loaded = self.inner.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if loaded.values().all(|skill| skill.found.manifest.run != Run::Agent) {
+            return Ok(());
+        }
+        self.reload(|_| Ok(())).await.map(drop)
     }
 
     fn weak(&self) -> Weak<Inner> {
@@ -296,12 +324,13 @@ impl Inner {
         let before = self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
         let kept_stats = self.kept_stats(&scan, &before).await?;
         let Scan { found, failed, shadowed } = scan;
+        let no_model = self.has_no_model(&found).await;
         let mut now: BTreeMap<String, Arc<Skill>> = found
             .into_iter()
             .map(|(name, found)| {
                 let stats = before.get(&name).map(|before| Arc::clone(&before.stats));
                 let stats = stats.or_else(|| kept_stats.get(&name).map(|kept| Arc::new(Stats::of(kept))));
-                let skill = self.assess(found, decided.get(&name), stats.unwrap_or_default());
+                let skill = self.assess(found, decided.get(&name), stats.unwrap_or_default(), no_model);
                 (name, Arc::new(skill))
             })
             .collect();
@@ -329,13 +358,14 @@ impl Inner {
         Ok(self.store.read(records::stats).await?.into_iter().collect())
     }
 
-    fn assess(&self, found: Found, decided: Option<&Decided>, stats: Arc<Stats>) -> Skill {
+    fn assess(&self, found: Found, decided: Option<&Decided>, stats: Arc<Stats>, no_model: bool) -> Skill {
         let data = &self.settings.places.data;
         // What came with the daemon and reaches beyond its data folder waits for a word of its owner.
         let reaches_out = found.place == Place::Bundled && found.manifest.permissions.writes_outside(data).is_some();
         Skill {
             enabled: decided.and_then(|decided| decided.enabled).unwrap_or(!reaches_out),
             trusted: load::is_trusted(found.place, &found.content.digest, decided),
+            no_model: no_model && found.manifest.run == Run::Agent,
             stats,
             found: self.warn_of_refusal(found),
         }
@@ -352,6 +382,17 @@ impl Inner {
             Arc::make_mut(&mut found.manifest).warnings.push(warning);
         }
         found
+    }
+
+    /// Whether there is nobody to do what is for agents; asked only when something is.
+    async fn has_no_model(&self, found: &BTreeMap<String, Found>) -> bool {
+        if found.values().all(|found| found.manifest.run != Run::Agent) {
+            return true;
+        }
+        match self.agency.get() {
+            Some(agency) => !(agency.has_model)().await,
+            None => true,
+        }
     }
 
     async fn record<A>(&self, now: &BTreeMap<String, Arc<Skill>>, gone: Vec<String>, audit: A) -> Result<(), Error>
@@ -435,13 +476,13 @@ impl Inner {
             rules: manifest.rules.clone(),
             concurrency: manifest.concurrency,
             retry: manifest.retry,
-            timeout: manifest.timeout + SLACK,
+            timeout: if manifest.run == Run::Agent { TURN_MAX } else { manifest.timeout + SLACK },
             trust: Trust::Owner,
             standing: skill.standing(),
             acts_outside: true,
         };
-        let consumer: Arc<dyn Consumer> = match (&manifest.run, skill.reason()) {
-            (Run::Script(argv), None) => Arc::new(Runner {
+        let consumer: Arc<dyn Consumer> = match (&manifest.run, skill.reason(), self.agency.get()) {
+            (Run::Script(argv), None, _) => Arc::new(Runner {
                 script: Script {
                     manifest: Arc::clone(manifest),
                     argv: argv.clone(),
@@ -455,7 +496,17 @@ impl Inner {
                 clock: self.clock.clone(),
                 on_change: reload_later(Skills { inner: Arc::clone(self) }.weak()),
             }),
-            (_, reason) => Arc::new(Refuser {
+            (Run::Agent, None, Some(agency)) => Arc::new(Thinker {
+                manifest: Arc::clone(manifest),
+                folder: skill.found.path.clone(),
+                content: skill.found.content.clone(),
+                stats: Arc::clone(&skill.stats),
+                store: self.store.clone(),
+                clock: self.clock.clone(),
+                on_change: reload_later(Skills { inner: Arc::clone(self) }.weak()),
+                agency: agency.clone(),
+            }),
+            (_, reason, _) => Arc::new(Refuser {
                 why: format!("the skill may not run: {}", reason.unwrap_or_default()),
                 manifest: Arc::clone(manifest),
             }),

@@ -74,7 +74,8 @@ impl Consumer for Runner {
         Box::pin(async move {
             let begun = Instant::now();
             let outcome = self.attempt(&attempt).await;
-            self.keep(self.stats.record(&outcome, begun.elapsed(), self.clock.now_ms()));
+            let counts = self.stats.record(&outcome, begun.elapsed(), self.clock.now_ms());
+            keep_stats(&self.store, &self.script.manifest.name, counts);
             outcome
         })
     }
@@ -84,7 +85,7 @@ impl Consumer for Runner {
     }
 }
 
-fn plan(manifest: &Manifest) -> Option<Plan> {
+pub(super) fn plan(manifest: &Manifest) -> Option<Plan> {
     let schedule = manifest.schedule.clone()?;
     Some(Plan { expression: schedule.schedule, timezone: schedule.timezone })
 }
@@ -109,7 +110,7 @@ impl Consumer for Refuser {
 
 impl Runner {
     async fn attempt(&self, attempt: &Attempt) -> Outcome {
-        if let Err(failure) = self.check_content().await {
+        if let Err(failure) = check_content(&self.script.folder, &self.content, &self.on_change).await {
             return Outcome::Retry(failure, Some(Duration::from_secs(1)));
         }
         let (outcome, finished) = self.script.run(attempt).await;
@@ -123,37 +124,37 @@ impl Runner {
         }
         outcome
     }
+}
 
-    /// Keeps the counts without holding up the delivery: they are queued before its end is, and so commit with it. What
-    /// cannot be kept now is in the next counts.
-    fn keep(&self, counts: records::Stats) {
-        let (store, name) = (self.store.clone(), self.script.manifest.name.clone());
-        tokio::spawn(async move {
-            let kept = store.write(move |tx| records::keep_stats(tx, &name, &counts)).await;
-            if let Err(error) = kept {
-                tracing::debug!(%error, "The counts of a skill are not kept.");
-            }
-        });
-    }
-
-    /// Makes sure that what runs is what was loaded and trusted.
-    async fn check_content(&self) -> Result<(), Failure> {
-        let (path, loaded) = (self.script.folder.clone(), self.content.clone());
-        let same = tokio::task::spawn_blocking(move || match folder::stamp(&path) {
-            Ok(stamp) if stamp == loaded.stamp => Ok(true),
-            Ok(_) => folder::read(&path).map(|now| now.digest == loaded.digest),
-            Err(reason) => Err(reason),
-        });
-        match same.await {
-            Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) => {
-                (self.on_change)();
-                Err(Failure::new("the skill's files are not the ones that were loaded; they are read again"))
-            }
-            Ok(Err(reason)) => Err(Failure::new("the skill's files cannot be checked").within(reason)),
-            Err(error) => Err(Failure::new(error.to_string()).within("the skill's files cannot be checked")),
+/// Makes sure that what runs is what was loaded and trusted.
+pub(super) async fn check_content(folder: &Path, content: &Content, on_change: &OnChange) -> Result<(), Failure> {
+    let (path, loaded) = (folder.to_owned(), content.clone());
+    let same = tokio::task::spawn_blocking(move || match folder::stamp(&path) {
+        Ok(stamp) if stamp == loaded.stamp => Ok(true),
+        Ok(_) => folder::read(&path).map(|now| now.digest == loaded.digest),
+        Err(reason) => Err(reason),
+    });
+    match same.await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => {
+            on_change();
+            Err(Failure::new("the skill's files are not the ones that were loaded; they are read again"))
         }
+        Ok(Err(reason)) => Err(Failure::new("the skill's files cannot be checked").within(reason)),
+        Err(error) => Err(Failure::new(error.to_string()).within("the skill's files cannot be checked")),
     }
+}
+
+/// Keeps the counts of a skill without holding up its delivery: they are queued before its end is, and so commit with it. What
+/// cannot be kept now is in the next counts.
+pub(super) fn keep_stats(store: &Store, name: &str, counts: records::Stats) {
+    let (store, name) = (store.clone(), name.to_owned());
+    tokio::spawn(async move {
+        let kept = store.write(move |tx| records::keep_stats(tx, &name, &counts)).await;
+        if let Err(error) = kept {
+            tracing::debug!(%error, "The counts of a skill are not kept.");
+        }
+    });
 }
 
 impl Script {

@@ -223,6 +223,16 @@ pub fn by_id(conn: &Connection, id: &str) -> Result<Option<TurnRow>, Error> {
     one(conn, "WHERE t.id = ?1", [id])
 }
 
+/// The turn with this row number.
+pub fn by_number(conn: &Connection, number: i64) -> Result<Option<TurnRow>, Error> {
+    one(conn, "WHERE t.number = ?1", [number])
+}
+
+/// As [`of_delivery`], in a transaction that writes.
+pub fn of_delivery_in(tx: &Tx<'_>, event: EventSeq, consumer: &str) -> Result<Option<TurnRow>, Error> {
+    of_delivery(tx.conn, event, consumer)
+}
+
 /// The turn that the delivery of an event to a consumer is.
 pub fn of_delivery(conn: &Connection, event: EventSeq, consumer: &str) -> Result<Option<TurnRow>, Error> {
     one(conn, "WHERE t.event = ?1 AND t.consumer = ?2", params![event.0, consumer])
@@ -256,17 +266,8 @@ pub fn run(tx: &Tx<'_>, turn: i64, now_ms: Millis) -> Result<bool, Error> {
         .map_err(unwritten)
 }
 
-/// Writes that a step begins. The same number again is the same step.
-pub fn step_begun(tx: &Tx<'_>, turn: i64, step: &StepRow) -> Result<(), Error> {
-    write_step(tx, turn, step)
-}
-
-/// Writes a step with what came of it, whether its beginning was written or not.
-pub fn step_ended(tx: &Tx<'_>, turn: i64, step: &StepRow) -> Result<(), Error> {
-    write_step(tx, turn, step)
-}
-
-fn write_step(tx: &Tx<'_>, turn: i64, step: &StepRow) -> Result<(), Error> {
+/// Writes a step: its beginning, or what came of it. The same number again is the same step.
+pub fn write_step(tx: &Tx<'_>, turn: i64, step: &StepRow) -> Result<(), Error> {
     tx.conn
         .prepare_cached(
             "INSERT OR REPLACE INTO turn_step (turn, number, kind, name, status, body, started_ms, ended_ms) \

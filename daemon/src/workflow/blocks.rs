@@ -343,7 +343,7 @@ impl Machine {
                 };
                 self.enter(id, data, Vec::new())
             }
-            Call::Skill(_) => {
+            Call::Skill(_) | Call::Agent(_) => {
                 let args = self.arguments(id, env)?;
                 self.action(id, args, env)
             }
@@ -381,6 +381,7 @@ impl Machine {
                 let made = self.fill(id, with, env)?;
                 Ok(json!({ "skill": { "name": made["name"], "input": made["input"] } }))
             }
+            Kind::Call(Call::Agent(with)) => Ok(json!({ "agent": self.fill(id, with, env)? })),
             Kind::Run(Run::Process(process)) => self.process(id, process, env),
             _ => Err(Fault::runtime("the machine lost its place")),
         }

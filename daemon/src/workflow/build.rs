@@ -529,7 +529,8 @@ impl<'v> Builder<'v> {
                 let expires = with.get("expires").map(|value| self.time(value, &format!("{place}/expires"), locals));
                 Call::Approve(self.template(with, &place, locals), expires)
             }
-            name @ ("aman.tool" | "aman.agent") => Call::Missing(name.to_owned()),
+            "aman.agent" => Call::Agent(self.template(with, &place, locals)),
+            name @ "aman.tool" => Call::Missing(name.to_owned()),
             name => {
                 let given = written.get("with").map(|with| self.template(with, &place, locals));
                 match self.function(name, &format!("{at}/call")) {

@@ -229,7 +229,9 @@ pub enum Call {
     Skill(Template),
     /// `aman.approve`: `with` has `title`, `message`.
     Approve(Template, Option<Time>),
-    /// `aman.tool` or `aman.agent`, which this daemon does not have yet.
+    /// `aman.agent`: `with` has `prompt`, and may have `agent`, `session` and `output`.
+    Agent(Template),
+    /// `aman.tool`, which this daemon does not have yet.
     Missing(String),
 }
 

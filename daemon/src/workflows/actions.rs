@@ -2,17 +2,21 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{CALL, Inner, http, openapi, process};
-use crate::bus::{Origin, Publish};
+use crate::bus::{Awaited, Origin, Publish, Standing};
+use crate::error::Error;
 use crate::event::{NewEvent, Trust};
-use crate::store::deliveries::{self, Status};
-use crate::store::events;
+use crate::id::EventSeq;
 use crate::store::workflows::InstanceRow;
 use crate::telemetry::traces;
 use crate::workflow::{Definition, Fault, Kind, Run, TaskId};
+
+/// The type of the event that asks an agent, and the agent that is asked when none is named.
+const AGENT_CALL: &str = "aman.agent.call";
+const DEFAULT_AGENT: &str = "aman";
 
 /// Something to do.
 pub(super) struct Job {
@@ -50,6 +54,9 @@ pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
         if job.args.get("skill").is_some() {
             return skill(inner, &job).await;
         }
+        if job.args.get("agent").is_some() {
+            return agent(inner, &job).await;
+        }
         let _turn = inner.calls.acquire().await;
         if job.args.get("http").is_some() {
             return http::call(inner, &job).await;
@@ -70,55 +77,68 @@ async fn skill(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
     let Some(entry) = router.by_name(&format!("skill/{name}")) else {
         return Err(Fault::configuration(format!("there is no skill '{name}' that could run")));
     };
-    if entry.spec.standing != crate::bus::Standing::Active {
+    if entry.spec.standing != Standing::Active {
         return Err(Fault::configuration(format!("the skill '{name}' is switched off, or not trusted")));
     }
     let linked = entry.spec.rules.iter().any(|rule| rule.pattern.matches(CALL));
     if !linked {
         return Err(Fault::configuration(format!("the skill '{name}' must be named literally in the definition")));
     }
-    let source = format!("workflow/{}", job.row.workflow);
-    let mut event = NewEvent::new(source.clone(), CALL, &args["input"]);
-    (event.id, event.subject) = (Some(job.key.clone()), Some(name.to_owned()));
+    let mut event = NewEvent::new(format!("workflow/{}", job.row.workflow), CALL, &args["input"]);
+    event.subject = Some(name.to_owned());
+    let consumer = format!("skill/{name}");
+    match called(inner, job, event, &consumer).await? {
+        Awaited::Done(result) => Ok(result),
+        Awaited::Failed(why) => Err(Fault::new("runtime", 500, "Skill failed", format!("{name}: {why}"))),
+        _ => Err(Fault::timeout(format!("the call of {name} expired"))),
+    }
+}
+
+/// Asks an agent: an event that is for it alone, and the end of its delivery, which is a turn.
+async fn agent(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
+    let args = &job.args["agent"];
+    let name = args["agent"].as_str().unwrap_or(DEFAULT_AGENT);
+    let consumer = format!("agent/{name}");
+    let router = inner.bus.router();
+    match router.by_name(&consumer).map(|entry| entry.spec.standing) {
+        Some(Standing::Active) => {}
+        Some(_) => return Err(Fault::configuration(format!("the agent '{name}' is switched off"))),
+        None => return Err(Fault::configuration(format!("there is no agent '{name}'"))),
+    }
+    let mut prompt = args["prompt"].as_str().unwrap_or_default().to_owned();
+    if !args["input"].is_null() {
+        prompt.push_str(&format!("\n\nInput:\n{}", args["input"]));
+    }
+    let wanted = json!({ "prompt": prompt, "session": args["session"], "output": args["output"] });
+    let mut event = NewEvent::new(format!("workflow/{}", job.row.workflow), AGENT_CALL, &wanted);
+    (event.agent_id, event.partition_key) = (Some(name.to_owned()), args["session"].as_str().map(str::to_owned));
+    match called(inner, job, event, &consumer).await? {
+        Awaited::Done(result) if result["status"] == "done" => Ok(match &result["value"] {
+            Value::Null => {
+                json!({ "text": result["text"], "session": result["session_id"], "turn": result["turn_id"] })
+            }
+            value => value.clone(),
+        }),
+        Awaited::Done(_) => Err(Fault::new("runtime", 500, "Agent stopped", format!("{name}: its turn was stopped"))),
+        Awaited::Failed(why) => Err(Fault::new("runtime", 500, "Agent failed", format!("{name}: {why}"))),
+        _ => Err(Fault::timeout(format!("the call of {name} expired"))),
+    }
+}
+
+/// Has an event delivered to a consumer, and waits for the end of that.
+async fn called(inner: &Arc<Inner>, job: &Job, mut event: NewEvent, consumer: &str) -> Result<Awaited, Fault> {
+    event.id = Some(job.key.clone());
     event.trace = job.row.trace.parse().ok();
     event.parent = traces::current().and_then(|here| here.span());
-    let origin = Origin { principal: source, trust: job.row.trust, internal: true };
+    let origin = Origin { principal: event.source.clone(), trust: job.row.trust, internal: true };
+    let unknown = |error: Error| Fault::runtime(error.to_string()).unknown();
     // The same id again is the same event: a call that was cut off is found, and not repeated.
-    let mut ended = inner.bus.ended();
-    let accepted = inner
-        .bus
-        .publish(Publish::one(event, origin))
-        .await
-        .map_err(|error| Fault::runtime(error.to_string()).unknown())?;
-    let sequence = accepted.first().map_or(0, |one| one.sequence);
-    loop {
-        let ids = inner.bus.store().ids();
-        let found = inner.bus.store().read(move |conn| {
-            let event = events::by_sequence(conn, ids, crate::id::EventSeq(sequence))?;
-            Ok((event.is_some(), deliveries::of_event(conn, crate::id::EventSeq(sequence))?))
-        });
-        let (there, records) = found.await.map_err(|error| Fault::runtime(error.to_string()).unknown())?;
-        let consumer = format!("skill/{name}");
-        let Some(record) = records.into_iter().find(|record| record.consumer == consumer) else {
-            let why = if there {
-                "the skill did not get the call"
-            } else {
-                "what became of the call is not on record any more"
-            };
-            return Err(Fault::runtime(why).unknown());
-        };
-        match record.status {
-            Status::Done => return Ok(record.result.unwrap_or(Value::Null)),
-            Status::Dead | Status::Discarded => {
-                let chain = record.failures.last().map(|(_, _, chain)| chain.join(": ")).unwrap_or_default();
-                return Err(Fault::new("runtime", 500, "Skill failed", format!("{name}: {chain}")));
-            }
-            Status::Expired => return Err(Fault::timeout(format!("the call of {name} expired"))),
-            _ => {}
-        }
-        if ended.changed().await.is_err() {
-            return Err(Fault::runtime("the bus is gone").unknown());
-        }
+    let accepted = inner.bus.publish(Publish::one(event, origin)).await.map_err(unknown)?;
+    let sequence = EventSeq(accepted.first().map_or(0, |one| one.sequence));
+    match inner.bus.end_of(sequence, consumer).await.map_err(unknown)? {
+        Awaited::Missed => Err(Fault::runtime(format!("{consumer} did not get the call")).unknown()),
+        Awaited::Forgotten => Err(Fault::runtime("what became of the call is not on record any more").unknown()),
+        ended => Ok(ended),
     }
 }
 

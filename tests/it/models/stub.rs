@@ -38,6 +38,16 @@ impl Reply {
         Reply::events(&documents.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// A call of a tool in OpenAI's dialect, after these words.
+    pub fn call(words: &str, id: &str, tool: &str, arguments: &serde_json::Value) -> Reply {
+        let call = serde_json::json!({ "index": 0, "id": id, "type": "function",
+            "function": { "name": tool, "arguments": arguments.to_string() } });
+        let asks = serde_json::json!({ "choices": [{ "delta": { "tool_calls": [call] } }] }).to_string();
+        let end = "{\"choices\":[{\"delta\":{},\"finish_reason\":\"tool_calls\"}]}";
+        let usage = "{\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}";
+        Reply::events(&[&said(words), &asks, end, usage, "[DONE]"])
+    }
+
     /// The same, broken off after so many pieces.
     pub fn cut_after(mut self, pieces: usize) -> Reply {
         self.pieces.truncate(pieces);
@@ -57,10 +67,16 @@ pub fn said(word: &str) -> String {
     serde_json::json!({ "choices": [{ "delta": { "content": word } }] }).to_string()
 }
 
+/// What a server answers to a request.
+type Think = Box<dyn Fn(&str) -> Reply + Send + Sync>;
+
 #[derive(Default)]
 struct Shared {
+    think: Option<Think>,
     replies: Mutex<std::collections::VecDeque<Reply>>,
     requests: Mutex<Vec<String>>,
+    /// Which requests were answered to the end, and when.
+    answered: Mutex<Vec<(usize, Instant)>>,
     /// When connections ended that the other side gave up.
     left: Mutex<Vec<Instant>>,
     changed: Condvar,
@@ -75,9 +91,18 @@ pub struct Stub {
 impl Stub {
     /// A server that gives these answers in order; the last one stays.
     pub fn start(replies: Vec<Reply>) -> Stub {
+        Stub::serving(Shared { replies: Mutex::new(replies.into()), ..Shared::default() })
+    }
+
+    /// A server that looks at each request before it answers.
+    pub fn thinking(think: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Stub {
+        Stub::serving(Shared { think: Some(Box::new(think)), ..Shared::default() })
+    }
+
+    fn serving(shared: Shared) -> Stub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address").to_string();
-        let shared = Arc::new(Shared { replies: Mutex::new(replies.into()), ..Shared::default() });
+        let shared = Arc::new(shared);
         let serving = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -98,6 +123,12 @@ impl Stub {
         self.shared.requests.lock().expect("not poisoned").clone()
     }
 
+    /// When this request, counted from 0, was answered to the end, if it was.
+    pub fn answered(&self, request: usize) -> Option<Instant> {
+        let answered = self.shared.answered.lock().expect("not poisoned");
+        answered.iter().find(|(n, _)| *n == request).map(|(_, at)| *at)
+    }
+
     /// When the other side gave up a connection, once it did.
     pub fn left(&self) -> Instant {
         let (left, deadline) = (self.shared.left.lock().expect("not poisoned"), Instant::now() + PATIENCE);
@@ -113,12 +144,17 @@ impl Stub {
 fn serve(mut stream: TcpStream, shared: &Shared) {
     let _faster = stream.set_nodelay(true);
     let Some(request) = read(&mut stream) else { return };
-    shared.requests.lock().expect("not poisoned").push(request);
+    let number = {
+        let mut requests = shared.requests.lock().expect("not poisoned");
+        requests.push(request.clone());
+        requests.len() - 1
+    };
+    let thought = shared.think.as_ref().map(|think| think(&request));
     let reply = {
         let mut replies = shared.replies.lock().expect("not poisoned");
         if replies.len() > 1 { replies.pop_front() } else { replies.front().cloned() }
     };
-    let reply = reply.unwrap_or_default();
+    let reply = thought.or(reply).unwrap_or_default();
     let _sent = stream.write_all(format!("{}transfer-encoding: chunked\r\n\r\n", reply.head).as_bytes());
     for (wait, piece) in &reply.pieces {
         if !wait.is_zero() && is_left(&mut stream, *wait) {
@@ -130,6 +166,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
     }
     if !reply.cut {
         let _sent = stream.write_all(b"0\r\n\r\n");
+        shared.answered.lock().expect("not poisoned").push((number, Instant::now()));
     }
 }
 

@@ -1,0 +1,226 @@
+//! `aman agent`: who the agents are.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::client::{Call, segment};
+use super::failure::Failure;
+use super::out::{clean_lines, shorten, text, text_or_dash, time};
+use super::{Context, PAGE_MAX};
+use crate::plain;
+
+/// Hex digits of a digest that a list shows.
+const DIGEST_CHARS: usize = 12;
+/// Characters of a description or an error that a list shows.
+const WORDS_CHARS: usize = 80;
+/// Largest definition, in bytes.
+const FILE_BYTES_MAX: u64 = 256 << 10;
+
+/// What can be done with agents.
+#[derive(Subcommand, Debug)]
+pub enum AgentCommand {
+    /// List all agents and what they are doing
+    List(ListArgs),
+    /// Show one: its model, tools, limits and definition
+    Show(ShowArgs),
+    /// Store a definition, from a TOML or JSON file
+    Put(PutArgs),
+    /// Remove an agent; its sessions and its history stay
+    Remove(ConfirmedArgs),
+    /// Switch an agent on
+    Enable(NameArgs),
+    /// Switch an agent off; what is for it waits
+    Disable(NameArgs),
+    /// Read the file of an agent again
+    Reload(NameArgs),
+    /// List the definitions that an agent had
+    Versions(NameArgs),
+    /// Put an earlier definition in force again
+    Rollback(RollbackArgs),
+}
+
+/// Lists agents.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  aman agent list")]
+pub struct ListArgs {}
+
+/// Names an agent.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman agent show aman
+  aman agent show aman --source > aman.toml")]
+pub struct ShowArgs {
+    /// The agent
+    id: String,
+    /// Print its definition as it was written
+    #[arg(long)]
+    source: bool,
+}
+
+/// Stores a definition.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman agent put inbox inbox.toml
+  aman agent put inbox inbox.toml --dry-run
+An agent that may run commands is put as the file agents/<id>.toml beside the configuration, and then read by `aman agent reload`.")]
+pub struct PutArgs {
+    /// The agent
+    id: String,
+    /// The definition: TOML, or JSON when it ends with .json
+    file: PathBuf,
+    /// Say what would happen; touch nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Names an agent that is changed for good.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  aman agent remove inbox --yes")]
+pub struct ConfirmedArgs {
+    /// The agent
+    id: String,
+    /// Do not ask
+    #[arg(long, short = 'y')]
+    yes: bool,
+}
+
+/// Names an agent.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman agent disable inbox
+  aman agent enable inbox
+  aman agent reload inbox
+  aman agent versions inbox")]
+pub struct NameArgs {
+    /// The agent
+    id: String,
+}
+
+/// Puts an earlier definition in force.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  aman agent rollback inbox 4 --yes      the number is that of `aman agent versions inbox`"
+)]
+pub struct RollbackArgs {
+    /// The agent
+    id: String,
+    /// The version, or its digest
+    version: String,
+    /// Do not ask
+    #[arg(long, short = 'y')]
+    yes: bool,
+}
+
+/// Runs `aman agent …`.
+pub async fn run(context: &mut Context, command: AgentCommand) -> Result<(), Failure> {
+    match command {
+        AgentCommand::List(_) => list(context).await,
+        AgentCommand::Show(args) => show(context, &args).await,
+        AgentCommand::Put(args) => put(context, &args).await,
+        AgentCommand::Remove(args) => remove(context, &args).await,
+        AgentCommand::Enable(args) => act(context, &args.id, "status", &json!({ "status": "idle" })).await,
+        AgentCommand::Disable(args) => act(context, &args.id, "status", &json!({ "status": "disabled" })).await,
+        AgentCommand::Reload(args) => act(context, &args.id, "reload", &json!({})).await,
+        AgentCommand::Versions(args) => versions(context, &args.id).await,
+        AgentCommand::Rollback(args) => {
+            context.confirm(args.yes, &format!("Put version {} of {} in force again?", args.version, args.id))?;
+            let key = if args.version.len() == 64 { "digest" } else { "version" };
+            act(context, &args.id, "rollback", &json!({ key: args.version })).await
+        }
+    }
+}
+
+fn path(id: &str) -> String {
+    format!("/agent/{}", segment(id))
+}
+
+async fn list(context: &mut Context) -> Result<(), Failure> {
+    let Some(list) = context.list(Call::get("/agents"), PAGE_MAX, false).await? else { return Ok(()) };
+    let row = |one: &Value| {
+        let model = text(&one["model"]);
+        vec![
+            text(&one["id"]),
+            text(&one["status"]),
+            if model.is_empty() { "default".to_owned() } else { model },
+            text(&one["origin"]),
+            text(&one["usage"]["today"]["tokens"]),
+            shorten(&text_or_dash(&one["description"]), WORDS_CHARS),
+        ]
+    };
+    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
+    context.out.table(&["ID", "STATUS", "MODEL", "FROM", "TOKENS TODAY", "WHAT FOR"], &rows)
+}
+
+async fn show(context: &mut Context, args: &ShowArgs) -> Result<(), Failure> {
+    let Some(shown) = context.answer(Call::get(path(&args.id))).await? else { return Ok(()) };
+    let source = clean_lines(shown["text"].as_str().unwrap_or_default());
+    if args.source {
+        return context.out.line(source.trim_end());
+    }
+    let mut pairs: Vec<(&str, String)> = Vec::new();
+    let names = ["id", "status", "reason", "description", "model", "trust", "origin", "digest", "updated_at", "usage"];
+    for name in names {
+        if !shown[name].is_null() && shown[name] != "" {
+            pairs.push((name, shorten(&text(&shown[name]), 400)));
+        }
+    }
+    context.out.pairs(&pairs)?;
+    context.out.line(&format!("\n{}", source.trim_end()))
+}
+
+fn read_file(file: &Path) -> Result<String, Failure> {
+    plain::read(file, FILE_BYTES_MAX).map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+}
+
+async fn put(context: &mut Context, args: &PutArgs) -> Result<(), Failure> {
+    let source = read_file(&args.file)?;
+    let kind =
+        if args.file.extension().is_some_and(|end| end == "json") { "application/json" } else { "application/toml" };
+    let call = Call::put(path(&args.id)).body(kind, source);
+    let call = if args.dry_run { call.query("dry_run", true) } else { call };
+    let Some(shown) = context.answer(call).await? else { return Ok(()) };
+    let id = text(&shown["id"]);
+    if args.dry_run {
+        return context.out.line(&format!("Nothing was touched. {id} would be stored."));
+    }
+    context.out.line(&format!("Stored {id}. Talk to it: aman chat --agent {id}"))
+}
+
+async fn remove(context: &mut Context, args: &ConfirmedArgs) -> Result<(), Failure> {
+    context.confirm(args.yes, &format!("Remove the agent {}?", args.id))?;
+    if context.answer(Call::delete(path(&args.id))).await?.is_none() {
+        return Ok(());
+    }
+    context.out.line(&format!("Removed {}. Its sessions stay; what is for it waits until it comes back.", args.id))
+}
+
+async fn act(context: &mut Context, id: &str, what: &str, body: &Value) -> Result<(), Failure> {
+    let call = Call::post(format!("{}/{what}", path(id)))
+        .body("application/json", body.to_string())
+        .header("x-aman-confirm", "yes");
+    let Some(shown) = context.answer(call).await? else { return Ok(()) };
+    let digest = shorten(&text(&shown["digest"]), DIGEST_CHARS);
+    context.out.line(&format!("{id} is {} now, by the definition {digest}.", text(&shown["status"])))
+}
+
+async fn versions(context: &mut Context, id: &str) -> Result<(), Failure> {
+    let call = Call::get(format!("{}/versions", path(id)));
+    let Some(list) = context.list(call, PAGE_MAX, false).await? else { return Ok(()) };
+    let row = |one: &Value| {
+        let mark = if one["current"] == true { "current" } else { "" };
+        vec![
+            text(&one["version"]),
+            shorten(&text(&one["digest"]), DIGEST_CHARS),
+            time(&one["created_at"]),
+            text(&one["principal"]),
+            mark.to_owned(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
+    context.out.table(&["VERSION", "DIGEST", "STORED", "BY", ""], &rows)
+}
