@@ -15,7 +15,8 @@ use crate::event::NewEvent;
 use crate::models::Usage;
 use crate::redact;
 use crate::store::audit::{self, Outcome, Record};
-use crate::store::usage::{self as rows, ALL, EVER, Reservation, Spent, Used};
+pub use crate::store::usage::ALL;
+use crate::store::usage::{self as rows, EVER, Reservation, Spent, Used};
 use crate::store::{Reading, Tx};
 
 /// Millionths of a unit of money.
@@ -286,17 +287,11 @@ impl Budget {
         self.bus.store().read(find).await
     }
 
-    /// What every scope whose name begins with `prefix` used on `day` (none = of all time), from the one after `after` on.
-    pub async fn list(
-        &self,
-        day: Option<String>,
-        prefix: String,
-        after: String,
-        rows_max: usize,
-    ) -> Result<Vec<Shown>, Error> {
+    /// What every scope whose name begins with `prefix` used on `day` (none = of all time), by name.
+    pub async fn list(&self, day: Option<String>, prefix: String, rows_max: usize) -> Result<Vec<Shown>, Error> {
         let find = move |conn: &Reading| {
             let open = rows::reservations(conn)?;
-            let found = rows::list(conn, day.as_deref().unwrap_or(EVER), (&prefix, &after), rows_max)?;
+            let found = rows::list(conn, day.as_deref().unwrap_or(EVER), &prefix, rows_max)?;
             Ok(found.into_iter().map(|used| shown(used, &open)).collect())
         };
         self.bus.store().read(find).await

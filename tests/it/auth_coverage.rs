@@ -195,6 +195,8 @@ fn confirmation_is_asked_before_the_lookup() {
                 headers.extend(value.map(|value| ("x-aman-confirm", value)));
                 let code = match route.path.as_str() {
                     _ if needed => "confirmation_required",
+                    // What would be in force is read first.
+                    "/soul/update" => "invalid_input",
                     // The package is read first.
                     "/plugin/install" => "unsupported_media_type",
                     _ => "not_found",

@@ -11,6 +11,7 @@ use super::body::{Body, Reply, ok};
 use super::problem::Problem;
 use super::query::Query;
 use super::{App, Call};
+use crate::budget::ALL;
 use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::store::{dead_letters, deliveries, outbox};
@@ -119,6 +120,7 @@ pub(super) async fn prometheus(app: Arc<App>, _: Call) -> Result<Reply, Problem>
     for (status, count) in stored.outbox {
         text.line("outbox_open", &[("status", status)], count);
     }
+    usage(&app, &mut text).await?;
     plugins(&app, &mut text);
     process(&app, &mut text);
     Ok(Reply {
@@ -128,6 +130,26 @@ pub(super) async fn prometheus(app: Arc<App>, _: Call) -> Result<Reply, Problem>
         body: Body::full(text.0),
         trace: None,
     })
+}
+
+/// What models cost. Of agents those that used most have a label; the rest is in the sums only.
+async fn usage(app: &App, text: &mut Text) -> Result<(), Error> {
+    let (today, ever) = app.budget.usage(ALL).await?;
+    text.one("model_calls_total", "counter", "Calls of models that ended.", ever.calls);
+    text.head("model_tokens_total", "counter", "Tokens: asked, answered, and of calls whose end nobody knows.");
+    for (kind, tokens) in [("input", ever.input), ("output", ever.output), ("lost", ever.lost)] {
+        text.line("model_tokens_total", &[("kind", kind)], tokens);
+    }
+    text.one("model_cost_total", "counter", "What models cost, in units of the price table.", ever.money);
+    text.one("budget_day_tokens", "gauge", "Tokens that were used today (UTC).", today.tokens);
+    text.one("budget_day_cost", "gauge", "What models cost today, in units of the price table.", today.money);
+    text.one("budget_reserved_tokens", "gauge", "Tokens that calls under way may use.", today.reserved);
+    text.one("budget_day_refused", "gauge", "Calls that the day's budget did not suffice for today.", today.refused);
+    text.head("agent_tokens_total", "counter", "Tokens, by agent.");
+    for one in app.budget.largest("agent/", CONSUMERS_MAX).await? {
+        text.line("agent_tokens_total", &[("agent", one.scope.trim_start_matches("agent/"))], one.tokens);
+    }
+    Ok(())
 }
 
 fn plugins(app: &App, text: &mut Text) {

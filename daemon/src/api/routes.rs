@@ -15,8 +15,8 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, agents, audit, config, cron, db, dlq, events, health, login, metrics, models, notifications, openapi,
-    plugins, runtime, sinks, skills, sources, stream, tokens, tools, why, workflows,
+    App, Call, agents, audit, config, cron, db, dlq, events, health, login, memory, metrics, models, notifications,
+    openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools, usage, why, workflows,
 };
 use crate::error::{Error, distance};
 use crate::package::PACKED_MAX;
@@ -176,8 +176,29 @@ pub fn core() -> Vec<Route> {
     all.extend(tooling());
     all.extend(flows());
     all.extend(agents());
+    all.extend(mind());
     all.extend(notices());
     all
+}
+
+/// What agents are, know and cost.
+fn mind() -> Vec<Route> {
+    vec![
+        route!(GET "/soul/info" Admin soul::info),
+        route!(GET "/soul/raw" Admin soul::raw),
+        route!(GET "/soul/versions" Admin soul::versions),
+        route!(GET "/soul/system-prompt" Admin soul::system_prompt),
+        route!(POST "/soul/update" Admin soul::update).audited("soul.update").confirmed(Confirm::WhenStrict),
+        route!(POST "/soul/rollback" Admin soul::rollback).audited("soul.rollback").confirmed(Confirm::Always),
+        route!(GET "/memory" Admin memory::list),
+        route!(POST "/memory" Admin memory::add).audited("memory.add").creates(Creates::Yes),
+        route!(DELETE "/memory" Admin memory::forget_named).audited("memory.forget"),
+        route!(GET "/memory/export" Admin memory::export),
+        route!(GET "/memory/{id}" Admin memory::show),
+        route!(POST "/memory/{id}" Admin memory::edit).audited("memory.edit"),
+        route!(DELETE "/memory/{id}" Admin memory::forget).audited("memory.forget"),
+        route!(GET "/usage" Admin usage::list),
+    ]
 }
 
 /// What the person is told.

@@ -164,6 +164,7 @@ pub(super) async fn status(app: Arc<App>, call: Call) -> Result<Reply, Problem> 
         "safe_mode": app.configured.is_broken(),
         "sequence": app.live.head().0,
         "subsystems": subsystems(&app),
+        "usage": app.budget.status().await?,
     }))
 }
 
@@ -187,6 +188,9 @@ fn subsystems(app: &App) -> BTreeMap<String, Value> {
     for shown in app.plugins.sources() {
         all.insert(format!("plugin/{}", shown["id"].as_str().unwrap_or_default()), shown);
     }
+    let soul = app.soul.info();
+    let state = if soul.problem.is_none() { "running" } else { "degraded" };
+    all.insert("soul".to_owned(), json!({ "state": state, "name": soul.name, "problem": soul.problem }));
     let store = app.store.stats();
     let state = match store.fault {
         None => "running",

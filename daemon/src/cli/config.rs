@@ -2,16 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use toml_edit::{DocumentMut, Item};
 
-use super::Context;
 use super::client::Call;
 use super::failure::{FAILED, Failure};
 use super::out::{text, text_or_dash};
+use super::{Context, editor};
 use crate::config::{self, Config, FILE_BYTES_MAX, Flags, Origin, Overrides, References, SETTINGS};
 use crate::error::Error;
 use crate::plain;
@@ -470,13 +469,8 @@ async fn edit(context: &mut Context) -> Result<(), Failure> {
     let before = read(&file)?;
     let copy = file.with_extension(format!("edit-{}.toml", std::process::id()));
     write(&copy, &before)?;
-    let editor = config::client_env().editor.unwrap_or_else(|| "vi".to_owned());
-    let words = shell_words::split(&editor).unwrap_or_default();
-    let Some((program, arguments)) = words.split_first() else {
-        return Err(Failure::Usage("EDITOR is no command.".to_owned()));
-    };
     let new = loop {
-        let new = match written(program, arguments, &copy) {
+        let new = match editor::edited(&copy) {
             Ok(new) if new != before => new,
             other => {
                 let _gone = fs::remove_file(&copy);
@@ -493,29 +487,18 @@ async fn edit(context: &mut Context) -> Result<(), Failure> {
         };
         context.out.complain(&error.to_string());
         if context.out.ask("It cannot be used so. Edit it again?") != Some(true) {
-            return Err(kept(&copy, "Nothing was changed"));
+            return Err(editor::kept(&copy, "Nothing was changed"));
         }
     };
     if read(&file)? != before {
-        return Err(kept(&copy, &format!("{} was changed by somebody else meanwhile and was left so", file.display())));
+        return Err(editor::kept(
+            &copy,
+            &format!("{} was changed by somebody else meanwhile and was left so", file.display()),
+        ));
     }
     write(&file, &new)?;
     let _gone = fs::remove_file(&copy);
     told(context, &file).await.map(drop)
-}
-
-fn kept(copy: &Path, what: &str) -> Failure {
-    Failure::Failed(format!("{what}; what you wrote is kept in {}.", copy.display()))
-}
-
-/// What the editor made of the file.
-fn written(program: &str, arguments: &[String], file: &Path) -> Result<String, Failure> {
-    let ended = Command::new(program).args(arguments).arg(file).status();
-    let ended = ended.map_err(|error| Failure::Failed(format!("{program} cannot be started: {error}. Set EDITOR.")))?;
-    if !ended.success() {
-        return Err(Failure::Failed(format!("{program} failed; nothing was changed.")));
-    }
-    read(file)
 }
 
 async fn check(context: &mut Context, named: Option<PathBuf>) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ mod cron;
 mod db;
 mod dlq;
 mod doctor;
+mod editor;
 mod event;
 mod explain;
 mod failure;
@@ -17,6 +18,7 @@ mod fake;
 mod help;
 mod jq;
 mod logs;
+mod memory;
 mod notification;
 mod out;
 mod plugin;
@@ -25,6 +27,7 @@ mod service;
 mod sink;
 mod skill;
 mod skill_author;
+mod soul;
 mod source;
 mod standing;
 mod status;
@@ -32,6 +35,7 @@ mod tail;
 mod tls;
 mod token;
 mod tree;
+mod usage;
 mod workflow;
 
 use std::path::PathBuf;
@@ -162,6 +166,14 @@ pub enum Command {
     /// What you are told: look at it, take note, put it away
     #[command(subcommand)]
     Notification(notification::NotificationCommand),
+    /// Who the assistant is and what it does not do: look at it, write it, go back
+    #[command(subcommand)]
+    Soul(soul::SoulCommand),
+    /// What agents remember: look at it, add to it, correct it, take it along
+    #[command(subcommand)]
+    Memory(memory::MemoryCommand),
+    /// Show what models cost
+    Usage(usage::UsageArgs),
     /// Plugins: install, approve, list and remove them; write, build, pack and sign them
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
@@ -367,6 +379,9 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Source(command) => source::run(context, command).await,
         Command::Sink(command) => sink::run(context, command).await,
         Command::Notification(command) => notification::run(context, command).await,
+        Command::Soul(command) => soul::run(context, command).await,
+        Command::Memory(command) => memory::run(context, command).await,
+        Command::Usage(args) => usage::run(context, &args).await,
         Command::Plugin(command) => plugin::run(context, command).await,
         Command::Agent(command) => agent::run(context, command).await,
         Command::Workflow(command) => workflow::run(context, command).await,

@@ -109,6 +109,18 @@ fn own(status: &Value) -> Vec<Amiss> {
     if fault.is_object() {
         add(format!("nothing new can be stored: {}", text(&fault["why"])), &text(&fault["what_to_do"]));
     }
+    let soul = &subsystems["soul"]["problem"];
+    if !soul.is_null() {
+        let what = format!("the soul's file cannot be used: {}", text(soul));
+        add(
+            what,
+            "What was in force stays so; `aman soul show` names the file, `aman soul check FILE` says what is wrong.",
+        );
+    }
+    if let Some(refused) = status["usage"]["refused"].as_u64().filter(|refused| *refused > 0) {
+        let what = format!("the day's budget of models did not suffice for {}", count(refused, "call"));
+        add(what, "`aman usage` shows what was used, `aman config get budget.day_tokens` the limit.");
+    }
     let copies = &subsystems["backup"]["copies"];
     if !copies["error"].is_null() {
         let what = format!("no backup since {}: {}", text(&copies["failing_since"]), text(&copies["error"]));

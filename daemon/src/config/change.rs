@@ -110,14 +110,13 @@ const GUARDED: &[&str] = &[
 /// What a change of `key` needs.
 pub fn change(key: &str) -> Change {
     let secret = SETTINGS.iter().any(|setting| setting.key == key && setting.secret);
-    if secret
-        || key.starts_with(TOOLS)
-        || ACCESS.contains(&key)
-        || key.split(['.', '_']).any(|word| GUARDED.contains(&word))
-    {
+    if secret || key.starts_with(TOOLS) || ACCESS.contains(&key) {
         Change::FileOnly
     } else if LIVE.contains(&key) {
+        // Also what only sounds guarded: tokens of models are no secrets.
         Change::Live
+    } else if key.split(['.', '_']).any(|word| GUARDED.contains(&word)) {
+        Change::FileOnly
     } else {
         Change::Restart
     }
@@ -156,6 +155,7 @@ mod tests {
             ("bus.durability", Change::Restart),
             ("http.bind", Change::Restart),
             ("http.token", Change::FileOnly),
+            ("budget.day_tokens", Change::Live),
             ("http.auth", Change::FileOnly),
             ("skills.paths", Change::FileOnly),
             ("sources.x.command", Change::FileOnly),

@@ -177,8 +177,8 @@ impl Memory {
                     );
                     return Err(Error::conflict("memory_full", reason));
                 }
-                rows::insert(tx, &fact)?;
-                let shown = Shown::from(fact);
+                let number = rows::insert(tx, &fact)?;
+                let shown = Shown::from(Fact { number, ..fact });
                 audit(tx, &shown)?;
                 Ok((shown, true))
             })

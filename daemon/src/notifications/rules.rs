@@ -16,7 +16,7 @@ const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_')
 /// Makes a notification of an event's data.
 type Words = fn(&Value) -> NewNotification;
 
-const RULES: [(&str, Words); 13] = [
+const RULES: [(&str, Words); 15] = [
     ("aman.delivery.dead", dead),
     ("aman.cron.disabled", cron),
     ("aman.source.silent", silent),
@@ -29,6 +29,8 @@ const RULES: [(&str, Words); 13] = [
     ("aman.retention.full", full),
     ("aman.backup.failed", backup),
     ("aman.bus.overloaded", overloaded),
+    ("aman.budget.reached", budget),
+    ("aman.soul.broken", soul),
     ("aman.security.refused", refused),
 ];
 
@@ -115,6 +117,29 @@ fn cron(data: &Value) -> NewNotification {
     let title = format!("The cron job '{job}' was switched off");
     let told = notice("cron", Severity::Warning, title, message, &format!("cron/{job}"));
     linked(told, "Runs", "/cron/{}/runs", &data["job"])
+}
+
+fn budget(data: &Value) -> NewNotification {
+    let (scope, unit) = (part(data, "scope"), part(data, "unit"));
+    let whose = if scope == "all" { "all agents together".to_owned() } else { scope.clone() };
+    let when = data["day"].as_str().map_or("altogether".to_owned(), |day| format!("on {day} (UTC)"));
+    let message = format!(
+        "{} of {} {unit} are used or reserved {when}, and a call of a model would need more: it was refused. `aman usage` shows \
+         what was used; the limits are `[budget]` of the configuration and the budget of each agent.",
+        part(data, "used"),
+        part(data, "limit"),
+    );
+    let alike = format!("budget/{scope}/{unit}/{}", part(data, "day"));
+    notice("budget", Severity::Warning, format!("The budget of {whose} is used up"), message, &alike)
+}
+
+fn soul(data: &Value) -> NewNotification {
+    let message = format!(
+        "{}: {}\nWhat was in force stays so. `aman soul check FILE` says what is wrong, `aman soul versions` lists what there was.",
+        part(data, "path"),
+        shown(&data["error"], ERROR_CHARS_MAX),
+    );
+    notice("soul", Severity::Warning, "The soul's file cannot be used".to_owned(), message, "soul")
 }
 
 fn silent(data: &Value) -> NewNotification {

@@ -82,7 +82,8 @@ pub struct ShownBoundary {
 /// The soul as it is shown.
 #[derive(Debug, Serialize)]
 pub struct Info {
-    name: String,
+    /// What the assistant is called.
+    pub name: String,
     digest: String,
     last_changed_at: String,
     /// `bundled`, `api` or `file`.
@@ -92,7 +93,7 @@ pub struct Info {
     /// Where people edit it.
     path: String,
     /// What is wrong with that file; the text that is in force stays so.
-    problem: Option<String>,
+    pub problem: Option<String>,
 }
 
 /// A text of the history as it is shown.
@@ -235,6 +236,11 @@ impl Soul {
     /// The soul as it is shown.
     pub fn info(&self) -> Info {
         let soul = self.current();
+        let problem = self.inner.seen().problem.clone();
+        self.show(&soul, problem)
+    }
+
+    fn show(&self, soul: &Parsed, problem: Option<String>) -> Info {
         let boundary = |one: &Boundary| ShownBoundary {
             name: one.name.clone(),
             topic: one.topics.iter().map(|topic| topic.written.clone()).collect(),
@@ -249,7 +255,7 @@ impl Soul {
             boundaries: soul.boundaries.iter().map(boundary).collect(),
             preferences: soul.preferences.clone(),
             path: self.inner.place.file().display().to_string(),
-            problem: self.inner.seen().problem.clone(),
+            problem,
         }
     }
 
@@ -272,10 +278,11 @@ impl Soul {
         Ok(shown.collect())
     }
 
-    /// Checks a text as [`Soul::update`] would, and changes nothing.
-    pub fn check(&self, text: &str, expected: Option<&str>) -> Result<(), Error> {
-        content::parse(text)?;
-        expect(expected, &self.current())
+    /// Checks a text as [`Soul::update`] would, and shows what would be in force; changes nothing.
+    pub fn check(&self, text: &str, expected: Option<&str>) -> Result<Info, Error> {
+        let content = content::parse(text)?;
+        expect(expected, &self.current())?;
+        Ok(self.show(&Parsed::of(content, Origin::Api, self.inner.bus.clock().now_ms()), None))
     }
 
     /// Puts a text in force, for `principal`. With `expected` only while the one with that digest is.

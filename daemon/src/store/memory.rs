@@ -77,8 +77,8 @@ fn fact(row: &Row<'_>) -> rusqlite::Result<Fact> {
     })
 }
 
-/// Stores a new fact; its number is not looked at.
-pub fn insert(tx: &Tx<'_>, new: &Fact) -> Result<(), Error> {
+/// Stores a new fact, whose number is not looked at, and gives its number.
+pub fn insert(tx: &Tx<'_>, new: &Fact) -> Result<i64, Error> {
     let row =
         params![new.id, new.agent, new.text, new.tags, new.source, new.trust.code(), new.created_ms, new.updated_ms];
     tx.conn
@@ -88,7 +88,8 @@ pub fn insert(tx: &Tx<'_>, new: &Fact) -> Result<(), Error> {
         )
         .and_then(|mut s| s.execute(row))
         .map_err(unwritten)?;
-    index(tx, tx.conn.last_insert_rowid(), new)
+    let number = tx.conn.last_insert_rowid();
+    index(tx, number, new).map(|()| number)
 }
 
 /// Replaces what a fact says; it is named by its number.

@@ -212,13 +212,12 @@ pub fn of_in(tx: &Tx<'_>, scope: &str, day: &str) -> Result<Used, Error> {
 }
 
 /// What was used on a day, by scope, from the one after `after` on; those whose name begins with `prefix`.
-pub fn list(conn: &Connection, day: &str, (prefix, after): (&str, &str), rows_max: usize) -> Result<Vec<Used>, Error> {
+pub fn list(conn: &Connection, day: &str, prefix: &str, rows_max: usize) -> Result<Vec<Used>, Error> {
     let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
     conn.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM usage WHERE day = ?1 AND scope > ?2 AND substr(scope, 1, length(?3)) = ?3 \
-         ORDER BY scope LIMIT ?4"
+        "SELECT {COLUMNS} FROM usage WHERE day = ?1 AND substr(scope, 1, length(?2)) = ?2 ORDER BY scope LIMIT ?3"
     ))
-    .and_then(|mut s| s.query_map(params![day, after, prefix, rows_max], used)?.collect())
+    .and_then(|mut s| s.query_map(params![day, prefix, rows_max], used)?.collect())
     .map_err(unread)
 }
 

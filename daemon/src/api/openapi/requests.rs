@@ -8,6 +8,7 @@ use crate::api::dlq;
 use crate::api::parse::{BATCH_MAX, RESERVED_IDS};
 use crate::bus::NewNotification;
 use crate::event::{Delivery, ID_BYTES_MAX, Priority, RESERVED_ATTRIBUTES, TEXT_BYTES_MAX, TYPE_BYTES_MAX};
+use crate::memory::{TAG_CHARS_MAX, TAGS_MAX, TEXT_CHARS_MAX};
 use crate::schedule::{FAILURES_MAX, JITTER_S_MAX, RUN_ALL_MAX};
 use crate::store::workflows::Status;
 
@@ -42,6 +43,10 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ),
         ("SkillRollback", skill_rollback()),
         ("ModelTest", closed(json!({ "model": or_null(text(265)), "prompt": or_null(text(16_384)) }), &[])),
+        ("SoulUpdate", soul_update()),
+        ("SoulRollback", soul_rollback()),
+        ("NewMemory", memory(&["text"])),
+        ("MemoryChange", memory(&[])),
         ("NotificationTest", notification_test()),
         ("ToolInput", closed(json!({ "input": {} }), &[])),
         (
@@ -104,6 +109,39 @@ fn skill_rollback() -> Value {
     either
 }
 
+/// What a soul says is YAML and Markdown; no schema says what of it is understood.
+fn soul_update() -> Value {
+    let content = json!({ "type": "string", "minLength": 1, "pattern": "^---\\n(.|\\n)*\\n---" });
+    let digest = json!({ "type": ["string", "null"], "pattern": "^[0-9a-fA-F]{64}$" });
+    closed(json!({ "content": content, "expected_digest": digest }), &["content"])
+}
+
+/// A digest or a version, one of them; the other may be there as null.
+fn soul_rollback() -> Value {
+    let digest = json!({ "type": ["string", "null"], "pattern": "^[0-9a-fA-F]{4,64}$" });
+    let number = json!({ "type": ["integer", "null"], "minimum": 1, "maximum": INTEGER_MAX });
+    let mut either = closed(json!({ "digest": digest, "version": number }), &[]);
+    let only = |one: &str, kind: &str, other: &str| json!({ "required": [one], "properties": { one: { "type": kind }, other: { "type": "null" } } });
+    either["oneOf"] = json!([only("digest", "string", "version"), only("version", "integer", "digest")]);
+    either
+}
+
+/// A fact, or what is to change of one.
+fn memory(required: &[&str]) -> Value {
+    let word = "[A-Za-z0-9_.-]";
+    let text = json!({ "type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX, "pattern": "^[A-Za-z0-9][^\\u0000-\\u001f\\u007f-\\u009f]*$" });
+    let tag = json!({ "type": "string", "pattern": format!("^{word}{{1,{TAG_CHARS_MAX}}}$") });
+    let tags = json!({ "type": ["array", "null"], "maxItems": TAGS_MAX, "items": tag });
+    if required.is_empty() {
+        let mut change = closed(json!({ "text": or_null(text), "tags": tags }), &[]);
+        let given = |name: &str, kind: &str| json!({ "required": [name], "properties": { name: { "type": kind } } });
+        change["anyOf"] = json!([given("text", "string"), given("tags", "array")]);
+        return change;
+    }
+    let agent = json!({ "type": ["string", "null"], "pattern": "^[a-z0-9_-]{1,64}$" });
+    closed(json!({ "text": text, "tags": tags, "agent_id": agent }), required)
+}
+
 /// One severity, or several with commas between them.
 fn severities() -> Value {
     let one = "(info|warning|error|critical)";
@@ -143,6 +181,12 @@ pub(super) fn query(path: &str, name: &str) -> Value {
         ("/events/stream", "since") => json!({ "type": "integer", "minimum": 0, "maximum": INTEGER_MAX }),
         ("/audit-log", "since" | "until") => json!({ "type": "string", "format": "date-time" }),
         ("/dlq", "reason") => json!({ "type": "string", "enum": dlq::REASONS }),
+        ("/memory/export", "format") => json!({ "type": "string", "enum": ["json", "md"] }),
+        ("/usage", "day") => {
+            json!({ "type": "string", "pattern": "^(today|all|20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8]))$" })
+        }
+        ("/memory" | "/memory/export", "shared") => flag(),
+        ("/memory", "q") => json!({ "type": "string", "minLength": 1, "maxLength": 256 }),
         (_, "format") => json!({ "type": "string", "enum": ["json", "mermaid"] }),
         ("/workflow-instances", "status") => json!({ "type": "string", "enum": Status::NAMES }),
         ("/cron/{id}/runs", "status") => {

@@ -14,7 +14,8 @@ const OBJECTS: &[(&str, &str)] = &[
     ("Status", "status"),
     (
         "RuntimeStatus",
-        "phase ready:bool live:bool version uptime_s:int draining:bool auth safe_mode:bool sequence:int subsystems:{any}",
+        "phase ready:bool live:bool version uptime_s:int draining:bool auth safe_mode:bool sequence:int subsystems:{any} \
+         usage:any",
     ),
     ("Setting", "key value:any origin help? change? running:any?"),
     (
@@ -75,6 +76,20 @@ const OBJECTS: &[(&str, &str)] = &[
     ("SkillVersion", "version digest created_at current:bool"),
     ("SkillVersions", "items:[SkillVersion] next_cursor:text~"),
     ("SkillFileChange", "path change old_size:int~ new_size:int~ diff:text~"),
+    ("Boundary", "name topic:[text] tools:[text] says"),
+    (
+        "Soul",
+        "name digest last_changed_at:time origin boundaries:[Boundary] preferences:any path problem:text~ dry_run?:bool",
+    ),
+    ("SoulText", "raw digest"),
+    ("SoulVersion", "version:int digest origin principal created_at:time current:bool"),
+    ("SoulVersions", "items:[SoulVersion] next_cursor:text~"),
+    ("SystemPrompt", "agent_id:text~ system_prompt digest"),
+    ("Memory", "id agent_id:text~ text tags:[text] source trust created_at:time updated_at:time"),
+    ("Memories", "items:[Memory] next_cursor:text~"),
+    ("MemoryExport", "items:[Memory] exported_at:time"),
+    ("Usage", "scope day:text~ calls:int tokens:int input:int output:int lost:int money:any reserved:int refused:int"),
+    ("UsageList", "day:text~ items:[Usage] next_cursor:text~ limits:any"),
     ("SkillDiff", "from to files:[SkillFileChange]"),
     ("SkillForModels", "name description kind triggers:[any] tags:[text] location digest"),
     ("SkillsForModels", "items:[SkillForModels] next_cursor:text~"),

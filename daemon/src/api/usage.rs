@@ -1,0 +1,35 @@
+//! What models cost, by day and by whose it is.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::body::{self, Reply};
+use super::problem::Problem;
+use super::query::{self, Query};
+use super::{App, Call};
+use crate::clock::parse_rfc3339;
+use crate::error::Error;
+
+/// Scopes of one day that a list can lead through.
+const SCOPES_MAX: usize = 10_000;
+
+/// `GET /usage`: by scope; of today, of another `day`, or with `day=all` of all time.
+pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    let asked = Query::read(&call, &["day", "scope", "limit", "cursor"])?;
+    let day = match asked.get("day") {
+        None | Some("today") => Some(app.budget.today()),
+        Some("all") => None,
+        Some(day) if parse_rfc3339(&format!("{day}T00:00:00Z")).is_some() => Some(day.to_owned()),
+        Some(_) => return Err(Error::invalid("day", "must be a day such as 2026-11-22, today or all.").into()),
+    };
+    let prefix = asked.text("scope").unwrap_or_default();
+    let (limit, skip) = (asked.limit()?, asked.cursor::<1>("usage")?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
+    let mut found = app.budget.list(day.clone(), prefix, SCOPES_MAX).await?;
+    let rest = found.split_off(skip.min(found.len()));
+    let more = rest.len() > limit;
+    let items: Vec<_> = rest.into_iter().take(limit).collect();
+    let place = i64::try_from(skip + items.len()).unwrap_or(i64::MAX);
+    let next_cursor = more.then(|| query::cursor("usage", &[place]));
+    body::ok(&json!({ "day": day, "items": items, "next_cursor": next_cursor, "limits": app.budget.limits() }))
+}
