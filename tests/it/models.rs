@@ -1,5 +1,6 @@
 //! Language models: asked in their dialects, again, and one after the other; tried over HTTP and on the command line.
 
+mod real;
 pub mod stub;
 
 use std::time::{Duration, Instant};
@@ -217,4 +218,25 @@ fn providers_change_live_and_keys_stay_hidden() {
     for text in everywhere {
         assert!(!text.contains("canary-of-a") && !text.contains(TOKEN), "{text}");
     }
+}
+
+/// Goal: what the guide shows is a good configuration and a good script.
+#[tokio::test]
+async fn the_guide_shows_what_works() {
+    let guide = std::fs::read_to_string(crate::contract::file("../../daemon/docs/models.md")).expect("the guide");
+    let block = |kind: &str, with: &str| {
+        let mut blocks = guide.split("```").filter(|block| block.starts_with(kind) && block.contains(with));
+        blocks.next().expect("a block of the guide")[kind.len()..].to_owned()
+    };
+    let folder = Folder::new("guide");
+    let flags =
+        Flags { home: Some(folder.path().to_owned()), references: config::References::Named, ..Flags::default() };
+    let config = config::check(&flags, &block("toml", "[models]")).expect("a good configuration");
+    assert_eq!((config.warnings.len(), config.models.providers.len(), config.models.prices.len()), (0, 2, 1));
+    let path = folder.path().join("demo.yaml");
+    std::fs::write(&path, block("yaml", "turns:")).expect("the script");
+    let toml = block("toml", "script").replace("~/demo.yaml", &path.display().to_string());
+    let models = models(&toml);
+    assert_eq!(ask(&models, "hi").await.0, "Hello. Ask me for the weather.");
+    assert_eq!(ask(&models, "the weather?").await.0, "One moment.[http_fetch]");
 }

@@ -19,6 +19,7 @@ mod help;
 mod jq;
 mod logs;
 mod memory;
+mod model;
 mod notification;
 mod out;
 mod plugin;
@@ -183,6 +184,9 @@ pub enum Command {
     /// Durable sequences of tasks: write, start and steer them
     #[command(subcommand)]
     Workflow(workflow::WorkflowCommand),
+    /// The language models that agents ask: list and try them
+    #[command(subcommand)]
+    Model(model::ModelCommand),
     /// Jobs that run by a time plan
     #[command(subcommand)]
     Cron(cron::CronCommand),
@@ -385,6 +389,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Plugin(command) => plugin::run(context, command).await,
         Command::Agent(command) => agent::run(context, command).await,
         Command::Workflow(command) => workflow::run(context, command).await,
+        Command::Model(command) => model::run(context, command).await,
         Command::Cron(command) => cron::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
         Command::Db(command) => db::run(context, command).await,

@@ -38,20 +38,25 @@ async fn at(egress: &Egress, place: &Url) -> Option<Provider> {
     let listed = get(egress, place, "/v1/models").await?;
     let items = listed["data"].as_array()?;
     // Both list models so, and each says who it is.
-    if items.iter().any(|item| item["owned_by"] == "llamacpp") {
-        let props = get(egress, place, "/props").await;
-        let window =
-            props.and_then(|props| usize::try_from(props["default_generation_settings"]["n_ctx"].as_u64()?).ok());
-        let url = place.join("/v1").ok()?;
-        return Some(provider(FOUND[1], Dialect::OpenAi, url, names(items, "id"), window.filter(|tokens| *tokens > 0)));
+    if let Some(first) = items.iter().find(|item| item["owned_by"] == "llamacpp") {
+        let window = first["meta"]["n_ctx"].as_u64().and_then(|tokens| usize::try_from(tokens).ok());
+        let models = items.iter().filter_map(|item| item["id"].as_str()).map(short);
+        let (url, models) = (place.join("/v1").ok()?, names(models));
+        return Some(provider(FOUND[1], Dialect::OpenAi, url, models, window.filter(|tokens| *tokens > 0)));
     }
     let tags = get(egress, place, "/api/tags").await?;
-    Some(provider(FOUND[0], Dialect::Ollama, place.clone(), names(tags["models"].as_array()?, "name"), None))
+    let models = names(tags["models"].as_array()?.iter().filter_map(|item| item["name"].as_str()));
+    Some(provider(FOUND[0], Dialect::Ollama, place.clone(), models, None))
 }
 
-fn names(items: &[Value], key: &str) -> Vec<String> {
-    let names = items.iter().filter_map(|item| item[key].as_str()).filter(|name| is_model(name));
-    names.take(MODELS_MAX).map(str::to_owned).collect()
+/// llama.cpp names a model by its file, and takes any name for it.
+fn short(id: &str) -> &str {
+    let name = id.rsplit('/').next().unwrap_or(id);
+    name.strip_suffix(".gguf").unwrap_or(name)
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    names.filter(|name| is_model(name)).take(MODELS_MAX).map(str::to_owned).collect()
 }
 
 async fn get(egress: &Egress, place: &Url, path: &str) -> Option<Value> {

@@ -15,7 +15,7 @@ use crate::config::Paths;
 const AHEAD_MS_MAX: Millis = 5 * 60_000;
 
 /// What only a daemon that answers, and accepts the token, can tell.
-const TOLD: [Id; 6] = [Id::Ready, Id::SameVersion, Id::Access, Id::EventTime, Id::DeadLetters, Id::Backups];
+const TOLD: [Id; 7] = [Id::Ready, Id::SameVersion, Id::Access, Id::EventTime, Id::Models, Id::DeadLetters, Id::Backups];
 
 /// All of them, those that nobody could tell as skipped.
 pub async fn checks(context: &Context, paths: &Paths) -> Vec<Check> {
@@ -53,6 +53,7 @@ async fn found(context: &Context, paths: &Paths) -> Vec<Check> {
     checks.extend([same_version(&status), access(&status)]);
     checks.extend(newest_event(&client).await);
     checks.extend(parts::checks(&client, &status, context.global.url.is_none()).await);
+    checks.extend(models(&client).await);
     checks.extend(dead_letters(&client).await);
     checks.push(backups(&status["subsystems"]["backup"]["copies"]));
     checks
@@ -145,6 +146,21 @@ async fn newest_event(client: &Client) -> Option<Check> {
     })
 }
 
+/// Without a model everything but agents works.
+async fn models(client: &Client) -> Option<Check> {
+    let listed = client.call(Call::get("/models").query("limit", 1)).await.ok()?.json().ok()?;
+    let health = client.call_any(Call::get("/health/llm")).await.ok()?.json().ok()?;
+    let (answer, detail) = (&health["checks"]["llm"], text(&health["checks"]["llm"]["detail"]));
+    Some(if answer["ok"] == true {
+        Check::ok(Id::Models, detail)
+    } else if listed["items"].as_array().is_some_and(Vec::is_empty) && detail == "no provider configured" {
+        Check::ok(Id::Models, "none is configured; agents need one (daemon/docs/models.md)")
+    } else {
+        let advice = "`aman model test` says more; [providers.<id>] in aman.toml names address and key.";
+        Check::warn(Id::Models, format!("No model answers: {detail}"), advice)
+    })
+}
+
 async fn dead_letters(client: &Client) -> Option<Check> {
     let reply = client.call(Call::get("/dlq/depth")).await.ok()?;
     let depth = reply.json().ok()?["depth"].as_u64()?;
@@ -179,6 +195,8 @@ mod tests {
             &Fake::json(200, r#"{"items":[]}"#),
             &Fake::json(200, r#"{"items":[{"name":"a","state":"active","listener":{"error":"no"}}]}"#),
             &Fake::json(200, r#"{"items":[{"id":"a","enabled":false,"disabled_reason":null}]}"#),
+            &Fake::json(200, r#"{"items":[{"id":"a/m"}]}"#),
+            &Fake::json(503, r#"{"checks":{"llm":{"ok":false,"detail":"the provider refuses the key"}}}"#),
             &Fake::json(200, r#"{"depth":2,"by_consumer":{}}"#),
         ])
         .await;
@@ -200,6 +218,7 @@ mod tests {
                 (Id::Workflows, ok),
                 (Id::Plugins, Verdict::Warn),
                 (Id::Jobs, ok),
+                (Id::Models, Verdict::Warn),
                 (Id::DeadLetters, Verdict::Warn),
                 (Id::Backups, ok)
             ]
