@@ -65,6 +65,7 @@ pub struct Daemon {
     sources: Sources,
     plugins: Plugins,
     workflows: Workflows,
+    agents: Agents,
     tools: Tools,
     config: Config,
     /// Held for as long as the daemon runs.
@@ -152,7 +153,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         upkeep,
         plugins: plugins.clone(),
         workflows: workflows.clone(),
-        agents,
+        agents: agents.clone(),
         tools: tools.clone(),
         soul,
         memory,
@@ -177,6 +178,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         sources,
         plugins,
         workflows,
+        agents,
         tools,
         config,
         _lock: lock,
@@ -211,10 +213,13 @@ impl Daemon {
 
     /// Walks the start back: sources, new work, running deliveries, connections, disk.
     pub async fn stop(self) {
-        let Daemon { bus, server, supervisor, lifecycle, cron, sources, plugins, workflows, tools, config, .. } = self;
+        let Daemon {
+            bus, server, supervisor, lifecycle, cron, sources, plugins, workflows, agents, tools, config, ..
+        } = self;
         tracing::info!("Shutting down.");
         lifecycle.begin_drain();
         bus.live().wake();
+        agents.frames().wake();
         cron.stop().await;
         sources.stop().await;
         plugins.stop();

@@ -37,7 +37,8 @@ fn contracted(route: &Route) -> Scope {
         ("GET", path) if public.contains(&path) || health.contains(&path) => Scope::Public,
         ("GET", path) if path.starts_with("/events/") || path.starts_with("/dlq") => Scope::EventsRead,
         ("GET", path) if path.starts_with("/ui/plugin/") => Scope::Public,
-        ("GET", "/capabilities") => Scope::Chat,
+        ("GET", "/capabilities" | "/agents" | "/agent/{id}") => Scope::Chat,
+        (_, path) if path.starts_with("/chat/") => Scope::Chat,
         ("POST", "/auth/ticket") => Scope::EventsRead,
         // Signatures say who calls a hook.
         ("POST", "/hooks/{id}") => Scope::Public,

@@ -62,6 +62,11 @@ impl Daemon {
     pub fn configured(toml: &str) -> Daemon {
         let folder = Folder::new("home");
         std::fs::write(folder.path().join("aman.toml"), toml).expect("aman.toml");
+        Daemon::start_keeping(folder)
+    }
+
+    /// A daemon in a folder that is its own from now on.
+    pub fn start_keeping(folder: Folder) -> Daemon {
         let mut daemon = Daemon::start_in(folder.path());
         daemon._folder = Some(folder);
         daemon
@@ -500,15 +505,29 @@ impl Stream {
         Stream::connect(&daemon.address, path, headers).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
-    /// As [`Stream::open`], for daemons that may be dead or die. HTTP/1.0, so that no chunks come between the lines.
+    /// As [`Stream::open`], for daemons that may be dead or die.
     pub fn connect(address: &str, path: &str, headers: &[(&str, &str)]) -> Result<Stream, std::io::Error> {
+        Stream::request(address, ("GET", path), headers, "")
+    }
+
+    /// As [`Stream::connect`] with any method and body. HTTP/1.0, so that no chunks come between the lines.
+    pub fn request(
+        address: &str,
+        (method, path): (&str, &str),
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<Stream, std::io::Error> {
         let mut socket = TcpStream::connect(address)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        let mut request = format!("GET {path} HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n");
+        let mut request = format!("{method} {path} HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n");
         for (name, value) in headers {
             request.push_str(&format!("{name}: {value}\r\n"));
         }
+        if !body.is_empty() {
+            request.push_str(&format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len()));
+        }
         request.push_str("\r\n");
+        request.push_str(body);
         socket.write_all(request.as_bytes())?;
         let mut stream = Stream { lines: BufReader::new(socket), status: 0, headers: Vec::new() };
         let first = stream.line()?;

@@ -11,6 +11,7 @@ mod browser;
 mod budget;
 mod bundled_plugins;
 mod bus;
+mod chat;
 mod cli;
 mod clients;
 mod completions;

@@ -37,7 +37,7 @@ pub enum Kind {
     ToolCall,
     /// What came of it: `{id, name, text, is_error}`.
     ToolResult,
-    /// The turn waits for the person: `{auth_id, tool, arguments, reason, pattern, expires_at}`.
+    /// The turn waits for the person: the question as `GET /tool-auth/pending` shows it, its id as `auth_id` besides.
     ApprovalRequired,
     /// What a model's answer took: `{model, input, output, cached, estimated}`.
     Usage,
@@ -226,10 +226,10 @@ impl Frames {
         Some(Viewer { log, entry: 0, byte: 0, over: false })
     }
 
-    /// Takes back that a turn is about to run.
-    pub fn forget(&self, session: &str, turn: &str) {
+    /// Takes back that a turn is about to run, or forgets whatever the session's turn was.
+    pub fn forget(&self, session: &str, turn: Option<&str>) {
         let mut logs = self.logs();
-        if logs.by_session.get(session).is_some_and(|log| log.about.turn == turn)
+        if logs.by_session.get(session).is_some_and(|log| turn.is_none_or(|turn| log.about.turn == turn))
             && let Some(log) = logs.by_session.remove(session)
         {
             drop(logs);
@@ -497,7 +497,7 @@ mod tests {
         let _next = frames.turn(about("s", "u"));
         assert_eq!(viewer.next().await, None);
         let waiting = frames.view(about("s", "u"));
-        frames.forget("s", "u");
+        frames.forget("s", Some("u"));
         assert!(all(waiting).await.is_empty() && frames.watch("s").is_none());
         let piece = listener.recv().await.expect("the words were heard");
         assert_eq!((piece.text.as_deref(), piece.about.session.as_str()), (Some("a\nb"), "s"));

@@ -2,6 +2,7 @@
 //! model and every result of a tool a step in the journal: whatever cuts a turn off, it goes on behind its last step.
 
 mod ask;
+pub mod attachments;
 mod consumer;
 mod context;
 pub mod definition;
@@ -9,6 +10,9 @@ mod delegate;
 mod delivery;
 pub mod frames;
 mod registry;
+mod send;
+mod sessions;
+mod transcript;
 mod turn;
 mod view;
 
@@ -25,6 +29,8 @@ pub use consumer::SkillRun;
 use consumer::name as consumer_name;
 pub use definition::{Definition, check_id};
 pub use registry::{Change, Put};
+pub use send::{Asked, Asking, Begun, SAID_CHARS_MAX};
+pub use sessions::{Format, HITS_MAX, Range, Visitor, WantedSession};
 
 use crate::budget::Budget;
 use crate::bus::{Bus, Origin};

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::Problem;
 use super::stream::Stream;
+use super::turn_stream::TurnStream;
 use crate::error::{Error, FieldError, distance};
 use crate::event;
 use crate::id::TraceId;
@@ -123,6 +124,8 @@ pub enum Body {
     Full(Option<Bytes>),
     /// Server-sent events.
     Stream(Box<Stream>),
+    /// The frames of one turn.
+    Turn(Box<TurnStream>),
     /// What a plugin makes while it is sent.
     Guest(Box<crate::plugins::Stream>),
 }
@@ -145,6 +148,7 @@ impl HttpBody for Body {
         match &mut *self {
             Body::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Stream(stream) => stream.poll_bytes(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Turn(stream) => stream.poll_bytes(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
             Body::Guest(stream) => stream.poll_piece(cx).map(|piece| {
                 let frame = |piece: Vec<u8>| Frame::data(Bytes::from(piece));
                 piece.map(|piece| piece.map(frame).map_err(std::io::Error::other))
@@ -155,14 +159,14 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Body::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Body::Stream(_) | Body::Guest(_) => false,
+            Body::Stream(_) | Body::Turn(_) | Body::Guest(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Body::Stream(_) | Body::Guest(_) => SizeHint::default(),
+            Body::Stream(_) | Body::Turn(_) | Body::Guest(_) => SizeHint::default(),
         }
     }
 }

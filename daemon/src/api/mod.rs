@@ -6,6 +6,7 @@ mod agents;
 pub mod audit;
 pub mod auth;
 pub mod body;
+mod chat;
 pub mod config;
 mod cron;
 mod db;
@@ -27,6 +28,7 @@ pub mod openapi;
 pub mod parse;
 mod plugins;
 pub mod problem;
+mod pulse;
 mod query;
 pub mod rates;
 pub mod routes;
@@ -40,8 +42,10 @@ mod sources;
 mod stream;
 mod tokens;
 mod tools;
+mod turn_stream;
 mod usage;
 mod why;
+mod words;
 mod workflows;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -504,6 +508,7 @@ async fn serve(
                 let mut answer = answer.await;
                 match answer.body_mut() {
                     body::Body::Stream(stream) => stream.attend(peer),
+                    body::Body::Turn(stream) => stream.attend(peer),
                     body::Body::Guest(stream) => stream.end_with(ends),
                     body::Body::Full(_) => {}
                 }

@@ -157,6 +157,8 @@ fn listed(kind: &str) -> &'static str {
         "approval rule" => " GET /tool-auth/rules lists them (`aman approve rules`).",
         "page" => " GET /ui/pages lists them.",
         "notification" => " GET /notifications lists them (`aman notification list`).",
+        "session" => " GET /chat/sessions lists yours (`aman session list`).",
+        "message" => " GET /chat/session/{id}/history lists them.",
         "token" => " GET /auth/token lists them (`aman token list`).",
         _ => "",
     }

@@ -15,8 +15,9 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, agents, audit, config, cron, db, dlq, events, health, login, memory, metrics, models, notifications,
-    openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools, usage, why, workflows,
+    App, Call, agents, audit, chat, config, cron, db, dlq, events, health, login, memory, metrics, models,
+    notifications, openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools, usage, why,
+    workflows,
 };
 use crate::error::{Error, distance};
 use crate::package::PACKED_MAX;
@@ -29,6 +30,8 @@ pub type Handler = fn(Arc<App>, Call) -> Handling;
 
 /// Largest body of a route that says nothing else, in bytes.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// What is said, with as much as may come with it in base64.
+const SAID_BYTES_MAX: usize = 12 << 20;
 /// A packed plugin with the form around it, and how long its compilation may take.
 const INSTALL_BYTES_MAX: usize = PACKED_MAX as usize + (8 << 10);
 const INSTALL_TIME_MAX: Duration = Duration::from_secs(300);
@@ -178,6 +181,7 @@ pub fn core() -> Vec<Route> {
     all.extend(agents());
     all.extend(mind());
     all.extend(notices());
+    all.extend(talk());
     all
 }
 
@@ -296,6 +300,29 @@ fn flows() -> Vec<Route> {
         route!(POST "/workflow-instance/{id}/event" Admin workflows::signal).audited("workflow_instance.event"),
         route!(POST "/workflow-instance/{id}/pause" Admin workflows::pause).audited("workflow_instance.pause"),
         route!(POST "/workflow-instance/{id}/resume" Admin workflows::resume).audited("workflow_instance.resume"),
+    ]
+}
+
+/// Sessions with agents, and what is said in them.
+fn talk() -> Vec<Route> {
+    vec![
+        route!(GET "/chat/sessions" Chat chat::list),
+        route!(GET "/chat/search" Chat chat::search),
+        route!(POST "/chat/session/create" Chat chat::create).audited("chat.create").creates(Creates::Yes),
+        route!(GET "/chat/session/{id}/state" Chat chat::state),
+        route!(GET "/chat/session/{id}/history" Chat chat::history),
+        route!(GET "/chat/session/{id}/export" Chat chat::export),
+        route!(GET "/chat/session/{id}/stream" Chat chat::stream),
+        route!(POST "/chat/session/{id}/send" Chat chat::send)
+            .audited("chat.send")
+            .creates(Creates::Yes)
+            .large(SAID_BYTES_MAX),
+        route!(POST "/chat/session/{id}/edit" Chat chat::edit).audited("chat.edit").creates(Creates::Yes),
+        route!(POST "/chat/session/{id}/retry" Chat chat::retry).audited("chat.retry").creates(Creates::Yes),
+        route!(POST "/chat/session/{id}/stop" Chat chat::stop).audited("chat.stop"),
+        route!(POST "/chat/session/{id}/rename" Chat chat::rename).audited("chat.rename"),
+        route!(POST "/chat/session/{id}/close" Chat chat::close).audited("chat.close"),
+        route!(DELETE "/chat/session/{id}" Chat chat::delete).audited("chat.delete").confirmed(Confirm::WhenStrict),
     ]
 }
 

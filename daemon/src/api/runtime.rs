@@ -145,6 +145,7 @@ pub(super) async fn shutdown(app: Arc<App>, mut call: Call) -> Result<Reply, Pro
     app.store.write(move |tx| draft.record(tx, "daemon", json!({}))).await?;
     app.lifecycle.begin_drain();
     app.live.wake();
+    app.agents.frames().wake();
     app.lifecycle.request_shutdown();
     body::reply(StatusCode::ACCEPTED, &json!({ "status": "draining" }))
 }

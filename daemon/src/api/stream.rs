@@ -16,14 +16,16 @@ use hyper::header::{CACHE_CONTROL, HeaderName, HeaderValue};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::auth::Principal;
 use super::body::{Body, Reply};
 use super::metrics;
 use super::problem::Problem;
+use super::pulse::{self, Due, Pulse};
 use super::socket::Peer;
+use super::words::{self, Words};
 use super::{App, Call, query};
 use crate::bus::live::{Next, Tail, write_frame};
 use crate::error::Error;
@@ -33,11 +35,6 @@ use crate::store::{events, retention};
 
 /// Streams without credentials that may be open at a time.
 pub const PUBLIC_STREAMS_MAX: usize = 32;
-const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Heartbeats to a client that has closed its sending half, and the pause before each: the first makes a client that is
-/// gone say so, the second finds it gone.
-const PROBES: u8 = 2;
-const PROBE_PAUSE: Duration = Duration::from_secs(1);
 const METRICS_EVERY: Duration = Duration::from_secs(2);
 const PATTERNS_MAX: usize = 64;
 /// Shared batches smaller than this are gathered into one chunk, so that a burst of small commits is one write.
@@ -45,13 +42,20 @@ const GATHER_BYTES: usize = 2048;
 
 /// Which events a stream shows.
 #[derive(Debug, Default)]
-struct Filter {
+pub(super) struct Filter {
     types: Vec<TypePattern>,
     agent: Option<String>,
     trace: Option<TraceId>,
 }
 
 impl Filter {
+    /// Whether it shows what agents say of this agent and trace.
+    pub fn wants_words(&self, agent: &str, trace: TraceId) -> bool {
+        (self.types.is_empty() || self.types.iter().any(|pattern| pattern.matches(words::TYPE)))
+            && self.agent.as_deref().is_none_or(|wanted| wanted == agent)
+            && self.trace.is_none_or(|wanted| wanted == trace)
+    }
+
     fn is_open(&self) -> bool {
         self.types.is_empty() && self.agent.is_none() && self.trace.is_none()
     }
@@ -91,18 +95,15 @@ pub struct Stream {
     wake: ReusableBoxFuture<'static, Woken>,
     /// Being read while the page before it is sent.
     page: Option<JoinHandle<Result<Page, Error>>>,
-    /// Fires when a heartbeat or metrics may be due.
-    timer: Pin<Box<Sleep>>,
-    sent_at: Instant,
-    /// When metrics are due next; `None` when they are not wanted.
-    metrics_at: Option<Instant>,
+    /// Tells when a heartbeat, or metrics if they are wanted, are due.
+    pulse: Pulse,
+    /// What agents say; `None` when nothing of it is for this stream.
+    words: Option<Words>,
+    /// True when words were sent last.
+    said: bool,
     /// Whose it is; it ends when their token does.
     holder: Option<Principal>,
     over: bool,
-    /// Its connection, once it is on one.
-    peer: Option<Arc<Peer>>,
-    /// Heartbeats that are still to follow soon; `None` while the client sends.
-    probes: Option<u8>,
     /// Of a stream without credentials.
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -116,8 +117,7 @@ async fn moved(mut head: watch::Receiver<EventSeq>) -> Woken {
 impl Stream {
     /// Lets it hear of its client's end.
     pub fn attend(&mut self, peer: Arc<Peer>) {
-        peer.set_streaming(true);
-        self.peer = Some(peer);
+        self.pulse.attend(peer);
     }
 
     /// Whether it may go on no longer: its holder's token ended, or streams without credentials show something else by now.
@@ -133,6 +133,12 @@ impl Stream {
         }
         if let Some(prelude) = self.prelude.take() {
             return self.send(prelude);
+        }
+        // Events and words by turns, so that neither waits for the end of the other.
+        if !std::mem::take(&mut self.said)
+            && let Some(said) = self.say(cx)
+        {
+            return self.send(said);
         }
         loop {
             if let Some(reading) = &mut self.page {
@@ -242,55 +248,36 @@ impl Stream {
     }
 
     fn send(&mut self, bytes: Bytes) -> Poll<Option<Bytes>> {
-        self.sent_at = Instant::now();
+        self.pulse.sent();
         Poll::Ready(Some(bytes))
     }
 
-    /// Nothing to show: a heartbeat or metrics if they are due, else sleep until they may be.
+    /// What agents said since it looked last.
+    fn say(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
+        let said = self.words.as_mut()?.poll(cx);
+        self.said = said.is_some();
+        said
+    }
+
+    /// Nothing to show: words, a heartbeat or metrics if they are due, else sleep until they may be.
     fn idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if self.probes.is_none() && self.peer.as_ref().is_some_and(|peer| peer.is_silent()) {
-            self.probes = Some(PROBES);
-            self.arm();
+        if let Some(said) = self.say(cx) {
+            return self.send(said);
         }
-        loop {
-            if self.timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let now = Instant::now();
-            if let Some(due) = self.metrics_at
-                && due <= now
-            {
-                self.metrics_at = Some(now + METRICS_EVERY);
-                self.arm();
+        match self.pulse.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Due::Beat) => self.send(Bytes::from_static(pulse::BEAT)),
+            Poll::Ready(Due::Other) => {
+                self.pulse.also_at(Instant::now() + METRICS_EVERY);
                 let frame = format!("event: aman.metrics\ndata: {}\n\n", metrics::snapshot(&self.app));
-                return self.send(frame.into());
+                self.send(frame.into())
             }
-            if now >= self.sent_at + self.pause() {
-                self.probes = self.probes.map(|left| left.saturating_sub(1));
-                self.sent_at = now;
-                self.arm();
-                return self.send(Bytes::from_static(b": \n\n"));
-            }
-            self.arm();
         }
-    }
-
-    /// How long after the last bytes a heartbeat follows.
-    fn pause(&self) -> Duration {
-        if self.probes.is_some_and(|left| left > 0) { PROBE_PAUSE } else { HEARTBEAT }
-    }
-
-    fn arm(&mut self) {
-        let heartbeat = self.sent_at + self.pause();
-        self.timer.as_mut().reset(self.metrics_at.map_or(heartbeat, |at| at.min(heartbeat)));
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Some(peer) = &self.peer {
-            peer.set_streaming(false);
-        }
         self.app.counters.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -404,26 +391,23 @@ pub(super) async fn open(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let tail = app.live.subscribe();
     let head = app.live.head();
     let Place { cursor, pruned_to, reset } = place(&app, wanted.cursor, head).await?;
-    let now = Instant::now();
-    let metrics_at = wanted.metrics.then_some(now);
+    let filter = Arc::new(wanted.filter);
     app.counters.streams.fetch_add(1, Ordering::Relaxed);
     let stream = Stream {
         wake: ReusableBoxFuture::new(moved(tail.head())),
-        timer: Box::pin(tokio::time::sleep_until(metrics_at.unwrap_or(now + HEARTBEAT))),
+        pulse: Pulse::new(wanted.metrics.then(Instant::now)),
+        words: holder.as_ref().and_then(|holder| Words::hear(&app, holder, &filter)),
         prelude: Some(format!("retry: 2000\n\n{}", reset.unwrap_or_default()).into()),
         tail,
         cursor,
         pruned_to,
-        filter: Arc::new(wanted.filter),
+        filter,
         view,
         named: wanted.named,
+        said: false,
         page: None,
-        sent_at: now,
-        metrics_at,
         holder: holder.filter(Principal::can_end),
         over: false,
-        peer: None,
-        probes: None,
         permit,
         app,
     };

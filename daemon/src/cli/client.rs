@@ -30,6 +30,8 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
 /// As long may an answer take that waits for work on the whole database.
 const LASTING_TIME_MAX: Duration = Duration::from_secs(620);
+/// How long the rest of a refusal may take.
+const REFUSAL_TIME_MAX: Duration = Duration::from_secs(5);
 /// Largest answer that is read into memory.
 const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Longest file with an address or a token, in bytes.
@@ -257,6 +259,18 @@ impl Client {
     /// Sends `call` and gives the answer as soon as its head is there; the body is read by the caller.
     pub async fn open(&self, call: Call) -> Result<Response<Incoming>, Failure> {
         timeout(ANSWER_TIME_MAX, self.send(call)).await.unwrap_or_else(|_| Err(self.silent(ANSWER_TIME_MAX)))
+    }
+
+    /// Sends `call` for a stream, which is read by the caller; any answer but 200 is a failure.
+    pub async fn stream(&self, call: Call) -> Result<Incoming, Failure> {
+        let response = self.open(call).await?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(response.into_body());
+        }
+        let body = timeout(REFUSAL_TIME_MAX, response.into_body().collect()).await;
+        let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        Err(self.refused(Reply { status, body }))
     }
 
     async fn send(&self, call: Call) -> Result<Response<Incoming>, Failure> {

@@ -2,6 +2,7 @@
 
 mod agent;
 mod audit;
+mod chat;
 mod client;
 mod completions;
 mod config;
@@ -25,6 +26,7 @@ mod out;
 mod plugin;
 mod plugin_author;
 mod service;
+mod session;
 mod sink;
 mod skill;
 mod skill_author;
@@ -145,6 +147,11 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show whether the daemon is there, and how it is
     Status(status::StatusArgs),
+    /// Talk with an agent
+    Chat(chat::ChatArgs),
+    /// What was talked with agents: list, show, export, search, remove
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     /// Store, see and explain events
     #[command(subcommand)]
     Event(event::EventCommand),
@@ -375,6 +382,8 @@ pub async fn run(cli: Cli, files: Files) -> ExitCode {
 async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Status(args) => status::run(context, &args).await,
+        Command::Chat(args) => chat::run(context, args).await,
+        Command::Session(command) => session::run(context, command).await,
         Command::Event(command) => event::run(context, command).await,
         Command::Tail(args) => tail::run(context, &args).await,
         Command::Why(args) => explain::why(context, &args).await,

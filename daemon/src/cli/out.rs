@@ -64,6 +64,11 @@ impl Out {
         writeln!(self.sink, "{line}").map_err(|error| Failure::of_output(&error))
     }
 
+    /// Words as they come, without an end of line. They must be clean already; see [`clean_lines`].
+    pub fn words(&mut self, words: &str) -> Result<(), Failure> {
+        self.sink.write_all(words.as_bytes()).map_err(|error| Failure::of_output(&error))
+    }
+
     /// Bytes as they came, ended by a line break.
     pub fn raw(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let end: &[u8] = if bytes.ends_with(b"\n") { b"" } else { b"\n" };

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::Context;
-use super::client::{Call, Client, Reply};
+use super::client::{Call, Client};
 use super::failure::Failure;
 use super::out::{clean, shorten, text, time};
 use crate::sse::{Frame, Parser};
@@ -131,14 +131,7 @@ async fn connect(client: &Client, tail: &Tail<'_>) -> Result<Incoming, Failure> 
     if let Some(cursor) = &tail.cursor {
         call = call.header("last-event-id", cursor.clone());
     }
-    let response = client.open(call).await?;
-    let status = response.status().as_u16();
-    if status == 200 {
-        return Ok(response.into_body());
-    }
-    let body = timeout(Duration::from_secs(5), response.into_body().collect()).await;
-    let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    Err(client.refused(Reply { status, body }))
+    client.stream(call).await
 }
 
 async fn follow(context: &mut Context, tail: &mut Tail<'_>, mut stream: Incoming) -> Result<End, Failure> {

@@ -323,6 +323,11 @@ pub fn by_number(conn: &Connection, number: i64) -> Result<Option<SessionRow>, E
         .map_err(unread)
 }
 
+/// As [`by_number`], in a transaction that writes.
+pub fn by_number_in(tx: &Tx<'_>, number: i64) -> Result<Option<SessionRow>, Error> {
+    by_number(tx.conn, number)
+}
+
 /// Appends a message to the branch that is shown: it becomes the head, the session's version goes up, and what user and
 /// assistant say is indexed. Secrets in it are made unreadable. `Conflict` `invalid_state` when the session is full.
 pub fn append(tx: &Tx<'_>, session: i64, new: &NewMessage) -> Result<Appended, Error> {
@@ -373,6 +378,15 @@ fn encoded(body: &Body) -> Result<Option<String>, Error> {
     let mut value = serde_json::to_value(body).map_err(Error::internal("storing a message"))?;
     redact::value(&mut value);
     Ok(Some(value.to_string()))
+}
+
+/// Notes which turn answers a message; the newest, when it is answered again.
+pub fn set_turn(tx: &Tx<'_>, message: i64, turn: i64) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached("UPDATE message SET turn = ?2 WHERE number = ?1")
+        .and_then(|mut s| s.execute(params![message, turn]))
+        .map(drop)
+        .map_err(unwritten)
 }
 
 /// Shows the branch that ends with `head`; what was said behind it stays, and is shown no more. The version goes up.
@@ -478,12 +492,7 @@ pub fn path_to(
 }
 
 /// A page of the branch that ends with `head`, oldest first: what follows the message `after`.
-pub fn page(
-    conn: &Connection,
-    head: Option<i64>,
-    after: Option<i64>,
-    rows_max: usize,
-) -> Result<Vec<MessageRow>, Error> {
+pub fn page(conn: &Connection, head: Option<i64>, after: Option<i64>, rows_max: usize) -> Result<Page, Error> {
     // The numbers of a branch go up, so the walk back can end where the page before it did.
     let numbers: Vec<i64> = conn
         .prepare_cached(
@@ -500,12 +509,7 @@ pub fn page(
 }
 
 /// A page of all that was said, on whichever branch, oldest first: what follows the message `after`.
-pub fn page_of_all(
-    conn: &Connection,
-    session: i64,
-    after: Option<i64>,
-    rows_max: usize,
-) -> Result<Vec<MessageRow>, Error> {
+pub fn page_of_all(conn: &Connection, session: i64, after: Option<i64>, rows_max: usize) -> Result<Page, Error> {
     let mut statement = conn
         .prepare_cached(&format!("{MESSAGE} WHERE m.session = ?1 AND m.number > ?2 ORDER BY m.number LIMIT ?3"))
         .map_err(unread)?;
@@ -514,10 +518,18 @@ pub fn page_of_all(
     bounded(rows.map(|row| row.map(Some).map_err(unread)))
 }
 
-/// As many of `messages` as [`READ_BYTES_MAX`] lets through.
-fn bounded(messages: impl Iterator<Item = Result<Option<MessageRow>, Error>>) -> Result<Vec<MessageRow>, Error> {
-    let (mut found, mut bytes) = (Vec::new(), 0);
-    for message in messages {
+/// Messages that were asked for, as many as [`READ_BYTES_MAX`] lets through.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// Oldest first.
+    pub messages: Vec<MessageRow>,
+    /// True when there would have been more of what was asked for.
+    pub is_cut: bool,
+}
+
+fn bounded(messages: impl Iterator<Item = Result<Option<MessageRow>, Error>>) -> Result<Page, Error> {
+    let (mut messages, mut found, mut bytes) = (messages.peekable(), Vec::new(), 0);
+    while let Some(message) = messages.next() {
         let Some(message) = message? else { continue };
         bytes += message.bytes();
         found.push(message);
@@ -525,7 +537,7 @@ fn bounded(messages: impl Iterator<Item = Result<Option<MessageRow>, Error>>) ->
             break;
         }
     }
-    Ok(found)
+    Ok(Page { messages: found, is_cut: messages.peek().is_some() })
 }
 
 /// The turn of a session that has not ended, as [`turns::open_of_session`], in a transaction that writes.

@@ -3,13 +3,16 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::agents::{SAID_CHARS_MAX, attachments};
 use crate::api::auth::Scope;
+use crate::api::chat::SEARCH_CHARS_MAX;
 use crate::api::dlq;
 use crate::api::parse::{BATCH_MAX, RESERVED_IDS};
 use crate::bus::NewNotification;
 use crate::event::{Delivery, ID_BYTES_MAX, Priority, RESERVED_ATTRIBUTES, TEXT_BYTES_MAX, TYPE_BYTES_MAX};
 use crate::memory::{TAG_CHARS_MAX, TAGS_MAX, TEXT_CHARS_MAX};
 use crate::schedule::{FAILURES_MAX, JITTER_S_MAX, RUN_ALL_MAX};
+use crate::store::chat::Kind as Talk;
 use crate::store::workflows::Status;
 
 /// A text without control characters.
@@ -60,6 +63,20 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
             ),
         ),
         ("ConfigSet", config_set()),
+        (
+            "ChatCreate",
+            closed(json!({ "agent_id": or_null(json!({ "type": "string" })), "title": or_null(title()) }), &[]),
+        ),
+        ("ChatTitle", closed(json!({ "title": title() }), &["title"])),
+        ("ChatSend", chat_send()),
+        (
+            "ChatEdit",
+            closed(
+                json!({ "message_id": { "type": "string", "minLength": 1 }, "text": said(), "expected_version": seen() }),
+                &["message_id", "text"],
+            ),
+        ),
+        ("ChatRetry", closed(json!({ "expected_version": seen() }), &[])),
         ("MintToken", mint_token()),
         (
             "Definition",
@@ -98,6 +115,36 @@ fn inline(schema: &mut Value, defs: &Value) {
         Value::Array(all) => all.iter_mut().for_each(|below| inline(below, defs)),
         _ => {}
     }
+}
+
+/// The title of a session.
+fn title() -> Value {
+    let pattern =
+        "^[^\\u0000-\\u001f\\u007f-\\u009f]*[^\\s\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$";
+    json!({ "type": "string", "minLength": 1, "maxLength": 200, "pattern": pattern })
+}
+
+/// What a person says.
+fn said() -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": SAID_CHARS_MAX, "pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$" })
+}
+
+/// The version of a session that was seen.
+fn seen() -> Value {
+    json!({ "type": ["integer", "null"], "minimum": 0 })
+}
+
+fn chat_send() -> Value {
+    let text = || or_null(json!({ "type": "string" }));
+    let attachment = closed(
+        json!({
+            "name": text(), "media_type": text(), "text": text(),
+            "data": or_null(json!({ "type": "string", "description": "Base64, or a data URL." })),
+        }),
+        &[],
+    );
+    let attachments = or_null(json!({ "type": "array", "maxItems": attachments::COUNT_MAX, "items": attachment }));
+    closed(json!({ "text": said(), "attachments": attachments, "expected_version": seen() }), &["text"])
 }
 
 /// A digest or a version, one of them; the other may be there as null.
@@ -187,8 +234,13 @@ pub(super) fn query(path: &str, name: &str) -> Value {
         }
         ("/memory" | "/memory/export", "shared") => flag(),
         ("/memory", "q") => json!({ "type": "string", "minLength": 1, "maxLength": 256 }),
+        ("/chat/session/{id}/export", "format") => json!({ "type": "string", "enum": ["md", "json"] }),
         (_, "format") => json!({ "type": "string", "enum": ["json", "mermaid"] }),
         ("/workflow-instances", "status") => json!({ "type": "string", "enum": Status::NAMES }),
+        ("/chat/sessions", "kind") => json!({ "type": "string", "enum": Talk::NAMES }),
+        ("/chat/sessions", "state") => json!({ "type": "string", "enum": ["open", "closed"] }),
+        (_, "branches") => json!({ "type": "string", "enum": ["shown", "all"] }),
+        ("/chat/search", "q") => json!({ "type": "string", "minLength": 1, "maxLength": SEARCH_CHARS_MAX }),
         ("/cron/{id}/runs", "status") => {
             json!({ "type": "string", "enum": ["queued", "running", "done", "failed", "skipped"] })
         }

@@ -115,6 +115,25 @@ const OBJECTS: &[(&str, &str)] = &[
          granted:[Grant] pending:any previous:any changed_at:time manifest:any permissions:any health?:any used?:any listener:any",
     ),
     ("Pages", "items:[any]"),
+    (
+        "ChatSession",
+        "id agent_id title:text~ kind state version:int message_count:int principal trust created_at:time updated_at:time",
+    ),
+    ("ChatSessions", "items:[ChatSession] next_cursor:text~"),
+    (
+        "ChatMessage",
+        "id role text created_at:time parent_id:text~ trust tool_calls?:[any] call_id? tool?:text~ is_error?:bool \
+         attachments?:[any] model? usage?:any stopped?:bool",
+    ),
+    (
+        "ChatState",
+        "id agent_id title:text~ kind state version:int message_count:int principal trust created_at:time updated_at:time \
+         messages:[ChatMessage] has_more:bool turn:any usage:any approvals:[any]",
+    ),
+    ("ChatHistory", "items:[ChatMessage] next_cursor:text~"),
+    ("ChatHit", "session_id title:text~ agent_id message_id role created_at:time score:number snippet"),
+    ("ChatHits", "items:[ChatHit] next_cursor:text~"),
+    ("ChatBegun", "message_id turn_id session_id agent_id version:int trace_id"),
     ("Login", "path expires_at:time"),
     ("Ticket", "ticket expires_at:time"),
     ("Items", "items:[any] next_cursor:text~"),

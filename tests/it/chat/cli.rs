@@ -1,0 +1,82 @@
+//! `aman chat` and `aman session`.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use super::{begin, rest, say, scripted};
+use crate::harness::{Daemon, command};
+
+/// Runs the command line with something on its stdin.
+fn piped(daemon: &Daemon, args: &[&str], input: &str) -> (i32, String, String) {
+    let mut child = command(daemon.home())
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    child.stdin.take().expect("stdin is piped").write_all(input.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+/// Goal: one question gives the answer on stdout and nothing else, or frames for programs; the session can be gone on with.
+#[test]
+fn one_question_one_answer() {
+    let daemon = scripted("");
+    let (code, out, err) = daemon.cli(&["chat", "-m", "hello"]);
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "Hello there, my friend.\n", ""));
+    let (code, out, _) = piped(&daemon, &["chat"], "what is piped\n");
+    assert_eq!((code, out.as_str()), (0, "You said: what is piped\n"));
+    let session = begin(&daemon);
+    let (code, out, err) = daemon.cli(&["chat", "--json", "--session", &session, "-m", "hello"]);
+    let frames: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let kinds: Vec<&str> = frames.iter().filter_map(|frame| frame["event"].as_str()).collect();
+    assert!(code == 0 && kinds.first() == Some(&"start") && kinds.last() == Some(&"done"), "{kinds:?} {err}");
+    let file = daemon.home().join("note.txt");
+    std::fs::write(&file, "a note").expect("written");
+    let (code, ..) =
+        daemon.cli(&["chat", "--session", &session, "-m", "hello", "--attach", &file.display().to_string()]);
+    assert_eq!(code, 0);
+    assert_eq!(rest(&daemon, &session)["messages"][2]["attachments"][0]["name"], "note.txt");
+    let (code, out, err) = daemon.cli(&["chat", "-m", "broken"]);
+    assert!(code == 1 && out.is_empty() && err.contains("model_auth"), "{code} {out} {err}");
+    for wrong in [&["chat", "--session", "none", "-m", "x"][..], &["chat", "--agent", "nobody", "-m", "x"]] {
+        let (code, _, err) = daemon.cli(wrong);
+        assert!(code == 1 && err.contains("There is no "), "{err}");
+    }
+    let (code, _, err) = piped(&daemon, &["chat"], " \n");
+    assert!(code == 2 && err.contains("-m TEXT"), "{err}");
+}
+
+/// Goal: what was talked is listed, shown, found, written to a new file and removed from the command line.
+#[test]
+fn sessions_on_the_command_line() {
+    let daemon = scripted("");
+    let session = begin(&daemon);
+    say(&daemon, &session, "hello \u{1b}[31mred");
+    let run = |args: &[&str]| {
+        let (code, out, err) = daemon.cli(args);
+        assert_eq!(code, 0, "{args:?}: {err}");
+        assert!(!out.contains('\u{1b}'), "{args:?} steers the terminal: {out}");
+        out
+    };
+    assert!(run(&["session", "list"]).contains(&session));
+    let shown = run(&["session", "show", &session]);
+    assert!(shown.contains("user, ") && shown.contains("Hello there, my friend."), "{shown}");
+    assert!(run(&["session", "search", "frie"]).contains(&session));
+    assert!(run(&["session", "rename", &session, "Red things"]).contains("Red things"));
+    let file = daemon.home().join("talk.md").display().to_string();
+    run(&["session", "export", &session, "--output", &file]);
+    assert!(std::fs::read_to_string(&file).expect("written").starts_with("# Red things\n"));
+    let (code, _, err) = daemon.cli(&["session", "export", &session, "--output", &file]);
+    assert!(code == 2 && err.contains("there already"), "{err}");
+    assert!(run(&["session", "export", &session, "--format", "json"]).starts_with("{\"format\":\"aman-chat/1\""));
+    let (code, _, err) = daemon.cli(&["session", "delete", &session]);
+    assert!(code == 2 && err.contains("--yes"), "{err}");
+    run(&["session", "delete", &session, "--yes"]);
+    assert!(run(&["session", "list"]).contains("There is no session."));
+}
