@@ -14,6 +14,7 @@
 //! system calls (`filter`). A feature this machine lacks is left out and [`Enforced`] says so.
 
 mod filter;
+mod folder;
 mod grants;
 mod guard;
 mod inner;
@@ -36,7 +37,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
-pub use grants::make_folder;
+pub use folder::WorkFolder;
+pub use grants::{Guard, Place, make_folder};
 pub use permissions::{Permissions, Places};
 pub use wire::{Enforced, Filesystem, Limits, Network, NetworkGuard, Private, ProcessGuard};
 use wire::{Failure, Job, Note};

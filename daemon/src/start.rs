@@ -29,7 +29,7 @@ use crate::pages;
 use crate::plugins::Plugins;
 use crate::plugins::host::Services;
 use crate::registry::Registry;
-use crate::sandbox::{Private, Sandbox};
+use crate::sandbox::{Places, Private, Sandbox};
 use crate::skills::{self, Agency, ForAgent, SkillTools, Skills};
 use crate::soul::{SkillLine, Soul};
 use crate::sources::{Sources, Surroundings};
@@ -116,7 +116,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
-    let tools = tools(&config, &bus, (&soul, &memory));
+    let tools = tools(&config, &bus, (&soul, &memory), (&sandbox, &egress));
     let models = Models::new(&config.models, &egress);
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     let plugins = start_plugins(&config, &bus, &egress).await?;
@@ -399,10 +399,17 @@ async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Pl
 }
 
 /// The gate before the tools, and aman's own behind it.
-fn tools(config: &Config, bus: &Bus, (soul, memory): (&Soul, &Memory)) -> Tools {
+fn tools(config: &Config, bus: &Bus, (soul, memory): (&Soul, &Memory), (sandbox, egress): (&Sandbox, &Egress)) -> Tools {
     let soul = soul.clone();
     let admit = Arc::new(move |tool: &str, arguments: &serde_json::Value| soul.admit_tool(tool, arguments));
     let tools = Tools::new(bus, admit, tools::Settings::of(&config.tools));
+    tools.offer_builtin(tools::Ground {
+        egress: egress.clone(),
+        sandbox: sandbox.clone(),
+        private: private(config),
+        places: Places { home: config.paths.home_dir.clone(), data: config.paths.data.clone() },
+        work: config.paths.runtime.join("work/tools"),
+    });
     tools.offer("memory", Arc::new(MemoryTools(memory.clone())));
     tools
 }
@@ -457,7 +464,7 @@ fn workflow_settings(config: &Config) -> workflows::Settings {
         work: paths.runtime.join("work/workflows"),
         secrets: config.workflow_secrets.clone(),
         allow_exec: config.http.allow_exec_definitions,
-        places: skills::Places { home: paths.home_dir.clone(), data: paths.data.clone() },
+        places: Places { home: paths.home_dir.clone(), data: paths.data.clone() },
     }
 }
 
@@ -471,7 +478,7 @@ pub fn skill_settings(config: &Config) -> skills::Settings {
         agents: agents(config),
         work: paths.runtime.join("work"),
         binary: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("aman")),
-        places: skills::Places { home: paths.home_dir.clone(), data: paths.data.clone() },
+        places: Places { home: paths.home_dir.clone(), data: paths.data.clone() },
         private: private(config),
     }
 }

@@ -5,14 +5,16 @@
 //! only the handle counts: rules and mounts are made of it, so that nothing can be exchanged in between.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 
 use super::wire::{Failure, Job, Network};
 
@@ -181,6 +183,101 @@ impl Private {
         let around = self.above.get(&found.id()).map(|path| format!("it holds '{}'", path.display()));
         let how = around.or_else(inside)?;
         Some(format!("{how}, which is the daemon's own. Name the files or folders that are really needed"))
+    }
+}
+
+/// A place for the daemon's own tools: found part by part, without following links, and not what is the daemon's own.
+pub struct Place {
+    /// Where it is, free of links.
+    pub path: PathBuf,
+    /// The place itself, whatever becomes of its path; for looking, not for reading.
+    pub handle: OwnedFd,
+    /// What it is.
+    pub status: FileStat,
+}
+
+impl Place {
+    fn at(path: PathBuf, handle: OwnedFd) -> Result<Place, String> {
+        let status = fstat(&handle).map_err(|errno| errno.to_string())?;
+        Ok(Place { path, handle, status })
+    }
+
+    /// Whether it is of that kind.
+    pub fn is(&self, kind: SFlag) -> bool {
+        SFlag::from_bits_truncate(self.status.st_mode) & SFlag::S_IFMT == kind
+    }
+
+    /// Opens the very thing, if it is a plain file, for reading.
+    pub fn open(&self) -> std::io::Result<fs::File> {
+        if !self.is(SFlag::S_IFREG) {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no plain file"));
+        }
+        fs::File::open(format!("/proc/self/fd/{}", self.handle.as_raw_fd()))
+    }
+
+    /// What lies in the very folder.
+    pub fn entries(&self) -> std::io::Result<fs::ReadDir> {
+        fs::read_dir(format!("/proc/self/fd/{}", self.handle.as_raw_fd()))
+    }
+}
+
+/// What no tool may reach, as it is now.
+pub struct Guard {
+    hidden: Private,
+    kept: Private,
+}
+
+impl Guard {
+    /// Looks at what is `private`.
+    pub fn new(private: &super::wire::Private) -> Guard {
+        Guard { hidden: Private::of(&private.hidden), kept: Private::of(&private.unwritable) }
+    }
+
+    /// Finds `path`, for changing it if `write`; none when nothing is there. The error says why it is out of reach.
+    pub fn find(&self, path: &Path, write: bool) -> Result<Option<Place>, String> {
+        let found = match find_or_link(path, &mut Vec::new()) {
+            Ok(found) => found,
+            Err(Lost::Gone) => return Ok(None),
+            Err(Lost::Link(link)) => return Err(link_refused(&link)),
+            Err(Lost::Failed(errno)) => return Err(errno.to_string()),
+        };
+        if found.way.iter().any(|id| self.is_own(*id, write)) {
+            return Err("it is the daemon's own".to_owned());
+        }
+        Guard::admit(&found.handle)?;
+        Place::at(found.path, found.handle).map(Some)
+    }
+
+    /// Finds what lies in `folder` under a name; none when nothing is there, or a link.
+    pub fn find_in(&self, folder: &Place, name: &OsStr, write: bool) -> Result<Option<Place>, String> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let handle = match openat(&folder.handle, name, flags, Mode::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::ENOENT | Errno::EACCES) => return Ok(None),
+            Err(errno) => return Err(errno.to_string()),
+        };
+        let place = Place::at(folder.path.join(name), handle)?;
+        if place.is(SFlag::S_IFLNK) {
+            return Ok(None);
+        }
+        if self.is_own((place.status.st_dev, place.status.st_ino), write) {
+            return Err("it is the daemon's own".to_owned());
+        }
+        Guard::admit(&place.handle)?;
+        Ok(Some(place))
+    }
+
+    fn is_own(&self, id: Id, write: bool) -> bool {
+        self.hidden.at.contains_key(&id) || (write && self.kept.at.contains_key(&id))
+    }
+
+    /// Refuses what the kernel shows as files: secrets of this process among it.
+    fn admit(handle: &OwnedFd) -> Result<(), String> {
+        let kind = fstatfs(handle).map_err(|errno| errno.to_string())?.filesystem_type();
+        if [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&kind) {
+            return Err("it is a part of the kernel that only looks like a file".to_owned());
+        }
+        Ok(())
     }
 }
 

@@ -28,6 +28,7 @@ pub mod overrides;
 pub mod plugin_data;
 pub mod plugins;
 pub mod private;
+pub mod query;
 pub mod retention;
 pub mod sinks;
 pub mod skill_contents;

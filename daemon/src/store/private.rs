@@ -57,7 +57,7 @@ const KEPT_MIN: usize = 64;
 /// Beginning of the names of tables that are the daemon's.
 const OWN: &str = "aman_";
 /// PRAGMAs that tell something, with any argument.
-const PRAGMAS_READ: [&str; 13] = [
+pub(super) const PRAGMAS_READ: [&str; 13] = [
     "application_id",
     "data_version",
     "defer_foreign_keys",
@@ -75,8 +75,8 @@ const PRAGMAS_READ: [&str; 13] = [
 /// PRAGMAs that may be asked and not set.
 const PRAGMAS_ASKED: [&str; 5] = ["encoding", "foreign_keys", "freelist_count", "page_count", "page_size"];
 /// Virtual tables that may be made.
-const MODULES: [&str; 3] = ["fts5", "fts5vocab", "rtree"];
-const FUNCTIONS_DENIED: [&str; 2] = ["load_extension", "fts3_tokenizer"];
+pub(super) const MODULES: [&str; 3] = ["fts5", "fts5vocab", "rtree"];
+pub(super) const FUNCTIONS_DENIED: [&str; 2] = ["load_extension", "fts3_tokenizer"];
 
 const CONFIGURE: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 2000; \
     PRAGMA foreign_keys = ON; PRAGMA temp_store = FILE; PRAGMA cache_size = -1024; PRAGMA mmap_size = 0; \

@@ -5,6 +5,7 @@
 //! came of it, whatever it was, is one record of the audit chain.
 
 mod approvals;
+mod builtin;
 mod gate;
 pub mod pattern;
 
@@ -20,9 +21,10 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub use approvals::{Notice, Pending, RuleShown};
+pub use builtin::Ground;
 
 use crate::bus::Bus;
-use crate::config::ToolsConfig;
+use crate::config::{Search, ToolsConfig};
 use crate::event::{Event, Trust};
 use crate::id::TraceId;
 use crate::registry::Schema;
@@ -218,12 +220,14 @@ pub struct Settings {
     pub policy: Arc<Policy>,
     /// How long an approval can be answered.
     pub approval_time: Duration,
+    /// How the web is searched; none = not at all.
+    pub search: Option<Search>,
 }
 
 impl Settings {
     /// As `[tools]` says.
     pub fn of(config: &ToolsConfig) -> Settings {
-        let ToolsConfig { allow, deny, approve, read, write, hosts, exec, sqlite, approval_time, search: _ } = config;
+        let ToolsConfig { allow, deny, approve, read, write, hosts, exec, sqlite, approval_time, search } = config;
         let policy = Policy {
             allow: allow.clone(),
             deny: deny.clone(),
@@ -235,7 +239,7 @@ impl Settings {
             sqlite: sqlite.clone(),
             unattended: false,
         };
-        Settings { policy: Arc::new(policy), approval_time: *approval_time }
+        Settings { policy: Arc::new(policy), approval_time: *approval_time, search: search.clone() }
     }
 }
 
@@ -248,7 +252,7 @@ pub struct Tools {
 struct Inner {
     bus: Bus,
     admit: Admit,
-    settings: ArcSwap<Settings>,
+    settings: Arc<ArcSwap<Settings>>,
     offered: RwLock<BTreeMap<String, Arc<dyn Provider>>>,
     /// Schemas that are ready, by tool.
     schemas: Mutex<HashMap<String, Arc<Schema>>>,
@@ -264,13 +268,19 @@ impl Tools {
             inner: Arc::new(Inner {
                 bus: bus.clone(),
                 admit,
-                settings: ArcSwap::from_pointee(settings),
+                settings: Arc::new(ArcSwap::from_pointee(settings)),
                 offered: RwLock::default(),
                 schemas: Mutex::default(),
                 approvals: approvals::Approvals::default(),
                 ending: CancellationToken::new(),
             }),
         }
+    }
+
+    /// Offers aman's own tools.
+    pub fn offer_builtin(&self, ground: Ground) {
+        let builtin = builtin::Builtin::new(ground, &self.inner.bus, &self.inner.settings);
+        self.offer("builtin", Arc::new(builtin));
     }
 
     /// Sees to what waited for an approval when the daemon ended; once everybody who consumes events is there.

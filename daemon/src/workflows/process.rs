@@ -1,7 +1,6 @@
 //! `run: shell` and `run: script`: a command in the sandbox, in a fresh folder of its own.
 
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 use super::Inner;
 use super::actions::{Job, trusted};
 use super::http::text;
-use crate::sandbox::{self, Exit, Finished, Limits, Permissions, SandboxError, Spec};
+use crate::sandbox::{self, Exit, Finished, Limits, Permissions, SandboxError, Spec, WorkFolder};
 use crate::workflow::{Fault, Kind, Return, Run};
 
 /// How long a command may take when its task says nothing shorter.
@@ -35,41 +34,11 @@ pub(super) async fn run(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
         "node" => Some("script.js"),
         _ => Some("script.py"),
     };
-    let folder = Folder::make(place, file.map(|name| (name, code.to_owned()))).await?;
-    let spec = spec(job, process.program, (code, file), rights, &folder.0)?;
+    let folder = WorkFolder::make(place, file.map(|name| (name, code.to_owned()))).await;
+    let folder = folder.map_err(|why| Fault::runtime(format!("the folder of the process cannot be made: {why}")))?;
+    let spec = spec(job, process.program, (code, file), rights, folder.path())?;
     let finished = inner.sandbox.run(spec, job.cancel.clone()).await.map_err(not_run)?;
     judge(&finished, process.wanted)
-}
-
-/// A fresh folder; it goes with everything in it.
-struct Folder(PathBuf);
-
-impl Folder {
-    /// A new one, with this file in it.
-    async fn make(place: PathBuf, file: Option<(&'static str, String)>) -> Result<Folder, Fault> {
-        let made = tokio::task::spawn_blocking(move || {
-            let folder = Folder(place);
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder.0)?;
-            if let Some((name, text)) = file {
-                std::fs::write(folder.0.join(name), text)?;
-            }
-            Ok::<_, std::io::Error>(folder)
-        });
-        let failed = |why: String| Fault::runtime(format!("the folder of the process cannot be made: {why}"));
-        made.await.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let place = std::mem::take(&mut self.0);
-        // Removing many files takes a while; it must not hold up the others on this thread.
-        let remove = move || drop(std::fs::remove_dir_all(place));
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
-            Err(_) => remove(),
-        }
-    }
 }
 
 fn not_run(error: SandboxError) -> Fault {

@@ -1,0 +1,105 @@
+//! `publish_event` and `start_workflow`: what a call sets going on the bus. Its key makes it one event, or one instance,
+//! however often it is made.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Shared, failed, said, text};
+use crate::bus::{NewInstance, Origin, Publish, Wanted};
+use crate::error::Error;
+use crate::event::{NewEvent, check_type};
+use crate::store::events::Cause;
+use crate::store::workflows::{self, Change};
+use crate::tools::{Call, Caller, Output, Preview, ToolFailure};
+
+/// The source of what no agent publishes.
+const SOURCE: &str = "tools";
+
+pub(super) fn preview(call: &Call) -> Result<Preview, ToolFailure> {
+    let subject = if call.tool == "publish_event" { free_type(call)? } else { text(call, "workflow") };
+    Ok(Preview { text: None, subject: subject.to_owned(), pattern: subject.to_owned(), asks: None })
+}
+
+/// The type of the event, which must not be one of the daemon's own.
+fn free_type(call: &Call) -> Result<&str, ToolFailure> {
+    let kind = text(call, "type");
+    let wrong = |why: String| ToolFailure::Arguments("/type".to_owned(), why);
+    check_type(kind).map_err(wrong)?;
+    // The source is ours; only the type is the caller's.
+    NewEvent::new(SOURCE, kind, &json!(null)).check_names_free().map_err(|error| wrong(error.to_string()))?;
+    Ok(kind)
+}
+
+fn source(caller: &Caller) -> String {
+    caller.agent.as_ref().map_or_else(|| SOURCE.to_owned(), |agent| format!("agent/{agent}"))
+}
+
+/// What a refusal of the bus comes to.
+fn refused(error: &Error) -> ToolFailure {
+    match error {
+        Error::Internal { .. } => {
+            tracing::error!(error = error.chain().join(": "), "A tool could not act on the bus.");
+            failed(error.to_string())
+        }
+        Error::Invalid { fields, .. } => {
+            let field = fields.first().map(|field| field.field.clone()).unwrap_or_default();
+            ToolFailure::Arguments(format!("/{}", field.trim_start_matches('/')), error.to_string())
+        }
+        other => failed(other.to_string()),
+    }
+}
+
+/// `publish_event`
+pub(super) async fn publish(shared: &Shared, call: &Call) -> Result<Output, ToolFailure> {
+    let caller = &call.caller;
+    let mut event = NewEvent::new(source(caller), free_type(call)?, &call.arguments["data"]);
+    event.subject = call.arguments["subject"].as_str().map(str::to_owned);
+    event.dedup_key = Some(format!("tool {}", call.key));
+    let origin = Origin { principal: caller.principal.clone(), trust: caller.trust, internal: true };
+    let published = match &caller.cause {
+        Some(cause) => {
+            let cause = Cause { event: Arc::clone(cause), delivery: None, span: None };
+            shared.bus.publish_caused(Publish::one(event, origin), Some(cause)).await
+        }
+        None => {
+            event.trace = Some(caller.trace);
+            shared.bus.publish(Publish::one(event, origin)).await
+        }
+    };
+    let accepted = published.map_err(|error| refused(&error))?;
+    let one = accepted.first().ok_or_else(|| failed("nothing was published"))?;
+    let value = json!({ "id": one.id, "sequence": one.sequence, "type": one.kind });
+    Ok(said(format!("Published {} as event {}.", one.kind, one.id), Some(value)))
+}
+
+/// `start_workflow`
+pub(super) async fn start_workflow(shared: &Shared, call: &Call) -> Result<Output, ToolFailure> {
+    let (caller, workflow) = (&call.caller, text(call, "workflow").to_owned());
+    // No other way to start one has keys that begin so.
+    let key = format!("tool/{}", call.key);
+    let answer = |id: &str| said(format!("Started {workflow} as instance {id}."), Some(json!({ "instance_id": id })));
+    let store = shared.bus.store();
+    store.takes_new().map_err(|error| refused(&error))?;
+    let (name, known) = (workflow.clone(), key.clone());
+    let before = store.read(move |conn| workflows::with_key(conn, &name, &known)).await;
+    if let Some(id) = before.map_err(|error| refused(&error))? {
+        return Ok(answer(&id));
+    }
+    let wanted = NewInstance {
+        workflow: workflow.clone(),
+        input: call.arguments["input"].clone(),
+        dedup: Some(key),
+        principal: source(caller),
+        trust: caller.trust,
+        trace: caller.trace,
+        cause: caller.cause.clone(),
+        span: None,
+    };
+    let change = shared.bus.prepare_instance(Wanted::Start(wanted)).await.map_err(|error| refused(&error))?;
+    let Change::Start(row) = &change else { return Err(failed("a start is no signal")) };
+    let id = row.id.clone();
+    let state = shared.bus.change_instances_now(vec![change]);
+    store.write(move |tx| state(tx)).await.map_err(|error| refused(&error))?;
+    Ok(answer(&id))
+}
