@@ -121,7 +121,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     let plugins = start_plugins(&config, &bus, &egress).await?;
     tools.offer("plugins", Arc::new(plugins.clone()));
-    let workflows = Workflows::start(&bus, &egress, &sandbox, workflow_settings(&config)).await?;
+    let workflows = Workflows::start(&bus, &egress, &sandbox, workflow_settings(&config, &tools)).await?;
     let surroundings = agents::Surroundings {
         models: models.clone(),
         tools: tools.clone(),
@@ -140,6 +140,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     lifecycle.enter(Phase::Workflows);
     workflows.run(&supervisor);
     let cron = Cron::start(&bus, &supervisor, &config.cron).await?;
+    tools.offer("cron", Arc::new(cron.clone()));
     lifecycle.enter(Phase::Sources);
     let sources = start_sources(&config, &bus, &supervisor, (sandbox, egress)).await?;
     let parts = Parts {
@@ -399,7 +400,12 @@ async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Pl
 }
 
 /// The gate before the tools, and aman's own behind it.
-fn tools(config: &Config, bus: &Bus, (soul, memory): (&Soul, &Memory), (sandbox, egress): (&Sandbox, &Egress)) -> Tools {
+fn tools(
+    config: &Config,
+    bus: &Bus,
+    (soul, memory): (&Soul, &Memory),
+    (sandbox, egress): (&Sandbox, &Egress),
+) -> Tools {
     let soul = soul.clone();
     let admit = Arc::new(move |tool: &str, arguments: &serde_json::Value| soul.admit_tool(tool, arguments));
     let tools = Tools::new(bus, admit, tools::Settings::of(&config.tools));
@@ -457,13 +463,14 @@ async fn introduce(skills: &Skills, agents: &Agents, tools: &Tools, models: &Mod
     skills.serve_agents(Agency { take: Arc::new(take), has_model: Arc::new(has_model) }).await
 }
 
-fn workflow_settings(config: &Config) -> workflows::Settings {
+fn workflow_settings(config: &Config, tools: &Tools) -> workflows::Settings {
     let paths = &config.paths;
     workflows::Settings {
         folder: paths.data.join("workflows"),
         work: paths.runtime.join("work/workflows"),
         secrets: config.workflow_secrets.clone(),
         allow_exec: config.http.allow_exec_definitions,
+        tools: tools.clone(),
         places: Places { home: paths.home_dir.clone(), data: paths.data.clone() },
     }
 }

@@ -61,5 +61,6 @@ mod sources;
 mod stream;
 mod telemetry;
 mod tidy;
+mod tools;
 mod turns;
 mod workflows;

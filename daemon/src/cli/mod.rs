@@ -1,6 +1,7 @@
 //! The command line: one file per noun. It talks HTTP to the daemon and knows nothing of its inside.
 
 mod agent;
+mod approve;
 mod audit;
 mod chat;
 mod client;
@@ -37,6 +38,7 @@ mod status;
 mod tail;
 mod tls;
 mod token;
+mod tool;
 mod tree;
 mod usage;
 mod workflow;
@@ -182,6 +184,11 @@ pub enum Command {
     Memory(memory::MemoryCommand),
     /// Show what models cost
     Usage(usage::UsageArgs),
+    /// Calls of tools that wait for your answer, and what passes without asking
+    Approve(approve::ApproveArgs),
+    /// What agents, workflows and you can have done: list, show, run
+    #[command(subcommand)]
+    Tool(tool::ToolCommand),
     /// Plugins: install, approve, list and remove them; write, build, pack and sign them
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
@@ -395,6 +402,8 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Soul(command) => soul::run(context, command).await,
         Command::Memory(command) => memory::run(context, command).await,
         Command::Usage(args) => usage::run(context, &args).await,
+        Command::Approve(args) => approve::run(context, args).await,
+        Command::Tool(command) => tool::run(context, command).await,
         Command::Plugin(command) => plugin::run(context, command).await,
         Command::Agent(command) => agent::run(context, command).await,
         Command::Workflow(command) => workflow::run(context, command).await,

@@ -7,6 +7,7 @@ mod commands;
 mod engine;
 mod plan;
 mod sync;
+mod tools;
 mod view;
 mod wake;
 

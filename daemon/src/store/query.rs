@@ -181,6 +181,8 @@ fn said(error: &rusqlite::Error) -> Unasked {
             "ATTACH, transactions, loading of extensions and most PRAGMAs are not allowed here".to_owned(),
         ),
         Some(ErrorCode::ReadOnly) => Unasked::Denied("this database is granted for reading only".to_owned()),
+        // So SQLite says it of functions.
+        _ if error.to_string().contains("ot authorized to use") => Unasked::Denied(error.to_string()),
         _ => Unasked::Failed(error.to_string()),
     }
 }

@@ -369,6 +369,17 @@ impl Tools {
         Ok(waiting.iter().map(Pending::of).collect())
     }
 
+    /// Whether a call that was cut off can be made again: the tool is one where twice is as once, or the call was still
+    /// waiting for an answer and had not begun.
+    pub async fn may_repeat(&self, tool: &str, key: &str) -> bool {
+        if self.find(tool).is_none_or(|(tool, _)| tool.repeatable) {
+            return true;
+        }
+        let key = key.to_owned();
+        let asked = self.inner.bus.store().read(move |conn| rows::by_key(conn, &key)).await;
+        asked.ok().flatten().is_some_and(|asked| matches!(asked.status, Status::Pending | Status::Expired))
+    }
+
     /// One question, however it stands.
     pub async fn approval(&self, id: &str) -> Result<Pending, Error> {
         let id = id.to_owned();

@@ -276,7 +276,7 @@ fn need(tool: &Tool, call: &Call, preview: &Preview) -> Result<Option<Need>, Too
     }
     let acts = matches!(tool.permission, Permission::Act | Permission::Write | Permission::Foreign);
     let others = || {
-        let named = |pattern: &&String| pattern.as_str() != "*" && pattern::covers(pattern, &tool.name);
+        let named = |pattern: &&String| pattern.as_str() != "*" && crate::text::pattern::fits(pattern, &tool.name);
         tool.permission == Permission::Foreign
             && caller.agent.is_some()
             && caller.policy.allow.iter().find(named).is_none()

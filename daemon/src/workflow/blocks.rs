@@ -343,7 +343,7 @@ impl Machine {
                 };
                 self.enter(id, data, Vec::new())
             }
-            Call::Skill(_) | Call::Agent(_) => {
+            Call::Skill(_) | Call::Tool(_) | Call::Agent(_) => {
                 let args = self.arguments(id, env)?;
                 self.action(id, args, env)
             }
@@ -364,10 +364,7 @@ impl Machine {
                 self.wishes.signals.push(signal);
                 Ok(Next::Wait(Waiting::Events))
             }
-            Call::Missing(name) => Err(Fault::configuration(format!(
-                "{name} is not configured: this aman has no agents yet ({})",
-                task.name
-            ))),
+            Call::Missing(name) => Err(Fault::configuration(format!("there is no function '{name}' ({})", task.name))),
         }
     }
 
@@ -382,6 +379,10 @@ impl Machine {
                 Ok(json!({ "skill": { "name": made["name"], "input": made["input"] } }))
             }
             Kind::Call(Call::Agent(with)) => Ok(json!({ "agent": self.fill(id, with, env)? })),
+            Kind::Call(Call::Tool(with)) => {
+                let made = self.fill(id, with, env)?;
+                Ok(json!({ "tool": { "name": made["name"], "input": made["input"] } }))
+            }
             Kind::Run(Run::Process(process)) => self.process(id, process, env),
             _ => Err(Fault::runtime("the machine lost its place")),
         }

@@ -525,12 +525,12 @@ impl<'v> Builder<'v> {
                 }))
             }
             "aman.skill" => Call::Skill(self.template(with, &place, locals)),
+            "aman.tool" => Call::Tool(self.template(with, &place, locals)),
             "aman.approve" => {
                 let expires = with.get("expires").map(|value| self.time(value, &format!("{place}/expires"), locals));
                 Call::Approve(self.template(with, &place, locals), expires)
             }
             "aman.agent" => Call::Agent(self.template(with, &place, locals)),
-            name @ "aman.tool" => Call::Missing(name.to_owned()),
             name => {
                 let given = written.get("with").map(|with| self.template(with, &place, locals));
                 match self.function(name, &format!("{at}/call")) {

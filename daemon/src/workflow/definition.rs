@@ -227,11 +227,13 @@ pub enum Call {
     Function(TaskId, Option<Template>),
     /// `aman.skill`: `with` has `name` and `input`.
     Skill(Template),
+    /// `aman.tool`: `with` has `name` and `input`.
+    Tool(Template),
     /// `aman.approve`: `with` has `title`, `message`.
     Approve(Template, Option<Time>),
     /// `aman.agent`: `with` has `prompt`, and may have `agent`, `session` and `output`.
     Agent(Template),
-    /// `aman.tool`, which this daemon does not have yet.
+    /// A function that is not there; such a definition is refused.
     Missing(String),
 }
 

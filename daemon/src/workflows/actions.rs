@@ -1,4 +1,4 @@
-//! What a task does outside: calls, processes, skills. Each comes with a key that is the same whenever it is repeated.
+//! What a task does outside: calls, processes, skills, tools. Each comes with a key that is the same whenever it is repeated.
 
 use std::sync::Arc;
 
@@ -8,10 +8,12 @@ use tokio_util::sync::CancellationToken;
 use super::{CALL, Inner, http, openapi, process};
 use crate::bus::{Awaited, Origin, Publish, Standing};
 use crate::error::Error;
-use crate::event::{NewEvent, Trust};
+use crate::event::{Event, NewEvent, Trust};
 use crate::id::EventSeq;
+use crate::store::events;
 use crate::store::workflows::InstanceRow;
 use crate::telemetry::traces;
+use crate::tools::{self, Caller, ToolFailure};
 use crate::workflow::{Definition, Fault, Kind, Run, TaskId};
 
 /// The type of the event that asks an agent, and the agent that is asked when none is named.
@@ -30,6 +32,8 @@ pub(super) struct Job {
     pub task: TaskId,
     /// The instance.
     pub row: InstanceRow,
+    /// True when it was begun before, and the daemon ended meanwhile.
+    pub was_cut_off: bool,
     /// Ends it.
     pub cancel: CancellationToken,
 }
@@ -50,6 +54,10 @@ pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
         // It ends its process itself, and waits for that.
         return process::run(inner, &job).await;
     }
+    if job.args.get("tool").is_some() {
+        // It ends by itself, and takes back what it asked the person.
+        return tool(inner, &job).await;
+    }
     let done = async {
         if job.args.get("skill").is_some() {
             return skill(inner, &job).await;
@@ -67,6 +75,50 @@ pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
         done = done => done,
         () = cancel.cancelled() => Err(Fault::runtime("it was ended before it was done").unknown()),
     }
+}
+
+/// Calls a tool: through the gate, by the policy of `[tools]`, with the task's key, so that a call that was cut off finds
+/// the approval that it waited for.
+async fn tool(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
+    let args = &job.args["tool"];
+    let Some(name) = args["name"].as_str() else { return Err(Fault::expression("aman.tool: name is no text")) };
+    let tools = &inner.settings.tools;
+    if job.was_cut_off && !job.definition.tasks[job.task].idempotent && !tools.may_repeat(name, &job.key).await {
+        let detail = format!("unknown_outcome: the daemon ended while {name} ran, and nobody knows how far it came");
+        return Err(Fault::new("runtime", 500, "unknown_outcome", detail).unknown());
+    }
+    let trace = job.row.trace.parse().map_err(|()| Fault::runtime("the instance has no trace"))?;
+    let cause = cause(inner, &job.row).await?;
+    let call = tools::Call {
+        key: job.key.clone(),
+        tool: name.to_owned(),
+        arguments: if args["input"].is_null() { serde_json::json!({}) } else { args["input"].clone() },
+        caller: Caller {
+            principal: format!("workflow/{}", job.row.workflow),
+            agent: None,
+            session: None,
+            trust: job.row.trust,
+            trace,
+            cause,
+            policy: tools.policy(),
+        },
+    };
+    match tools.call(call, &job.cancel, &|_| {}).await {
+        Ok(output) => Ok(output.value.unwrap_or_else(|| output.text.into())),
+        Err(ToolFailure::Arguments(pointer, why)) => Err(Fault::validation(format!("{name}: input{pointer} {why}"))),
+        Err(ToolFailure::Refused(code, why)) => Err(Fault::authorization(format!("{name}: {code}: {why}"))),
+        Err(ToolFailure::Failed(why)) => Err(Fault::runtime(format!("{name}: {why}"))),
+        Err(ToolFailure::Unknown(why)) => Err(Fault::runtime(format!("{name}: {why}")).unknown()),
+    }
+}
+
+/// The event that led to the instance, so that what its tools publish counts as one of its effects.
+async fn cause(inner: &Arc<Inner>, row: &InstanceRow) -> Result<Option<Arc<Event>>, Fault> {
+    let cause = row.cause.as_ref().and_then(|cause| serde_json::from_str::<Value>(cause).ok());
+    let Some(sequence) = cause.and_then(|cause| cause["sequence"].as_i64()) else { return Ok(None) };
+    let ids = inner.bus.store().ids();
+    let found = inner.bus.store().read(move |conn| events::by_sequence(conn, ids, crate::id::EventSeq(sequence)));
+    found.await.map(|event| event.map(Arc::new)).map_err(|error| Fault::runtime(error.to_string()))
 }
 
 /// Calls a skill: an event that is for it alone, and the end of its delivery.

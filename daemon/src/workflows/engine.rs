@@ -419,6 +419,6 @@ impl Driver {
             None if definition.secrets.is_empty() => action.args.clone(),
             None => self.with(move |machine, env| machine.arguments(fiber, env)).await?,
         };
-        Ok(Job { key: key.to_owned(), args, definition, task: action.task, row, cancel })
+        Ok(Job { key: key.to_owned(), args, definition, task: action.task, row, was_cut_off, cancel })
     }
 }

@@ -37,6 +37,7 @@ use crate::sandbox::{Places, Sandbox};
 use crate::store::Reading;
 use crate::store::workflows::{self as rows, DefinitionRow, Origin, WorkflowRow};
 use crate::tasks::Supervisor;
+use crate::tools::Tools;
 use crate::workflow::{self, Definition, Fault, Schedule};
 
 /// Workflows at the most.
@@ -72,6 +73,8 @@ pub struct Settings {
     pub allow_exec: bool,
     /// What `~` and `$AMAN_DATA` stand for.
     pub places: Places,
+    /// What `aman.tool` calls.
+    pub tools: Tools,
 }
 
 /// The workflows of this daemon; cheap to clone.

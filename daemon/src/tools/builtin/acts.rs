@@ -99,7 +99,7 @@ pub(super) async fn start_workflow(shared: &Shared, call: &Call) -> Result<Outpu
     let change = shared.bus.prepare_instance(Wanted::Start(wanted)).await.map_err(|error| refused(&error))?;
     let Change::Start(row) = &change else { return Err(failed("a start is no signal")) };
     let id = row.id.clone();
-    let state = shared.bus.change_instances_now(vec![change]);
+    let state = shared.bus.change_instances(vec![change]);
     store.write(move |tx| state(tx)).await.map_err(|error| refused(&error))?;
     Ok(answer(&id))
 }

@@ -192,7 +192,7 @@ mod tests {
     fn rules_are_made_of_what_a_command_does() {
         for (words, wanted) in [
             ("git status -s", "git status *"),
-            ("git -c a=b status", "git -c a=b status"),
+            ("git -c 'a=b' status", "git -c 'a=b' status"),
             ("python3 x.py", "python3 x.py"),
             ("ls", "ls"),
             ("echo 'a b' c", "echo 'a b' c"),

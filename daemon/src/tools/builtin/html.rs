@@ -118,7 +118,7 @@ impl Tag<'_> {
         let body = text.strip_prefix('<')?;
         let (closes, body) = body.strip_prefix('/').map_or((false, body), |body| (true, body));
         let length = body.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || b"!?-:".contains(byte)).count();
-        if length == 0 {
+        if !body.starts_with(|first: char| first.is_ascii_alphabetic() || first == '!' || first == '?') {
             return None;
         }
         let (name, inside) = body.split_at(length);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use globset::{GlobBuilder, GlobMatcher};
 use nix::sys::stat::SFlag;
-use regex_bites::bytes::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ const RESULTS: usize = 200;
 const LINE_BYTES_MAX: usize = 16 << 10;
 const SHOWN_BYTES_MAX: usize = 400;
 /// What a regular expression may cost, in bytes of its compiled form.
-const PATTERN_BYTES_MAX: usize = 64 << 10;
+const PATTERN_BYTES_MAX: usize = 256 << 10;
 
 /// What a call would look at.
 pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailure> {
@@ -225,7 +225,7 @@ fn note(lines: &mut String, more: bool, cut: Option<&String>) {
 
 fn regex(call: &Call) -> Result<Regex, ToolFailure> {
     let mut builder = RegexBuilder::new(text(call, "pattern"));
-    builder.size_limit(PATTERN_BYTES_MAX).nest_limit(32);
+    builder.size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX).nest_limit(32);
     if call.arguments["ignore_case"] == true {
         builder.case_insensitive(true);
     }
