@@ -87,10 +87,11 @@ fn every_end_of_a_call_is_on_record() {
     }
     assert_eq!(daemon.get("/tool-auth/pending").items().len(), 0, "nobody is asked about what is refused");
 
-    let input = json!({ "type": "made.up", "data": { "n": 1 } });
+    let input = json!({ "type": "made.up", "data": { "n": 1, "key": TOKEN } });
+    let shown = json!({ "type": "made.up", "data": { "n": 1, "key": "redacted" } });
     let call = later(&daemon, "publish_event", &input, "one");
     let question = asked(&daemon);
-    assert_eq!((&question["tool"], &question["arguments"]), (&json!("publish_event"), &input), "{question}");
+    assert_eq!((&question["tool"], &question["arguments"]), (&json!("publish_event"), &shown), "{question}");
     assert_eq!(
         (&question["pattern"], &question["remember"]),
         (&json!("publish_event: made.up"), &json!(["once", "always"]))
@@ -142,6 +143,7 @@ fn every_end_of_a_call_is_on_record() {
     assert_eq!(kinds, [3, 3]);
     let told = daemon.get("/notifications?category=approval").items();
     assert_eq!((told.len(), told[0]["action"]["label"].clone()), (3, json!("Answer")), "{told:?}");
+    assert!(told.iter().all(|one| one["status"] == "dismissed"), "what is answered is put away: {told:?}");
 }
 
 /// Goal: a rule allows what it shows and nothing else, counts, is listed, and is gone once it is revoked.
@@ -218,15 +220,17 @@ fn questions_survive_a_kill() {
 /// time it writes; no rule is made of that.
 #[test]
 fn tainted_calls_lose_what_they_must_not_have() {
-    let daemon =
-        Daemon::configured(&format!("[sources.web]\nkind = \"webhook\"\n[tools]\n{ASKS}\nhosts = [\"example.org\"]\n"));
+    let sources = ["run", "ask", "keep", "table", "save"]
+        .map(|name| format!("[sources.{name}]\nkind = \"webhook\"\ntype = \"web.{name}\"\n"));
+    let grants = format!("{ASKS}\nhosts = [\"example.org\"]\nsqlite = [\"rw:~/n.db\"]\n");
+    let daemon = Daemon::configured(&format!("{}[tools]\n{grants}", sources.concat()));
     std::fs::create_dir(daemon.home().join("notes")).expect("a folder");
     let call = |name: &str, tool: &str, input: &Value| {
         let tasks = format!("do: [{{t: {{call: aman.tool, with: {{name: {tool}, input: {input}}}}}}}]");
-        stored(&daemon, name, &format!("schedule: {{on: {{one: {{with: {{type: webhook.{name}}}}}}}}}\n{tasks}"));
+        stored(&daemon, name, &format!("schedule: {{on: {{one: {{with: {{type: web.{name}}}}}}}}}\n{tasks}"));
         let token = format!("Bearer {TOKEN}");
-        let body = json!({ "type": name });
-        let sent = daemon.send("POST", "/hooks/web", &[("authorization", &token)], Some(&body));
+        let body = json!({ "text": "do what I say" });
+        let sent = daemon.send("POST", &format!("/hooks/{name}"), &[("authorization", &token)], Some(&body));
         assert!(sent.status < 300, "{sent:?}");
         let started = || daemon.get(&format!("/workflow-instances?workflow={name}")).items().pop();
         daemon.wait("the instance", started)["id"].as_str().expect("an id").to_owned()
@@ -246,6 +250,11 @@ fn tainted_calls_lose_what_they_must_not_have() {
         );
     }
     assert_eq!(daemon.get("/tool-auth/pending").items().len(), 0, "nobody can agree to that");
+    let change = json!({ "database": "~/n.db", "sql": "CREATE TABLE t (n)" });
+    let _waiting = call("table", "sqlite_query", &change);
+    let question = asked(&daemon);
+    assert_eq!((&question["tool"], &question["remember"]), (&json!("sqlite_query"), &json!(["once"])), "{question}");
+    assert_eq!(respond(&daemon, &question, false, "once").status, 200);
     let id = call("save", "write", &json!({ "path": "~/notes/found.md", "content": "it" }));
     let question = asked(&daemon);
     assert_eq!((&question["trust"], &question["remember"]), (&json!("web"), &json!(["once"])), "{question}");

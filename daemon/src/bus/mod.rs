@@ -34,7 +34,7 @@ use crate::id::DeliveryId;
 pub use awaited::Awaited;
 pub use effects::{Action, Effects, Failure, NewIntent, NewNotification, Outcome, Severity, StateWrite};
 pub use flows::{Flows, NewInstance, NewSignal, Preparing, Wanted};
-pub use notices::{Notices, OwnEvent};
+pub use notices::{Notices, OwnEvent, put_away};
 pub use publish::{Accepted, Bus, Idempotency, Origin, Publish, Settings, Stats};
 pub use retry::RetryPolicy;
 

@@ -95,20 +95,30 @@ impl Notices {
     }
 }
 
+/// What stands in the row for a fingerprint that `consumer` gave.
+fn alike(consumer: &str, fingerprint: &str) -> String {
+    sha256_hex(format!("{consumer}\nf\n{fingerprint}").as_bytes())
+}
+
+/// Puts away what `consumer` told with this fingerprint.
+pub fn put_away(tx: &Tx<'_>, consumer: &str, fingerprint: &str, now_ms: Millis) -> Result<(), Error> {
+    rows::dismiss_alike(tx, &alike(consumer, fingerprint), now_ms)
+}
+
 /// `asked` by `consumer`, of that kind, without secrets.
 fn row(consumer: &str, kind: &str, asked: NewNotification) -> New {
     let (title, message) = (redact::text(&asked.title).into_owned(), redact::text(&asked.message).into_owned());
     // What a consumer calls alike is alike among its own only.
-    let alike = match asked.fingerprint {
-        Some(fingerprint) => format!("{consumer}\nf\n{fingerprint}"),
-        None => format!("{consumer}\nt\n{title}\n{message}"),
+    let fingerprint = match &asked.fingerprint {
+        Some(fingerprint) => alike(consumer, fingerprint),
+        None => sha256_hex(format!("{consumer}\nt\n{title}\n{message}").as_bytes()),
     };
     New {
         id: fresh(),
         severity: asked.severity,
         category: asked.category.unwrap_or_else(|| kind.to_owned()),
         consumer: consumer.to_owned(),
-        fingerprint: sha256_hex(alike.as_bytes()),
+        fingerprint,
         action: asked.action.map(|action| redact::json(&json!(action).to_string()).into_owned()),
         title,
         message,

@@ -148,7 +148,7 @@ impl Provider for Cron {
             return Ok(Preview::default());
         }
         let id = id(call);
-        Ok(Preview { text: None, pattern: id.clone(), subject: id, asks: None })
+        Ok(Preview::about(id.clone(), id))
     }
 
     fn call<'a>(&'a self, call: &'a Call, _cancel: &'a CancellationToken) -> Calling<'a> {

@@ -338,6 +338,12 @@ pub fn dismiss(tx: &Tx<'_>, id: &str, now_ms: Millis) -> Result<Notification, Er
     find(tx.conn, id)
 }
 
+/// Puts away what was told with this fingerprint: it is not to be done any more.
+pub fn dismiss_alike(tx: &Tx<'_>, fingerprint: &str, now_ms: Millis) -> Result<(), Error> {
+    let sql = "UPDATE notification SET dismissed_ms = ?2 WHERE fingerprint = ?1 AND dismissed_ms IS NULL";
+    tx.conn.prepare_cached(sql).and_then(|mut s| s.execute(params![fingerprint, now_ms])).map(drop).map_err(unwritten)
+}
+
 /// Puts away all that `filter` means; how many there were.
 pub fn dismiss_all(tx: &Tx<'_>, filter: &Filter, now_ms: Millis) -> Result<usize, Error> {
     tx.conn

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::{Need, Receipt, unstored};
 use super::{Call, Preview, Tool, ToolFailure, Tools};
-use crate::bus::{Action, NewNotification, Notices, Origin, OwnEvent, Severity, StateWrite};
+use crate::bus::{Action, NewNotification, Notices, Origin, OwnEvent, Severity, StateWrite, put_away};
 use crate::clock::{Millis, rfc3339};
 use crate::error::Error;
 use crate::event::{NewEvent, Trust};
@@ -212,7 +212,7 @@ impl Tools {
         };
         receipt.approval = Some(asked.id.clone());
         if Some(&asked.digest) != receipt.digest.as_ref() {
-            self.take_back(&asked.id).await;
+            self.take_back(&asked).await;
             let reason =
                 "this call was asked about before, and would now do something else. Ask anew, as another call.";
             return Err(ToolFailure::Refused("approval_changed", reason.to_owned()));
@@ -252,7 +252,7 @@ impl Tools {
                 () = cancel.cancelled() => {
                     // A daemon that ends asks on after its next start.
                     if !self.inner.bus.is_draining() {
-                        self.take_back(&asked.id).await;
+                        self.take_back(&asked).await;
                     }
                     let reason = "it was stopped while it waited for an approval; nothing was done";
                     return Err(ToolFailure::Failed(reason.to_owned()));
@@ -347,13 +347,17 @@ impl Tools {
             action: Some(Action { label: "Answer".to_owned(), url: format!("/#approval={}", asked.id) }),
             fingerprint: Some(asked.id.clone()),
         };
-        let consumer = asked.agent.as_ref().map_or_else(|| "tools".to_owned(), |agent| format!("agent/{agent}"));
+        let consumer = teller(asked);
         self.inner.bus.notices((&consumer, "tools"), asked.trust, None, vec![told]).await
     }
 
-    async fn take_back(&self, id: &str) {
-        let (id, now_ms) = (id.to_owned(), self.inner.bus.clock().now_ms());
-        if let Err(error) = self.inner.bus.store().write(move |tx| rows::withdraw(tx, &id, now_ms)).await {
+    async fn take_back(&self, asked: &Approval) {
+        let (teller, id, now_ms) = (teller(asked), asked.id.clone(), self.inner.bus.clock().now_ms());
+        let taken = self.inner.bus.store().write(move |tx| {
+            rows::withdraw(tx, &id, now_ms)?;
+            put_away(tx, &teller, &id, now_ms)
+        });
+        if let Err(error) = taken.await {
             tracing::warn!(error = error.chain().join(": "), "An approval could not be withdrawn; it will expire.");
         }
         self.tell();
@@ -422,6 +426,7 @@ impl Tools {
         let event = self.event(&after, "aman.approval.answered").await;
         let answered = store.write(move |tx| {
             let answered = rows::answer(tx, &answer, now_ms)?;
+            put_away(tx, &teller(&answered), &answered.id, now_ms)?;
             event.store(tx)?;
             record(tx)?;
             Ok(answered)
@@ -506,6 +511,7 @@ impl Tools {
         let next = store.write(move |tx| {
             for asked in rows::expire(tx, now_ms)? {
                 audit::append(tx, &expired(&asked, now_ms))?;
+                put_away(tx, &teller(&asked), &asked.id, now_ms)?;
                 if let Some((_, event)) = events.iter().find(|(id, _)| *id == asked.id) {
                     event.store(tx)?;
                 }
@@ -517,6 +523,11 @@ impl Tools {
         let next_ms = store.read_here(rows::next_expiry).await?;
         Ok(next_ms.map(|next_ms| millis(next_ms.saturating_sub(now_ms))))
     }
+}
+
+/// Who tells the person of a question.
+fn teller(asked: &Approval) -> String {
+    asked.agent.as_ref().map_or_else(|| "tools".to_owned(), |agent| format!("agent/{agent}"))
 }
 
 fn millis(wait_ms: Millis) -> Duration {

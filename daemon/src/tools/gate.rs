@@ -111,7 +111,7 @@ impl Tools {
     pub async fn dry_run(&self, call: Call) -> Result<(Preview, Option<String>), ToolFailure> {
         let call = Arc::new(call);
         let (tool, provider) = self.admitted(&call)?;
-        let preview = previewed(&provider, &call).await?;
+        let (tool, preview) = previewed(tool, &provider, &call).await?;
         let need = need(&tool, &call, &preview)?;
         Ok((preview, need.map(|need| need.reason)))
     }
@@ -125,17 +125,17 @@ impl Tools {
     ) -> Result<Output, ToolFailure> {
         receipt.source = self.find(&call.tool).map(|(tool, _)| tool.source);
         let (tool, provider) = self.admitted(call)?;
+        let (tool, preview) = previewed(tool, &provider, call).await?;
         if tool.permission > Permission::Net {
             self.inner.bus.store().takes_new().map_err(|error| unstored(&error))?;
         }
-        let preview = previewed(&provider, call).await?;
         receipt.subject = Some(preview.subject.clone()).filter(|subject| !subject.is_empty());
         receipt.digest = Some(digest_of(&tool, call, &preview));
         if let Some(need) = need(&tool, call, &preview)? {
             self.agreed(call, &preview, need, cancel, notice, receipt).await?;
             // What runs is what was agreed to: everything is looked at once more, as it is by now.
             let (tool, provider) = self.admitted(call)?;
-            let preview = previewed(&provider, call).await?;
+            let (tool, preview) = previewed(tool, &provider, call).await?;
             if receipt.digest != Some(digest_of(&tool, call, &preview)) {
                 let reason = "what would run is not what was approved: something changed in between. Ask again.";
                 return Err(refused("approval_changed", reason));
@@ -170,15 +170,7 @@ impl Tools {
             return Err(refused("tool_denied", reason));
         }
         self.check(&tool, &call.arguments)?;
-        let trust = call.caller.trust;
-        if trust < tool.permission.least() {
-            let reason = format!(
-                "'{}' is not for calls that follow from content with trust '{}'; no approval changes that.",
-                tool.name,
-                trust.name()
-            );
-            return Err(refused("trust_too_low", reason));
-        }
+        trusted(&tool, call.caller.trust)?;
         (self.inner.admit)(&tool.name, &call.arguments).map_err(|reason| refused("soul_boundary", reason))?;
         Ok((tool, provider))
     }
@@ -302,11 +294,28 @@ fn capital(text: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
-/// What a call would touch; looked at where it holds up nobody.
-async fn previewed(provider: &Arc<dyn Provider>, call: &Arc<Call>) -> Result<Preview, ToolFailure> {
-    let (provider, call) = (Arc::clone(provider), Arc::clone(call));
-    let look = tokio::task::spawn_blocking(move || provider.preview(&call)).await;
-    look.unwrap_or_else(|error| Err(ToolFailure::Failed(format!("nothing was done: {error}")))).map_err(clean)
+/// Refuses what a caller of this trust may not have done, whoever would agree.
+fn trusted(tool: &Tool, trust: Trust) -> Result<(), ToolFailure> {
+    if trust >= tool.permission.least() {
+        return Ok(());
+    }
+    let reason = format!(
+        "'{}' is not for calls that follow from content with trust '{}'; no approval changes that.",
+        tool.name,
+        trust.name()
+    );
+    Err(refused("trust_too_low", reason))
+}
+
+/// What a call would touch, looked at where it holds up nobody; and the tool, as what it can do in this call.
+async fn previewed(tool: Tool, provider: &Arc<dyn Provider>, call: &Arc<Call>) -> Result<(Tool, Preview), ToolFailure> {
+    let (provider, looked) = (Arc::clone(provider), Arc::clone(call));
+    let look = tokio::task::spawn_blocking(move || provider.preview(&looked)).await;
+    let look = look.unwrap_or_else(|error| Err(ToolFailure::Failed(format!("nothing was done: {error}"))));
+    let preview = look.map_err(clean)?;
+    let tool = Tool { permission: preview.permission.unwrap_or(tool.permission), ..tool };
+    trusted(&tool, call.caller.trust)?;
+    Ok((tool, preview))
 }
 
 /// Without secrets.

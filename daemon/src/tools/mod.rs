@@ -182,6 +182,15 @@ pub struct Preview {
     /// Why the person must be asked although the tool itself is granted, as for a host that nobody named. A caller that
     /// is not trusted is refused instead.
     pub asks: Option<String>,
+    /// What this call can do, where that is more than its tool usually does.
+    pub permission: Option<Permission>,
+}
+
+impl Preview {
+    /// A call about `subject`, of which `pattern` would be a rule, with nothing more to say.
+    pub fn about(subject: impl Into<String>, pattern: impl Into<String>) -> Preview {
+        Preview { subject: subject.into(), pattern: pattern.into(), ..Preview::default() }
+    }
 }
 
 /// Whoever offers tools: aman itself, plugins, other programs.

@@ -41,6 +41,30 @@ fn commands_are_held_to_their_grants() {
     assert_eq!(stdin.json["output"]["stdout"], "said", "{stdin:?}");
 }
 
+/// Goal: whoever stops what called a command has it ended within moments, with all that it started.
+#[test]
+fn a_command_ends_with_its_call() {
+    let daemon = daemon("exec = [\"sh\"]\nwrite = [\"~/notes\"]");
+    let beat = daemon.home().join("notes/beat");
+    std::fs::create_dir(daemon.home().join("notes")).expect("a folder");
+    let script = format!("(while :; do echo x >> {}; sleep 0.02; done) & trap '' TERM; wait", beat.display());
+    let input = json!({ "argv": ["sh", "-c", script], "timeout_s": 60 });
+    stored(&daemon, "beats", &format!("do: [{{t: {{call: aman.tool, with: {{name: exec, input: {input}}}}}}}]"));
+    let id = crate::workflows::start(&daemon, "beats", json!({}));
+    assert_eq!(respond(&daemon, &asked(&daemon), true, "once").status, 200);
+    let beats = || std::fs::metadata(&beat).map_or(0, |found| found.len());
+    daemon.wait("the command to run", || (beats() > 0).then_some(()));
+    assert_eq!(daemon.post_confirmed(&format!("/workflow-instance/{id}/cancel"), &json!({})).status, 200);
+    let stopped = Instant::now();
+    daemon.wait("the command to end", || {
+        let before = beats();
+        std::thread::sleep(Duration::from_millis(200));
+        (beats() == before).then_some(())
+    });
+    assert!(stopped.elapsed() < Duration::from_secs(3), "it took {:?}", stopped.elapsed());
+    daemon.wait("the record", || (super::receipt(&daemon, "exec")["outcome"] == "unknown").then_some(()));
+}
+
 /// Goal: named hosts are called, others are asked about, a redirect leads no further; what comes back is text and marked.
 #[test]
 fn pages_are_fetched_from_hosts_that_were_agreed_to() {

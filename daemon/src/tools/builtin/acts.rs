@@ -18,7 +18,7 @@ const SOURCE: &str = "tools";
 
 pub(super) fn preview(call: &Call) -> Result<Preview, ToolFailure> {
     let subject = if call.tool == "publish_event" { free_type(call)? } else { text(call, "workflow") };
-    Ok(Preview { text: None, subject: subject.to_owned(), pattern: subject.to_owned(), asks: None })
+    Ok(Preview::about(subject, subject))
 }
 
 /// The type of the event, which must not be one of the daemon's own.

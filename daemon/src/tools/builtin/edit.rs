@@ -37,7 +37,7 @@ pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailu
         (Some((bytes, digest)), _) => format!("changes {} ({} bytes, sha256 {digest})", granted.shown, bytes.len()),
     };
     let pattern = reach::pattern(&granted, false);
-    Ok(Preview { text: Some(what), subject: granted.shown, pattern, asks: None })
+    Ok(Preview { text: Some(what), ..Preview::about(granted.shown, pattern) })
 }
 
 /// `write`

@@ -88,7 +88,7 @@ pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailu
         of.ino(),
         rfc3339(of.mtime() * 1000)
     );
-    Ok(Preview { text: Some(text), subject: shown(&argv), pattern: pattern(&argv), asks: None })
+    Ok(Preview { text: Some(text), ..Preview::about(shown(&argv), pattern(&argv)) })
 }
 
 /// The folder that it is to start in, if the call names one.

@@ -30,7 +30,7 @@ pub(super) fn preview(call: &Call) -> Result<Preview, ToolFailure> {
     let url = url(call)?;
     let host = url.host().to_ascii_lowercase();
     let asks = (!is_named(&call.caller.policy, &host)).then(|| format!("the host '{host}' was not granted"));
-    Ok(Preview { text: None, subject: host.clone(), pattern: host, asks })
+    Ok(Preview { asks, ..Preview::about(host.clone(), host) })
 }
 
 pub(super) async fn fetch(shared: &Shared, call: &Call) -> Result<Output, ToolFailure> {

@@ -35,7 +35,7 @@ pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailu
     let reach = Reach::new(shared, &call.caller.policy);
     let granted = reach.within(text(call, "path"), "path", false)?;
     let pattern = reach::pattern(&granted, call.tool != "read");
-    Ok(Preview { text: None, subject: granted.shown, pattern, asks: None })
+    Ok(Preview::about(granted.shown, pattern))
 }
 
 /// `read`

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Shared, failed, number, said, text};
 use crate::sandbox::{Guard, Place};
 use crate::store::query::{self, Found, Query, Unasked};
-use crate::tools::{Call, Output, Policy, Preview, ToolFailure};
+use crate::tools::{Call, Output, Permission, Policy, Preview, ToolFailure};
 
 /// How long a statement may take.
 const TIME_MAX: Duration = Duration::from_secs(10);
@@ -35,6 +35,12 @@ fn granted(shared: &Shared, policy: &Policy, path: &str) -> Result<(PathBuf, boo
     })
 }
 
+/// Whether a statement could change anything, going by its first word: what only reads and begins otherwise counts too.
+fn may_change(sql: &str) -> bool {
+    let word: String = sql.trim_start().chars().take_while(char::is_ascii_alphabetic).collect();
+    !["SELECT", "VALUES", "EXPLAIN"].iter().any(|reads| reads.eq_ignore_ascii_case(&word))
+}
+
 fn place(shared: &Shared, path: &std::path::Path, write: bool) -> Result<Place, ToolFailure> {
     let shown = shared.ground.places.shown(path);
     let refused = |why: &str| ToolFailure::Refused("path_not_granted", format!("'{shown}' cannot be used: {why}."));
@@ -46,9 +52,10 @@ fn place(shared: &Shared, path: &std::path::Path, write: bool) -> Result<Place, 
 pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailure> {
     let (path, write) = granted(shared, &call.caller.policy, text(call, "database"))?;
     let shown = shared.ground.places.shown(&path);
-    let what =
-        format!("runs in {shown}, which it may {}: {}", if write { "change" } else { "read" }, text(call, "sql"));
-    Ok(Preview { text: Some(what), pattern: shown.clone(), subject: shown, asks: None })
+    let changes = write && may_change(text(call, "sql"));
+    let what = format!("{} {shown}: {}", if changes { "changes" } else { "reads" }, text(call, "sql"));
+    let permission = changes.then_some(Permission::Write);
+    Ok(Preview { text: Some(what), permission, ..Preview::about(shown.clone(), shown) })
 }
 
 pub(super) fn query(shared: &Shared, call: &Call, cancel: &CancellationToken) -> Result<Output, ToolFailure> {
@@ -57,7 +64,8 @@ pub(super) fn query(shared: &Shared, call: &Call, cancel: &CancellationToken) ->
     let none = Vec::new();
     let asked = Query {
         path: &place.path,
-        write,
+        // What was let pass as reading can do no more.
+        write: write && may_change(text(call, "sql")),
         sql: text(call, "sql"),
         params: call.arguments["params"].as_array().unwrap_or(&none),
         rows_max: number(call, "limit").unwrap_or(ROWS),
