@@ -99,9 +99,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     telemetry::open_files(&config);
     let listener = bind(&config).await?;
     let address = listener.local_addr().map_err(Error::internal("reading the listening address"))?;
-    let bus = Bus::new(store.clone(), clock.clone(), bus::Settings::of(&config.bus));
-    bus.traces().configure(config.telemetry.as_ref(), store.ids().node);
-    bus.set_types(types(&config));
+    let bus = new_bus(&config, &store, &clock);
     lifecycle.enter(Phase::Secrets);
     let auth = auth(&config)?;
     lifecycle.enter(Phase::Recovery);
@@ -122,16 +120,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let plugins = start_plugins(&config, &bus, &egress).await?;
     tools.offer("plugins", Arc::new(plugins.clone()));
     let workflows = Workflows::start(&bus, &egress, &sandbox, workflow_settings(&config, &tools)).await?;
-    let surroundings = agents::Surroundings {
-        models: models.clone(),
-        tools: tools.clone(),
-        soul: soul.clone(),
-        memory: memory.clone(),
-        budget: budget.clone(),
-        skills: index_of(&skills),
-    };
-    let agents = Agents::start(&bus, surroundings, agent_settings(&config)).await?;
-    introduce(&skills, &agents, &tools, &models).await?;
+    let agents = start_agents(&config, &bus, &skills, (&models, &tools), (&soul, &memory, &budget)).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
     tools.run();
@@ -161,29 +150,38 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         budget,
         models,
     };
-    let app = app(&config, auth, parts).await?;
-    let server = Server::start(app, listeners(&config, listener)?);
-    let url = format!("{}://{address}", if config.http.tls.is_some() { "https" } else { "http" });
-    write_address(&config.paths, &url)?;
+    let (server, url) = serve(&config, auth, parts, (listener, address)).await?;
     ready(&lifecycle, address);
     // It would take the processors from the rest of the start.
     skills.run(&supervisor, config.skills_watch);
-    Ok(Daemon {
-        address,
-        url,
-        bus,
-        server,
-        supervisor,
-        lifecycle,
-        cron,
-        sources,
-        plugins,
-        workflows,
-        agents,
-        tools,
-        config,
-        _lock: lock,
-    })
+    let _lock = lock;
+    #[rustfmt::skip]
+    let daemon = Daemon {
+        address, url, bus, server, supervisor, lifecycle, cron, sources, plugins, workflows, agents, tools, config,
+        _lock,
+    };
+    Ok(daemon)
+}
+
+fn new_bus(config: &Config, store: &Store, clock: &Clock) -> Bus {
+    let bus = Bus::new(store.clone(), clock.clone(), bus::Settings::of(&config.bus));
+    bus.traces().configure(config.telemetry.as_ref(), store.ids().node);
+    bus.set_types(types(config));
+    bus
+}
+
+/// Answers from here on, and says where.
+async fn serve(
+    config: &Config,
+    auth: Auth,
+    parts: Parts,
+    (listener, address): (TcpListener, SocketAddr),
+) -> Result<(Server, String), Error> {
+    let app = app(config, auth, parts).await?;
+    let server = Server::start(app, listeners(config, listener)?);
+    let url = format!("{}://{address}", if config.http.tls.is_some() { "https" } else { "http" });
+    write_address(&config.paths, &url)?;
+    Ok((server, url))
 }
 
 impl Daemon {
@@ -418,6 +416,26 @@ fn tools(
     });
     tools.offer("memory", Arc::new(MemoryTools(memory.clone())));
     tools
+}
+
+async fn start_agents(
+    config: &Config,
+    bus: &Bus,
+    skills: &Skills,
+    (models, tools): (&Models, &Tools),
+    (soul, memory, budget): (&Soul, &Memory, &Budget),
+) -> Result<Agents, Error> {
+    let surroundings = agents::Surroundings {
+        models: models.clone(),
+        tools: tools.clone(),
+        soul: soul.clone(),
+        memory: memory.clone(),
+        budget: budget.clone(),
+        skills: index_of(skills),
+    };
+    let agents = Agents::start(bus, surroundings, agent_settings(config)).await?;
+    introduce(skills, &agents, tools, models).await?;
+    Ok(agents)
 }
 
 /// Where agents lie.

@@ -65,6 +65,22 @@ fn ended_as(daemon: &Daemon, tool: &str, outcome: &str, code: Value) -> Value {
 const ASKS: &str =
     "approve = [\"publish_event\", \"write\"]\nwrite = [\"~/notes\"]\ndeny = [\"list\"]\nexec = [\"echo\"]";
 
+/// Many answer at once; the statuses that they get, sorted.
+fn answered_at_once(daemon: &Daemon, question: &Value) -> Vec<u16> {
+    let body = json!({ "auth_id": question["id"], "approved": true, "remember": "once" }).to_string();
+    let answer = |_| {
+        let (address, token, body) = (daemon.address.clone(), format!("Bearer {TOKEN}"), body.clone());
+        std::thread::spawn(move || {
+            let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
+            exchange(&address, &request("POST", "/tool-auth/respond", &headers, body.as_bytes())).expect("one").status
+        })
+    };
+    let answers: Vec<JoinHandle<u16>> = (0..6).map(answer).collect();
+    let mut statuses: Vec<u16> = answers.into_iter().map(|answer| answer.join().expect("no panic")).collect();
+    statuses.sort_unstable();
+    statuses
+}
+
 /// Goal: whatever becomes of a call is told, and is one record of the chain: refused, approved, denied, changed.
 #[test]
 fn every_end_of_a_call_is_on_record() {
@@ -97,24 +113,7 @@ fn every_end_of_a_call_is_on_record() {
         (&json!("publish_event: made.up"), &json!(["once", "always"]))
     );
     assert!(daemon.recent("made.up").is_empty(), "nothing happens before the answer");
-    // Many answer at once; one of them counts.
-    let answers: Vec<JoinHandle<u16>> = (0..6)
-        .map(|n| {
-            let (address, id) = (daemon.address.clone(), question["id"].clone());
-            let token = format!("Bearer {TOKEN}");
-            std::thread::spawn(move || {
-                let body = json!({ "auth_id": id, "approved": true, "remember": "once" }).to_string();
-                let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
-                let _n = n;
-                exchange(&address, &request("POST", "/tool-auth/respond", &headers, body.as_bytes()))
-                    .expect("one")
-                    .status
-            })
-        })
-        .collect();
-    let mut statuses: Vec<u16> = answers.into_iter().map(|answer| answer.join().expect("no panic")).collect();
-    statuses.sort_unstable();
-    assert_eq!(statuses, [200, 409, 409, 409, 409, 409], "the first answer wins");
+    assert_eq!(answered_at_once(&daemon, &question), [200, 409, 409, 409, 409, 409], "the first answer wins");
     assert_eq!(answer_of(call).status, 200);
     assert_eq!(daemon.recent("made.up").len(), 1);
     assert_eq!(ended_as(&daemon, "publish_event", "done", Value::Null)["detail"]["approval"], question["id"]);
