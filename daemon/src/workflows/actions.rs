@@ -117,7 +117,7 @@ async fn cause(inner: &Arc<Inner>, row: &InstanceRow) -> Result<Option<Arc<Event
     let cause = row.cause.as_ref().and_then(|cause| serde_json::from_str::<Value>(cause).ok());
     let Some(sequence) = cause.and_then(|cause| cause["sequence"].as_i64()) else { return Ok(None) };
     let ids = inner.bus.store().ids();
-    let found = inner.bus.store().read(move |conn| events::by_sequence(conn, ids, crate::id::EventSeq(sequence)));
+    let found = inner.bus.store().read(move |conn| events::by_sequence(conn, ids, EventSeq(sequence)));
     found.await.map(|event| event.map(Arc::new)).map_err(|error| Fault::runtime(error.to_string()))
 }
 
