@@ -46,7 +46,7 @@ pub const WORKFLOWS: &[(&str, &str)] = &[
 ];
 
 /// The agents inside the binary: their ids and definitions.
-pub const AGENTS: &[(&str, &str)] = &[("aman", include_str!("../../agents/aman.toml"))];
+pub const AGENTS: &[(&str, &str)] = &[("aman", include_str!("../../soul/aman.toml"))];
 
 const SKILLS: &[Skill] = &[
     skill!("dlq-summary": "SKILL.md", "scripts/summarize.sh"),

@@ -67,6 +67,7 @@ fn definitions_are_kept_checked_and_taken_back() {
     let off = daemon.post("/agent/aman/status", &json!({ "status": "disabled" }));
     assert_eq!((off.status, &off.json["status"]), (200, &json!("disabled")), "{off:?}");
     assert_eq!(daemon.call("DELETE", "/agent/runner", None).json["deleted"], true);
+    daemon.kill();
     daemon.again();
     assert_eq!(ids(&daemon), ["aman", "helper"], "what was removed does not come back with its file");
     assert_eq!(daemon.get("/agent/helper").json["description"], "one");

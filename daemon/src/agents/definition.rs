@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
             temperature: self.temperature(),
             max_tokens: self.number("max_tokens", 1, 1_000_000).and_then(|number| u32::try_from(number).ok()),
             tools: self.below("tools", Reader::policy).unwrap_or_default(),
-            skills: if self.has("skills") { self.list("skills") } else { vec!["*".to_owned()] },
+            skills: self.skills(),
             recall: self.number("recall", 0, 50).map_or(6, size),
             budget: self.below("budget", Reader::limits).unwrap_or_default(),
             on: self.patterns("on"),
@@ -194,8 +194,10 @@ impl<'a> Reader<'a> {
         self.wrong.push(FieldError { field: format!("{}{key}", self.prefix), reason: reason.into() });
     }
 
-    fn has(&self, key: &str) -> bool {
-        self.table.contains_key(key)
+    /// All of them, unless it says which.
+    fn skills(&mut self) -> Vec<String> {
+        let named = self.list("skills");
+        if self.table.contains_key("skills") { named } else { vec!["*".to_owned()] }
     }
 
     fn value(&mut self, key: &'static str) -> Option<&'a Toml> {

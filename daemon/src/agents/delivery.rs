@@ -53,6 +53,9 @@ struct Asked {
     prompt: String,
     #[serde(default)]
     session: Option<String>,
+    /// True when the session is made if it is not there.
+    #[serde(default)]
+    make: bool,
     #[serde(default)]
     output: Option<Value>,
 }
@@ -134,26 +137,29 @@ impl Inner {
     /// Stores the session, the message and the turn of an event that is no message.
     async fn begin(self: &Arc<Self>, job: &Job, agent: &Arc<Agent>) -> Result<TurnRow, Error> {
         let event = Arc::clone(&job.attempt.event);
-        let (text, kind, session) = match asked(&event)? {
-            Some(asked) => (asked.prompt, Kind::Asked, asked.session),
-            None => (context::event_text(&event), Kind::Event, None),
+        let (text, kind, session, make) = match asked(&event)? {
+            Some(asked) => (asked.prompt, Kind::Asked, asked.session.clone(), asked.make || asked.session.is_none()),
+            None => (context::event_text(&event), Kind::Event, None, true),
         };
         let trust = event.trust.min(agent.definition.trust);
         let principal = event.principal.clone();
         let (agent, consumer, now_ms) = (job.agent.clone(), job.consumer.clone(), self.now_ms());
         let title = format!("{} from {}", event.sent.kind, event.sent.source);
         let write = move |tx: &mut Tx<'_>| {
-            let session = match session {
-                Some(id) => chat::session_in(tx, &id)?
-                    .filter(|session| session.agent == agent && !session.closed)
-                    .ok_or_else(|| Error::not_found("session", id))?,
-                None => {
+            let known = match &session {
+                Some(id) => chat::session_in(tx, id)?,
+                None => None,
+            };
+            let session = match known {
+                Some(session) if session.agent == agent && !session.closed => session,
+                None if make => {
                     let title = (kind == Kind::Event).then_some(title);
-                    let id = fresh();
+                    let id = session.unwrap_or_else(fresh);
                     let principal = principal.clone();
                     let agent = agent.clone();
                     chat::create(tx, &NewSession { id, agent, title, kind, principal, trust, at_ms: now_ms })?
                 }
+                _ => return Err(Error::not_found("session", session.unwrap_or_default())),
             };
             let body = Body::default();
             let message = NewMessage { id: fresh(), turn: None, role: Role::User, text, body, trust, at_ms: now_ms };

@@ -9,6 +9,7 @@ pub mod definition;
 mod delegate;
 mod delivery;
 pub mod frames;
+pub mod idle;
 mod registry;
 mod send;
 mod sessions;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::frames::{Kind as FrameKind, TurnFrames};
 use super::{Definition, Inner};
+use crate::bus::StateWrite;
 use crate::event::{Event, Trust};
 use crate::id::TraceId;
 use crate::models::{Answer, Message, Stop, ToolCall, Usage};
@@ -266,9 +267,11 @@ impl Turn {
         }
         self.next += 1;
         // What a call came to that the end of the daemon cut off is found out by the next start.
-        let done = self.run(call, number).await.ok_or(End::Cut)?;
+        let (done, stored) = self.run(call, number).await.ok_or(End::Cut)?;
         let (status, text, trust) = told(done, self.failing_trust(&call.name));
-        self.write(self.ended_step(number, call, status, &text, trust)).await?;
+        if !stored {
+            self.write(self.ended_step(number, call, status, &text, trust)).await?;
+        }
         self.results(call, text, status != StepStatus::Done, trust);
         self.ended().filter(|end| !matches!(end, End::Failed(_))).map_or(Ok(()), Err)
     }
@@ -297,10 +300,56 @@ impl Turn {
         matches!(asked, Ok(Some(asked)) if asked.status != Approval::Approved)
     }
 
-    /// Makes the call; none when the end of the daemon cut it off. Time in which it waits for an approval does not count, and a
-    /// daemon that ends does not wait for one.
-    async fn run(&mut self, call: &ToolCall, number: i64) -> Option<Result<Output, ToolFailure>> {
-        let made = Call {
+    /// Makes the call; none when the end of the daemon cut it off. What came of it is in the journal with the call's record in
+    /// the audit log, if that is true. Time in which it waits for an approval does not count, and a daemon that ends does not
+    /// wait for one.
+    async fn run(&mut self, call: &ToolCall, number: i64) -> Option<(Result<Output, ToolFailure>, bool)> {
+        let made = self.made(call, number);
+        let (begun, asks, asked) = (Instant::now(), Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
+        let notice = asking(self.frames.clone(), Arc::clone(&asks), Arc::clone(&asked));
+        let (tools, cancel, late_now) = (&self.inner.parts.tools, self.cancel.child_token(), AtomicBool::new(false));
+        let cut = |done: &Result<Output, ToolFailure>| {
+            let ends = cancel.is_cancelled() && !late_now.load(Ordering::Acquire);
+            ends && !self.stopped.load(Ordering::Acquire) && done.is_err()
+        };
+        let keep = |done: &Result<Output, ToolFailure>| (!cut(done)).then(|| self.kept(call, number, done));
+        let stopping = self.inner.bus.stopping();
+        let mut calling = Box::pin(tools.call_kept(made, keep, &cancel, &notice));
+        let mut late = Box::pin(tokio::time::sleep(self.left));
+        let (done, stored) = loop {
+            let waits = asks.load(Ordering::Acquire);
+            tokio::select! {
+                done = &mut calling => break done,
+                // An approval that is asked for in this moment is not to be missed.
+                () = &mut late, if !waits && !cancel.is_cancelled() => {
+                    if asks.load(Ordering::Acquire) {
+                        late = Box::pin(tokio::time::sleep(self.left));
+                    } else {
+                        late_now.store(true, Ordering::Release);
+                        cancel.cancel();
+                    }
+                }
+                () = stopping.cancelled(), if waits && !cancel.is_cancelled() => cancel.cancel(),
+                () = asked.notified(), if !waits => {}
+            }
+        };
+        drop(calling);
+        let cut = cut(&done);
+        if !asks.load(Ordering::Acquire) {
+            self.worked(begun);
+        }
+        (!cut).then_some((done, stored))
+    }
+
+    /// What goes into the journal of a call that ended.
+    fn kept(&self, call: &ToolCall, number: i64, done: &Result<Output, ToolFailure>) -> StateWrite {
+        let (status, text, trust) = told(done.clone(), self.failing_trust(&call.name));
+        let (turn, step) = (self.row.number, self.ended_step(number, call, status, &text, trust));
+        Box::new(move |tx| write_step(tx, turn, &step))
+    }
+
+    fn made(&self, call: &ToolCall, number: i64) -> Call {
+        Call {
             key: self.key(number),
             tool: call.name.clone(),
             arguments: call.arguments.clone(),
@@ -313,48 +362,7 @@ impl Turn {
                 cause: Some(Arc::clone(&self.cause)),
                 policy: Arc::clone(&self.policy),
             },
-        };
-        let (begun, asks, frames) = (Instant::now(), Arc::new(AtomicBool::new(false)), self.frames.clone());
-        let asked = Arc::new(Notify::new());
-        let (asking, tells) = (Arc::clone(&asks), Arc::clone(&asked));
-        let notice = move |notice: Notice| {
-            let Notice::Asks(pending) = notice;
-            asking.store(true, Ordering::Release);
-            tells.notify_one();
-            let data = json!({
-                "auth_id": pending.id, "tool": pending.tool, "arguments": pending.arguments, "preview": pending.preview,
-                "reason": pending.reason, "pattern": pending.pattern, "remember": pending.remember,
-                "expires_at": pending.expires_at,
-            });
-            frames.emit(FrameKind::ApprovalRequired, data);
-        };
-        let (tools, cancel) = (&self.inner.parts.tools, self.cancel.child_token());
-        let (stopping, mut timed_out) = (self.inner.bus.stopping(), false);
-        let mut calling = Box::pin(tools.call(made, &cancel, &notice));
-        let mut late = Box::pin(tokio::time::sleep(self.left));
-        let done = loop {
-            let waits = asks.load(Ordering::Acquire);
-            tokio::select! {
-                done = &mut calling => break done,
-                // An approval that is asked for in this moment is not to be missed.
-                () = &mut late, if !waits && !timed_out => {
-                    timed_out = !asks.load(Ordering::Acquire);
-                    if timed_out {
-                        cancel.cancel();
-                    } else {
-                        late = Box::pin(tokio::time::sleep(self.left));
-                    }
-                }
-                () = stopping.cancelled(), if waits && !cancel.is_cancelled() => cancel.cancel(),
-                () = asked.notified(), if !waits => {}
-            }
-        };
-        drop(calling);
-        if !asks.load(Ordering::Acquire) {
-            self.worked(begun);
         }
-        let cut = cancel.is_cancelled() && !timed_out && !self.stopped.load(Ordering::Acquire);
-        if cut && done.is_err() { None } else { Some(done) }
     }
 
     /// Takes up what came of a call.
@@ -390,6 +398,21 @@ impl Turn {
     pub async fn write(&self, step: StepRow) -> Result<(), End> {
         let turn = self.row.number;
         self.inner.keep(&self.cancel, move |tx| write_step(tx, turn, &step)).await.ok_or(End::Cut)
+    }
+}
+
+/// Tells that a call waits for the person.
+fn asking(frames: TurnFrames, asks: Arc<AtomicBool>, asked: Arc<Notify>) -> impl Fn(Notice) + Send + Sync {
+    move |notice: Notice| {
+        let Notice::Asks(pending) = notice;
+        asks.store(true, Ordering::Release);
+        asked.notify_one();
+        let data = json!({
+            "auth_id": pending.id, "tool": pending.tool, "arguments": pending.arguments, "preview": pending.preview,
+            "reason": pending.reason, "pattern": pending.pattern, "remember": pending.remember,
+            "expires_at": pending.expires_at,
+        });
+        frames.emit(FrameKind::ApprovalRequired, data);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Agents: who they are. Their conversations are in `chat`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -10,13 +11,18 @@ use super::body::{self, Reply};
 use super::problem::Problem;
 use super::query::Query;
 use super::{App, Call};
+use crate::agents::idle::{self, NewIdle};
 use crate::agents::{Audit, Change, Definition, Put};
+use crate::bus::StateWrite;
 use crate::error::Error;
-use crate::event::{is_json, read_json};
+use crate::event::{Trust, is_json, read_json};
 use crate::store::Tx;
 
 /// Media types of TOML (`application/toml` is the registered one; the others are sent besides).
 const TOML: [&str; 3] = ["application/toml", "application/x-toml", "text/toml"];
+
+/// As long as somebody may wait for the end of idle work.
+const WAIT_MAX: Duration = Duration::from_secs(600);
 
 fn audit(draft: &Draft, target: &str, before: Option<String>) -> Audit {
     let (draft, target) = (draft.clone(), target.to_owned());
@@ -126,4 +132,83 @@ pub(super) async fn rollback(app: Arc<App>, mut call: Call) -> Result<Reply, Pro
     };
     let id = call.param("id");
     body::ok(&app.agents.rollback(id, &wanted, principal(&call), audit(&call.draft, id, digest(&app, id))).await?)
+}
+
+/// The first skill that may run and is made for this kind of idle time.
+fn idle_skill(app: &App, kind: &str) -> Option<String> {
+    let has = |skill: &crate::skills::Shown, tag: &str| skill.tags.iter().any(|known| known == tag);
+    let fits =
+        |skill: &crate::skills::Shown| skill.trusted && skill.enabled && has(skill, idle::TAG) && has(skill, kind);
+    app.skills.list().into_iter().find(fits).map(|skill| skill.name)
+}
+
+/// `GET /agents/idle-availability`
+pub(super) async fn idle_availability(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    let has: Vec<(&str, bool)> = idle::KINDS.iter().map(|kind| (*kind, idle_skill(&app, kind).is_some())).collect();
+    let agents = app.agents.idle().into_iter().map(|(id, is_idle)| {
+        let kinds = has.iter().map(|(kind, has)| ((*kind).to_owned(), Value::from(is_idle && *has)));
+        (id, Value::Object(kinds.collect()))
+    });
+    let agents: serde_json::Map<String, Value> = agents.collect();
+    body::ok(&json!({ "agents": agents }))
+}
+
+/// `POST /idle-run`: in the background, unless the caller waits.
+pub(super) async fn idle_run(app: Arc<App>, mut call: Call) -> Result<Reply, Problem> {
+    Query::read(&call, &[])?;
+    let mut fields = call.fields().await?;
+    let (kind, agent, background) = (fields.required_text("tag"), fields.text("agent_key"), fields.value("background"));
+    let (project, work) = (fields.text("project_key"), fields.text("work_id"));
+    fields.done()?;
+    let background = match background {
+        None | Some(Value::Null) => true,
+        Some(Value::Bool(background)) => background,
+        Some(_) => return Err(Error::invalid("background", "must be true or false.").into()),
+    };
+    if !idle::KINDS.contains(&kind.as_str()) {
+        return Err(Error::invalid("tag", format!("must be one of {}.", idle::KINDS.join(", "))).into());
+    }
+    for (name, value) in [("agent_key", &agent), ("project_key", &project), ("work_id", &work)] {
+        if value.as_ref().is_some_and(|key| key.is_empty() || key.len() > 200 || key.chars().any(char::is_control)) {
+            return Err(Error::invalid(name, "must have 1 to 200 bytes, none of them a control character.").into());
+        }
+    }
+    let Some(skill) = idle_skill(&app, &kind) else {
+        let reason = format!(
+            "There is no skill with the tags '{}' and '{kind}' that may run; `aman.tags` names them.",
+            idle::TAG
+        );
+        return Err(Error::conflict("invalid_state", reason).into());
+    };
+    let content = app.skills.content(&skill).await?.content;
+    let trust = call.principal.as_ref().map_or(Trust::Unknown, |principal| principal.trust);
+    let new = NewIdle {
+        agent,
+        instructions: content,
+        skill: skill.clone(),
+        project,
+        work,
+        principal: principal(&call),
+        trust,
+        trace: call.trace,
+    };
+    let (draft, again, trace) = (call.draft.clone(), call.again.clone(), call.trace);
+    let record = move |id: &str| -> StateWrite {
+        let answer = json!({ "run_id": id, "trace_id": trace.to_string(), "skill": skill });
+        let id = id.to_owned();
+        Box::new(move |tx: &mut Tx<'_>| {
+            draft.record(tx, &id, json!({ "skill": answer["skill"], "tag": kind }))?;
+            again.keep(tx, StatusCode::ACCEPTED, None, &answer)
+        })
+    };
+    let skill = new.skill.clone();
+    let run = app.agents.begin_idle(new, record).await?;
+    let mut shown = json!({
+        "run_id": run.id, "trace_id": call.trace.to_string(), "skill": skill, "agent": run.agent, "session_id": run.session,
+    });
+    if !background {
+        shown["result"] = app.agents.end_of_idle(&run, WAIT_MAX).await?.unwrap_or(Value::Null);
+    }
+    body::reply(StatusCode::ACCEPTED, &shown)
 }

@@ -39,6 +39,8 @@ const INSTALL_TIME_MAX: Duration = Duration::from_secs(300);
 const TOOL_TIME_MAX: Duration = Duration::from_secs(800);
 /// A model may first have to be loaded, and then be slow.
 const MODEL_TIME_MAX: Duration = Duration::from_secs(600);
+/// As long as somebody may wait for the end of idle work.
+const IDLE_RUN_MAX: Duration = Duration::from_secs(660);
 /// Time limit of a route that says nothing else.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -276,6 +278,11 @@ fn agents() -> Vec<Route> {
         route!(DELETE "/agent/{id}" Admin agents::delete).audited("agent.delete"),
         route!(POST "/agent/{id}/status" Admin agents::status).audited("agent.status"),
         route!(POST "/agent/{id}/reload" Admin agents::reload).audited("agent.reload"),
+        route!(GET "/agents/idle-availability" Admin agents::idle_availability),
+        route!(POST "/idle-run" Admin agents::idle_run)
+            .audited("agent.idle_run")
+            .creates(Creates::Yes)
+            .lasting(IDLE_RUN_MAX),
         route!(GET "/agent/{id}/versions" Admin agents::versions),
         route!(POST "/agent/{id}/rollback" Admin agents::rollback).audited("agent.rollback").confirmed(Confirm::Always),
     ]

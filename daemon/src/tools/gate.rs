@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::approvals::{Notice, digest_of};
 use super::{Call, Output, Permission, Policy, Preview, Provider, Tool, ToolFailure, Tools, pattern};
+use crate::bus::StateWrite;
 use crate::error::{Error, distance};
 use crate::event::Trust;
 use crate::id::sha256_hex;
@@ -84,25 +85,50 @@ impl Tools {
         cancel: &CancellationToken,
         notice: &(dyn Fn(Notice) + Send + Sync),
     ) -> Result<Output, ToolFailure> {
+        self.call_with(call, operator, |_| None, cancel, notice).await.0
+    }
+
+    /// As [`Tools::call`]; what `keep` makes of the outcome commits with its record. Whether that was stored.
+    pub async fn call_kept(
+        &self,
+        call: Call,
+        keep: impl FnOnce(&Result<Output, ToolFailure>) -> Option<StateWrite>,
+        cancel: &CancellationToken,
+        notice: &(dyn Fn(Notice) + Send + Sync),
+    ) -> (Result<Output, ToolFailure>, bool) {
+        self.call_with(call, None, keep, cancel, notice).await
+    }
+
+    async fn call_with(
+        &self,
+        call: Call,
+        operator: Option<String>,
+        keep: impl FnOnce(&Result<Output, ToolFailure>) -> Option<StateWrite>,
+        cancel: &CancellationToken,
+        notice: &(dyn Fn(Notice) + Send + Sync),
+    ) -> (Result<Output, ToolFailure>, bool) {
         let (call, begun) = (Arc::new(call), Instant::now());
         let mut receipt = Receipt::default();
         let done = self.pass(&call, cancel, notice, &mut receipt).await;
         let record = self.record(&call, &receipt, operator, &done, begun.elapsed());
         let rule = receipt.rule.filter(|_| done.is_ok());
+        let kept = keep(&done);
+        let keeps = kept.is_some();
         let stored = self.inner.bus.store().write(move |tx| {
             audit::append(tx, &record)?;
-            rule.map_or(Ok(()), |rule| rows::used(tx, &rule))
+            rule.map_or(Ok(()), |rule| rows::used(tx, &rule))?;
+            kept.map_or(Ok(()), |kept| kept(tx))
         });
         match (stored.await, done) {
-            (Ok(()), done) => done,
+            (Ok(()), done) => (done, keeps),
             (Err(error), Err(failure)) => {
                 let _told = unstored(&error);
-                Err(failure)
+                (Err(failure), false)
             }
             // What is not on record must not look like a success.
             (Err(error), Ok(_)) => {
                 let _told = unstored(&error);
-                Err(ToolFailure::Unknown(format!("it was done and could not be recorded: {error}")))
+                (Err(ToolFailure::Unknown(format!("it was done and could not be recorded: {error}"))), false)
             }
         }
     }

@@ -84,6 +84,7 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ),
         ("WorkflowStart", closed(json!({ "input": {}, "dedup_key": or_null(text(255)) }), &[])),
         ("AgentDefinition", agent_definition()),
+        ("IdleRun", idle_run()),
         ("AgentStatus", closed(json!({ "status": { "enum": ["idle", "disabled"] } }), &["status"])),
         ("Signal", closed(json!({ "type": event_type(), "data": {} }), &["type"])),
         ("CronJob", cron_job(&["id", "expression"])),
@@ -100,6 +101,17 @@ fn agent_definition() -> Value {
         fields.retain(|name, _| !name.starts_with('$'));
     }
     whole
+}
+
+fn idle_run() -> Value {
+    let key = || or_null(text(200));
+    closed(
+        json!({
+            "tag": { "enum": crate::agents::idle::KINDS }, "agent_key": key(), "project_key": key(), "work_id": key(),
+            "background": { "type": ["boolean", "null"] },
+        }),
+        &["tag"],
+    )
 }
 
 fn inline(schema: &mut Value, defs: &Value) {
