@@ -151,7 +151,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         models,
     };
     let (server, url) = serve(&config, auth, parts, (listener, address)).await?;
-    ready(&lifecycle, address);
+    ready(&lifecycle, &store, address);
     // It would take the processors from the rest of the start.
     skills.run(&supervisor, config.skills_watch);
     let _lock = lock;
@@ -317,7 +317,8 @@ async fn settle_config(config: &Config, bus: &Bus) {
     config.keep_copy();
 }
 
-fn ready(lifecycle: &Lifecycle, address: SocketAddr) {
+fn ready(lifecycle: &Lifecycle, store: &Store, address: SocketAddr) {
+    store.widen();
     lifecycle.enter(Phase::Ready);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "Ready.");
     // Once: what the start ran through needs no memory of this process any more.

@@ -286,8 +286,8 @@ impl Store {
                 commits,
                 pages,
                 hook,
-                permits: Arc::new(Semaphore::new(READERS - LANE_READERS)),
-                lane_permits: Arc::new(Semaphore::new(LANE_READERS)),
+                permits: Arc::new(Semaphore::new(1)),
+                lane_permits: Arc::new(Semaphore::new(1)),
                 readers: Mutex::new(readers),
                 head_at_open: EventSeq(counters.sequence),
                 newest_at_open,
@@ -470,6 +470,13 @@ impl Store {
         })
         .await
         .map_err(Error::internal("reading the database"))?
+    }
+
+    /// Lets as many read side by side as ever will. Until then few do: in a start each question is short, and one more connection,
+    /// which reads all definitions of tables first, takes longer than to wait for another's.
+    pub fn widen(&self) {
+        self.inner.permits.add_permits(READERS - LANE_READERS - 1);
+        self.inner.lane_permits.add_permits(LANE_READERS - 1);
     }
 
     /// Runs `query` on a connection of its own, off the async threads: for the few questions that take long.
