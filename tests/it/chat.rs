@@ -3,8 +3,6 @@
 mod cli;
 mod streams;
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Daemon, Folder, Stream, TOKEN};
@@ -110,7 +108,7 @@ fn what_is_said_is_answered_and_kept() {
     assert_eq!((text(&event, "source"), text(&event, "subject")), ("agent/aman", session.as_str()));
     assert_eq!(text(&event, "traceid"), text(&sent, "trace_id"));
     assert!(!event["data"].to_string().contains("Jürgen"), "events hold no words: {event}");
-    let records = daemon.get(&format!("/audit-log?action=chat.send")).items();
+    let records = daemon.get("/audit-log?action=chat.send").items();
     assert_eq!((records.len(), text(&records[0], "target")), (1, session.as_str()));
     assert!(!records[0].to_string().contains("Jürgen"), "{}", records[0]);
     daemon.kill();
@@ -270,7 +268,7 @@ fn sessions_of_others_are_not_there() {
 /// Goal: what was said is found by its words in any script, written out in either form, and gone when it is removed.
 #[test]
 fn history_is_found_written_out_and_removed() {
-    let daemon = scripted("");
+    let mut daemon = scripted("");
     let session = begin(&daemon);
     let odd = "# zebra <b>Straße</b>\n- 日本語のテスト `x`\n```\n\u{202e}İstanbul";
     say(&daemon, &session, odd);
@@ -314,6 +312,12 @@ fn history_is_found_written_out_and_removed() {
     assert_eq!(daemon.recent("aman.agent.message").len(), 3, "events stay");
     let record = daemon.get("/audit-log?action=chat.delete").items().remove(0);
     assert_eq!((text(&record, "target"), &record["detail"]["messages"]), (session.as_str(), &json!(4)));
+    let secret = begin(&daemon);
+    say(&daemon, &secret, "hello quaggazanzibar");
+    assert_eq!(daemon.call("DELETE", &place(&secret, ""), None).status, 200);
+    daemon.terminate();
+    let file = std::fs::read(daemon.home().join("aman.db")).expect("the database");
+    assert!(!file.windows(6).any(|bytes| bytes == b"quagga"), "what is removed is overwritten");
 }
 
 /// Goal: files and pictures come along within limits; the same request twice is one message.
@@ -368,5 +372,4 @@ fn no_model_and_a_broken_one_are_told() {
     assert_eq!((last.event.as_str(), text(&last.data, "code")), ("error", "model_auth"), "{frames:?}");
     let after = rest(&daemon, &session);
     assert_eq!((text(&after["turn"], "status"), text(&after["turn"]["error"], "code")), ("failed", "model_auth"));
-    std::thread::sleep(Duration::ZERO);
 }

@@ -529,7 +529,7 @@ pub struct Page {
 
 fn bounded(messages: impl Iterator<Item = Result<Option<MessageRow>, Error>>) -> Result<Page, Error> {
     let (mut messages, mut found, mut bytes) = (messages.peekable(), Vec::new(), 0);
-    while let Some(message) = messages.next() {
+    for message in messages.by_ref() {
         let Some(message) = message? else { continue };
         bytes += message.bytes();
         found.push(message);

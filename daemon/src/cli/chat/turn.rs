@@ -177,7 +177,9 @@ impl Turn {
     /// Shows a question, and how it can be answered.
     fn ask(&mut self, context: &mut Context, data: &Value) {
         let id = [&data["auth_id"], &data["id"]].into_iter().map(text).find(|id| !id.is_empty()).unwrap_or_default();
-        let mut lines = vec![format!("{} wants to run {}", text(&data["agent"]), text(&data["tool"]))];
+        let agent = Some(text(&data["agent"])).filter(|agent| !agent.is_empty());
+        let who = agent.unwrap_or_else(|| "The agent".to_owned());
+        let mut lines = vec![format!("{who} wants to run {}", text(&data["tool"]))];
         lines.push(format!("  with   {}", shorten(&text(&data["arguments"]), 2000)));
         for (name, key) in [("  does   ", "preview"), ("  why    ", "reason"), ("  always allows   ", "pattern")] {
             let shown = data[key].as_str().map(clean_lines).unwrap_or_default();

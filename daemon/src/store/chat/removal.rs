@@ -21,15 +21,30 @@ pub(in crate::store) const DUE_HIDDEN: &str = "closed = 2 AND updated_ms <= ?1";
 
 /// Hides a session from everybody; its rows go with [`purge`].
 pub fn hide(tx: &Tx<'_>, session: i64) -> Result<(), Error> {
-    tx.conn
-        .execute("UPDATE session SET closed = 2, title = NULL, head = NULL WHERE number = ?1", [session])
-        .map(drop)
-        .map_err(unwritten)
+    overwriting(tx, || {
+        tx.conn
+            .execute("UPDATE session SET closed = 2, title = NULL, head = NULL WHERE number = ?1", [session])
+            .map(drop)
+            .map_err(unwritten)
+    })
 }
 
-/// Removes a step of a session's rows: its messages with their words, its turns with their journals, and at last itself.
-/// True when something is left.
+/// Runs `change` so that what it removes is overwritten in the file, not only marked as free.
+fn overwriting<R>(tx: &Tx<'_>, change: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+    let set = |sql: &str| tx.conn.query_row(sql, [], |_| Ok(())).map_err(unwritten);
+    set("PRAGMA secure_delete = ON")?;
+    let changed = change();
+    set("PRAGMA secure_delete = OFF")?;
+    changed
+}
+
+/// Removes a step of a session's rows: its messages with their words, its turns with their journals, and at last what was
+/// allowed in it and itself. True when something is left.
 pub fn purge(tx: &Tx<'_>, session: i64) -> Result<bool, Error> {
+    overwriting(tx, || step(tx, session))
+}
+
+fn step(tx: &Tx<'_>, session: i64) -> Result<bool, Error> {
     let some = |sql: &str| -> Result<Vec<i64>, Error> {
         tx.conn
             .prepare_cached(sql)
@@ -55,6 +70,9 @@ pub fn purge(tx: &Tx<'_>, session: i64) -> Result<bool, Error> {
     if !turns.is_empty() {
         return Ok(true);
     }
+    // What was asked about in it, and allowed for it alone; that it was is in the audit chain.
+    remove("DELETE FROM approval WHERE session = (SELECT id FROM session WHERE number = ?1)", session)?;
+    remove("DELETE FROM approval_rule WHERE session = (SELECT id FROM session WHERE number = ?1)", session)?;
     remove("DELETE FROM session WHERE number = ?1", session)?;
     Ok(false)
 }
