@@ -8,6 +8,7 @@ mod change;
 mod cron;
 mod kept;
 mod keyring;
+pub mod mcp;
 mod mind;
 pub mod models;
 mod paths;
@@ -105,6 +106,8 @@ pub struct Http {
     pub strict_confirm: bool,
     /// True when definitions that run commands may come in over HTTP.
     pub allow_exec_definitions: bool,
+    /// True when the Model Context Protocol is served at `/mcp`.
+    pub mcp: bool,
     /// Connections open at one time.
     pub max_connections: usize,
     /// Requests a second of each principal but the owner; 0 = no limit.
@@ -204,6 +207,8 @@ pub struct Config {
     pub sources: Vec<sources::Source>,
     /// `[sinks.*]`
     pub sinks: Vec<sinks::Sink>,
+    /// `[mcp.*]`
+    pub mcp: Vec<mcp::McpServer>,
     /// `[plugin.*]`
     pub plugins: Vec<plugins::PluginSection>,
     /// `[workflows] secrets`: what `use.secrets` of a workflow names.
@@ -277,6 +282,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
     let sources = sources(file, &paths, &mut layers);
     let sinks = sinks(file, &paths, &mut layers);
+    let mcp = mcp(file, &paths, &mut layers);
     let plugins = plugins(file, &http, &mut layers);
     let workflow_secrets = workflow_secrets(file, &mut layers);
     let allow_private = layers.flag("http_client.allow_private");
@@ -303,6 +309,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         debug_endpoints,
         sources,
         sinks,
+        mcp,
         plugins,
         workflow_secrets,
         allow_private,
@@ -338,6 +345,7 @@ fn http(paths: &Paths, layers: &mut Layers) -> Http {
         },
         strict_confirm: layers.flag("http.strict_confirm") || !bind.ip().is_loopback(),
         allow_exec_definitions: layers.flag("http.allow_exec_definitions"),
+        mcp: layers.flag("http.mcp"),
         max_connections: usize::try_from(layers.number("http.max_connections", 1..=100_000)).unwrap_or(1),
         rate_limit: u32::try_from(layers.number("http.rate_limit", 0..=1_000_000)).unwrap_or(0),
         owner_rate_limit: u32::try_from(layers.number("http.owner_rate_limit", 0..=1_000_000)).unwrap_or(0),
@@ -425,6 +433,12 @@ fn sinks(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sinks::Sink> {
     let Some(table) = file.get("sinks").and_then(Value::as_table) else { return Vec::new() };
     let references = layers.references;
     each_table("sinks", table, layers, |id, table, faults| sinks::sink(id, table, paths, references, faults))
+}
+
+fn mcp(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<mcp::McpServer> {
+    let Some(table) = file.get("mcp").and_then(Value::as_table) else { return Vec::new() };
+    let references = layers.references;
+    each_table("mcp", table, layers, |name, table, faults| mcp::server(name, table, paths, references, faults))
 }
 
 fn plugins(file: &Table, http: &Http, layers: &mut Layers) -> Vec<plugins::PluginSection> {

@@ -17,6 +17,7 @@ pub mod event;
 pub mod expr;
 pub mod id;
 pub mod lock;
+pub mod mcp;
 pub mod memory;
 pub mod models;
 pub mod notifications;

@@ -13,6 +13,7 @@
 //! everything. Grants become handles (`grants`), a root of its own (`mounts`), Landlock rules (`landlocked`) and refused
 //! system calls (`filter`). A feature this machine lacks is left out and [`Enforced`] says so.
 
+mod attend;
 mod filter;
 mod folder;
 mod grants;
@@ -34,6 +35,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -116,6 +118,19 @@ pub struct Finished {
     pub duration: Duration,
     /// What was really in force during this run.
     pub enforced: Enforced,
+}
+
+/// A program that runs on, and ends with its input: see [`Sandbox::attend`].
+#[derive(Debug)]
+pub struct Attended {
+    /// What it reads; once this is dropped it has a few seconds to end.
+    pub stdin: ChildStdin,
+    /// What it writes.
+    pub stdout: ChildStdout,
+    /// What it has to say besides.
+    pub stderr: ChildStderr,
+    /// Who attends it; ends after it, with its exit code.
+    pub attendant: Child,
 }
 
 /// Why a command did not run.
@@ -273,6 +288,28 @@ impl Sandbox {
         self.supervise(spec, cancel, Some(pieces)).await
     }
 
+    /// Starts a program of the operator's own, which is not confined and may run on. It and everything it started end
+    /// soon after its input does, so also with the daemon, however that dies. `env` is its whole environment.
+    pub fn attend(&self, argv: &[String], dir: &Path, env: &[(String, String)]) -> std::io::Result<Attended> {
+        let mut attendant = tokio::process::Command::new(&self.shared.program)
+            .args([wire::SUBCOMMAND, wire::ATTEND])
+            .args(argv)
+            .env_clear()
+            .envs(env.iter().map(|(name, value)| (name, value)))
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let missing = || std::io::Error::other("a pipe is missing");
+        Ok(Attended {
+            stdin: attendant.stdin.take().ok_or_else(missing)?,
+            stdout: attendant.stdout.take().ok_or_else(missing)?,
+            stderr: attendant.stderr.take().ok_or_else(missing)?,
+            attendant,
+        })
+    }
+
     async fn supervise(
         &self,
         spec: Spec,
@@ -336,7 +373,7 @@ impl Sandbox {
         })
     }
 
-    fn start_guard(&self) -> Result<(UnixStream, tokio::process::Child), SandboxError> {
+    fn start_guard(&self) -> Result<(UnixStream, Child), SandboxError> {
         let fail = |error: std::io::Error| SandboxError::setup("start the guard", error);
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
         ours.set_nonblocking(true).map_err(fail)?;
@@ -399,7 +436,11 @@ impl Sandbox {
 /// Must be the very first thing `main` does: no thread may exist yet, because namespaces are made by single-threaded
 /// processes only.
 pub fn child_main() -> i32 {
-    if std::env::args_os().nth(2).is_some_and(|stage| stage == wire::INNER) { inner::main() } else { guard::main() }
+    match std::env::args_os().nth(2) {
+        Some(stage) if stage == wire::INNER => inner::main(),
+        Some(stage) if stage == wire::ATTEND => attend::main(),
+        _ => guard::main(),
+    }
 }
 
 fn check(spec: &Spec) -> Result<(), SandboxError> {

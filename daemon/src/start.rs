@@ -21,6 +21,7 @@ use crate::cron::Cron;
 use crate::egress::Egress;
 use crate::error::Error;
 use crate::lock::{self, Locked};
+use crate::mcp;
 use crate::memory::{Memory, MemoryTools};
 use crate::models::Models;
 use crate::notifications;
@@ -124,6 +125,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
     tools.run();
+    let mcp = start_mcp(&config, &tools, &supervisor, (&sandbox, &egress, clock));
     settle_config(&config, &bus).await;
     let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention, config.backup.clone());
     lifecycle.enter(Phase::Workflows);
@@ -144,6 +146,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         plugins: plugins.clone(),
         workflows: workflows.clone(),
         agents: agents.clone(),
+        mcp,
         tools: tools.clone(),
         soul,
         memory,
@@ -396,6 +399,18 @@ async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Pl
     let services = Services::new(bus, egress, &config.paths.plugin_data, &config.plugins);
     let program = std::env::current_exe().map_err(Error::internal("finding this program"))?;
     Plugins::start(bus, services, &config.paths.data, &program).await
+}
+
+/// Connects to MCP servers in the background.
+fn start_mcp(
+    config: &Config,
+    tools: &Tools,
+    supervisor: &Supervisor,
+    (sandbox, egress, clock): (&Sandbox, &Egress, Clock),
+) -> mcp::Servers {
+    let home = config.paths.home_dir.clone();
+    let surroundings = mcp::Surroundings { egress: egress.clone(), sandbox: sandbox.clone(), home, clock };
+    mcp::Servers::start(&config.mcp, surroundings, tools, supervisor)
 }
 
 /// The gate before the tools, and aman's own behind it.

@@ -19,7 +19,8 @@ use crate::redact::Redacting;
 
 pub use self::files::all as log_files;
 
-const CHATTY: &str = "tokio_cron_scheduler";
+/// Libraries that tell of every step, or write down what strangers say; what matters of it the daemon says itself.
+const CHATTY: [&str; 2] = ["rmcp", "tokio_cron_scheduler"];
 
 /// Changes what is logged; there is one log in a process.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
@@ -27,8 +28,10 @@ static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 static FILES: OnceLock<(Queue, bool)> = OnceLock::new();
 
 fn filter(text: &str) -> Result<EnvFilter, Error> {
-    // The wake-up of cron tells of every step; what matters of it the daemon says itself.
-    let text = if text.contains(CHATTY) { text.to_owned() } else { format!("{text},{CHATTY}=error") };
+    let mut text = text.to_owned();
+    for library in CHATTY.into_iter().filter(|library| !text.contains(library)).collect::<Vec<_>>() {
+        text.push_str(&format!(",{library}=off"));
+    }
     EnvFilter::try_new(text).map_err(|error| {
         Error::invalid("log.level", format!("is no level or filter: {error}. Use info, or info,aman::bus=debug."))
     })

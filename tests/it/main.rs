@@ -32,6 +32,8 @@ mod hooks;
 mod http;
 mod keyring;
 mod logs;
+mod mcp;
+mod mcp_served;
 mod memory;
 mod model;
 mod models;

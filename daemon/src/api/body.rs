@@ -351,6 +351,16 @@ impl Fields {
         Ok(Fields { left, known: Vec::new(), wrong: Vec::new() })
     }
 
+    /// Fields that came otherwise than as a body.
+    pub fn of(left: Map<String, Value>) -> Fields {
+        Fields { left, known: Vec::new(), wrong: Vec::new() }
+    }
+
+    /// A field of any name, if it is there; `null` counts as absent.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.left.remove(name).filter(|value| !value.is_null())
+    }
+
     /// An optional text; `null` counts as absent.
     pub fn text(&mut self, name: &'static str) -> Option<String> {
         self.known.push(name);

@@ -38,6 +38,8 @@ pub struct Tuned {
     pub strict_confirm: bool,
     /// Lets `/inject-event` in.
     pub debug_endpoints: bool,
+    /// Lets `/mcp` in.
+    pub mcp: bool,
 }
 
 impl Tuned {
@@ -53,6 +55,7 @@ impl Tuned {
             public_stream: config.http.public_stream,
             strict_confirm: config.http.strict_confirm,
             debug_endpoints: config.debug_endpoints,
+            mcp: config.http.mcp,
         }
     }
 
@@ -349,6 +352,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         app.sinks.plan(&new.sinks),
         app.cron.plan(&new.cron).await,
         app.sources.plan(&new.sources),
+        app.mcp.plan(&new.mcp),
         plugins.clone(),
         providers.clone(),
     ];
@@ -375,6 +379,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         app.sinks.apply(&new.sinks).await,
         app.cron.apply(&new.cron).await,
         app.sources.apply(&new.sources).await,
+        app.mcp.apply(&new.mcp).await,
         plugins,
         providers,
     ];

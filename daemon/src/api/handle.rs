@@ -12,7 +12,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::again::{self, Again, Creates};
-use super::auth::Passed;
+use super::auth::{Passed, Principal, Scope};
 use super::body::{Body, Reply};
 use super::fronts::Front;
 use super::problem::Problem;
@@ -20,6 +20,8 @@ use super::routes::{Confirm, Found, Handling, Mounted, Params};
 use super::{App, Call, audit, body, gate, guests};
 use crate::id::{TraceId, Traceparent};
 
+const CONFIRM: HeaderName = HeaderName::from_static("x-aman-confirm");
+const OPERATOR: HeaderName = HeaderName::from_static("x-aman-operator");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 const CORS_HEADERS: HeaderValue = HeaderValue::from_static(
@@ -129,6 +131,70 @@ async fn answer(
     run(app, call).await
 }
 
+/// Whoever asked for one route, and so for others that it leads to.
+#[derive(Clone)]
+pub(super) struct Caller {
+    principal: Option<Principal>,
+    operator: Option<HeaderValue>,
+    trace: TraceId,
+    parent: Option<Traceparent>,
+}
+
+impl Caller {
+    /// The caller of a request that came through the gate.
+    pub fn of(call: &Call) -> Caller {
+        let operator = call.headers.get(OPERATOR).cloned();
+        Caller { principal: call.principal.clone(), operator, trace: call.trace, parent: call.parent }
+    }
+
+    /// Whether it has a scope.
+    pub fn may(&self, scope: Scope) -> bool {
+        gate::permit(self.principal.as_ref(), scope).is_ok()
+    }
+}
+
+/// Asks for another route in the name of a caller: scope, phase, confirmation and audit are as if the request had come from
+/// there. `target` is a path with its query, `body` is JSON.
+pub(super) async fn inside(
+    app: &Arc<App>,
+    caller: &Caller,
+    method: &Method,
+    target: &str,
+    body: bytes::Bytes,
+    confirmed: bool,
+) -> Result<Reply, Problem> {
+    let uri: hyper::Uri = target.parse().map_err(|_| Problem::internal(format!("{target} is no address")))?;
+    let (principal, trace) = (caller.principal.clone(), caller.trace);
+    let Found::Route(mounted, params) = app.front.table().find(method, uri.path())? else {
+        return Err(Problem::internal(format!("{method} {} is no route", uri.path())));
+    };
+    let mut headers = HeaderMap::new();
+    headers.extend(caller.operator.clone().map(|operator| (OPERATOR, operator)));
+    if confirmed {
+        headers.insert(CONFIRM, HeaderValue::from_static("yes"));
+    }
+    let draft = audit::Draft::new(app, &mounted.route, principal.as_ref(), &headers, &uri, trace);
+    if let Err(problem) = gate::permit(principal.as_ref(), mounted.route.scope) {
+        return draft.settle(app, Err(problem)).await;
+    }
+    let call = Call {
+        head_only: false,
+        uri,
+        headers,
+        body: None,
+        read: Some(body),
+        room: app.rooms.of(principal.is_some(), false),
+        params,
+        route: mounted,
+        principal,
+        parent: caller.parent,
+        trace,
+        draft,
+        again: Again::default(),
+    };
+    run(app, call).await
+}
+
 /// Refuses codings that nobody would undo: a body may be chunked, once, and no more (RFC 9112, section 6.1).
 fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -195,7 +261,7 @@ fn permit(app: &App, call: &Call) -> Result<(), Problem> {
 }
 
 fn is_confirmed(headers: &HeaderMap) -> bool {
-    headers.get("x-aman-confirm").is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"yes"))
+    headers.get(CONFIRM).is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"yes"))
 }
 
 async fn run(app: &Arc<App>, call: Call) -> Result<Reply, Problem> {

@@ -20,6 +20,8 @@ mod health;
 pub mod jwt;
 pub mod listen;
 mod login;
+mod mcp;
+mod mcp_servers;
 mod memory;
 mod metrics;
 mod models;
@@ -71,6 +73,7 @@ use crate::config::Config;
 use crate::cron::Cron;
 use crate::error::Error;
 use crate::id::{TraceId, Traceparent};
+use crate::mcp::Servers;
 use crate::memory::Memory;
 use crate::models::Models;
 use crate::outbox::Sinks;
@@ -136,6 +139,8 @@ pub struct Parts {
     pub workflows: Workflows,
     /// The agents.
     pub agents: Agents,
+    /// The servers whose tools are offered.
+    pub mcp: Servers,
     /// What can be called, and the gate before it.
     pub tools: Tools,
     /// Who the assistant is.
@@ -197,6 +202,7 @@ pub struct App {
     memory: Memory,
     budget: Budget,
     models: Models,
+    mcp: Servers,
     connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -289,6 +295,7 @@ impl App {
             plugins,
             workflows,
             agents,
+            mcp,
             tools,
             soul,
             memory,
@@ -318,6 +325,7 @@ impl App {
             plugins,
             workflows,
             agents,
+            mcp,
             tools,
             soul,
             memory,

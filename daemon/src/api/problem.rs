@@ -155,6 +155,7 @@ fn listed(kind: &str) -> &'static str {
         "plugin" => " GET /plugins lists them (`aman plugin list`).",
         "approval" => " GET /tool-auth/pending lists those that wait (`aman approve`).",
         "approval rule" => " GET /tool-auth/rules lists them (`aman approve rules`).",
+        "MCP server" => " GET /mcp-servers lists them (`aman mcp list`).",
         "page" => " GET /ui/pages lists them.",
         "notification" => " GET /notifications lists them (`aman notification list`).",
         "session" => " GET /chat/sessions lists yours (`aman session list`).",

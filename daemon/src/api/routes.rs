@@ -15,8 +15,8 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, agents, audit, chat, config, cron, db, dlq, events, health, login, memory, metrics, models,
-    notifications, openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools, usage, why,
+    App, Call, agents, audit, chat, config, cron, db, dlq, events, health, login, mcp, mcp_servers, memory, metrics,
+    models, notifications, openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools, usage, why,
     workflows,
 };
 use crate::error::{Error, distance};
@@ -247,6 +247,10 @@ fn extensions() -> Vec<Route> {
             .audited("plugin.uninstall")
             .confirmed(Confirm::WhenStrict)
             .slow(INSTALL_TIME_MAX),
+        route!(POST "/mcp" Chat mcp::serve),
+        route!(GET "/mcp-servers" Admin mcp_servers::list),
+        route!(GET "/mcp-server/{name}" Admin mcp_servers::show),
+        route!(POST "/mcp-server/{name}/reconnect" Admin mcp_servers::reconnect).audited("mcp.reconnect"),
         route!(GET "/ui/pages" Public plugins::pages),
         route!(GET "/ui/plugin/{name}/{*path}" Public plugins::page),
     ]
@@ -629,7 +633,8 @@ mod tests {
     fn what_changes_something_is_audited_or_ingestion() {
         for route in core() {
             let changes = route.method != Method::GET;
-            let ingests = ["/events/push", "/inject-event", "/hooks/{id}"].contains(&route.path.as_str());
+            // What is asked for at /mcp is another route, which sees to its record.
+            let ingests = ["/events/push", "/inject-event", "/hooks/{id}", "/mcp"].contains(&route.path.as_str());
             assert_eq!(changes && !ingests, route.audited.is_some(), "{} {}", route.method, route.path);
         }
     }

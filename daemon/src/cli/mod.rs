@@ -20,6 +20,7 @@ mod fake;
 mod help;
 mod jq;
 mod logs;
+mod mcp;
 mod memory;
 mod model;
 mod notification;
@@ -173,6 +174,9 @@ pub enum Command {
     /// Where events go: look at it, switch it off and on, try it
     #[command(subcommand)]
     Sink(sink::SinkCommand),
+    /// MCP servers whose tools are offered: look at them, connect anew
+    #[command(subcommand)]
+    Mcp(mcp::McpCommand),
     /// What you are told: look at it, take note, put it away
     #[command(subcommand)]
     Notification(notification::NotificationCommand),
@@ -398,6 +402,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<(), Failure
         Command::Skill(command) => skill::run(context, command).await,
         Command::Source(command) => source::run(context, command).await,
         Command::Sink(command) => sink::run(context, command).await,
+        Command::Mcp(command) => mcp::run(context, command).await,
         Command::Notification(command) => notification::run(context, command).await,
         Command::Soul(command) => soul::run(context, command).await,
         Command::Memory(command) => memory::run(context, command).await,

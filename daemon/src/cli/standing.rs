@@ -22,11 +22,13 @@ pub enum Kind {
     Plugin,
     /// Runs by a time plan.
     Job,
+    /// Another program whose tools are offered.
+    Mcp,
 }
 
 impl Kind {
     /// All, in the order they are shown in.
-    const ALL: [Kind; 6] = [Kind::Source, Kind::Sink, Kind::Skill, Kind::Workflow, Kind::Plugin, Kind::Job];
+    const ALL: [Kind; 7] = [Kind::Source, Kind::Sink, Kind::Skill, Kind::Workflow, Kind::Plugin, Kind::Job, Kind::Mcp];
 
     /// What one is called.
     pub fn name(self) -> &'static str {
@@ -37,6 +39,7 @@ impl Kind {
             Kind::Workflow => "workflow",
             Kind::Plugin => "plugin",
             Kind::Job => "job",
+            Kind::Mcp => "MCP server",
         }
     }
 
@@ -48,13 +51,14 @@ impl Kind {
             Kind::Workflow => "/workflows",
             Kind::Plugin => "/plugins",
             Kind::Job => "/cron",
+            Kind::Mcp => "/mcp-servers",
         }
     }
 
     /// Whether it is switched on, and may work.
     pub fn is_on(self, one: &Value) -> bool {
         match self {
-            Kind::Source | Kind::Sink | Kind::Job => one["enabled"] == true,
+            Kind::Source | Kind::Sink | Kind::Job | Kind::Mcp => one["enabled"] == true,
             Kind::Skill => one["standing"] == "active",
             Kind::Workflow => true,
             Kind::Plugin => one["state"] == "active",
@@ -114,7 +118,7 @@ fn amiss(what: String, advice: impl Into<String>) -> Option<Amiss> {
 }
 
 fn needs(kind: Kind, one: &Value) -> Option<Amiss> {
-    let id = text(&one[if kind == Kind::Plugin { "name" } else { "id" }]);
+    let id = text(&one[if matches!(kind, Kind::Plugin | Kind::Mcp) { "name" } else { "id" }]);
     let said = |key: &str| format!("{id}: {}", text(&one[key]));
     match kind {
         Kind::Source if one["state"] == "missing" => amiss(
@@ -142,7 +146,10 @@ fn needs(kind: Kind, one: &Value) -> Option<Amiss> {
             format!("{id} is switched off: {}", text(&one["disabled_reason"])),
             format!("`aman cron runs {id}` says why, `aman cron update {id} --enable` switches it on."),
         ),
-        Kind::Source | Kind::Sink | Kind::Skill | Kind::Workflow | Kind::Job => None,
+        Kind::Mcp if one["state"] == "waiting" => {
+            amiss(said("detail"), format!("It is tried again by itself; `aman mcp reconnect {id}` tries at once."))
+        }
+        Kind::Source | Kind::Sink | Kind::Skill | Kind::Workflow | Kind::Job | Kind::Mcp => None,
     }
 }
 
@@ -166,7 +173,7 @@ fn unread(kind: Kind, subsystems: &Value) -> Vec<Amiss> {
             "place",
             "Correct it, see `aman workflow validate FILE`, then restart the daemon.",
         ),
-        Kind::Source | Kind::Sink | Kind::Plugin | Kind::Job => return Vec::new(),
+        Kind::Source | Kind::Sink | Kind::Plugin | Kind::Job | Kind::Mcp => return Vec::new(),
     };
     let all = left_out.as_array().into_iter().flatten();
     all.filter_map(|one| amiss(format!("{}: {}", text(&one[place]), text(&one["error"])), advice)).collect()
@@ -194,6 +201,8 @@ mod tests {
             (Kind::Plugin, json!({ "name": "a", "listener": { "error": "no" } }), Some(("a: no", "show a"))),
             (Kind::Job, json!({ "id": "a", "enabled": false, "disabled_reason": null }), None),
             (Kind::Job, json!({ "id": "a", "enabled": false, "disabled_reason": "no" }), Some(("off: no", "--enable"))),
+            (Kind::Mcp, json!({ "name": "a", "state": "ready", "detail": null }), None),
+            (Kind::Mcp, json!({ "name": "a", "state": "waiting", "detail": "no" }), Some(("a: no", "reconnect a"))),
             (Kind::Skill, json!({ "name": "a", "standing": "untrusted" }), None),
         ];
         for (kind, one, wanted) in cases {

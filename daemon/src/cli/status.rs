@@ -263,6 +263,7 @@ mod tests {
             &none,
             &items(json!([{ "id": "late", "enabled": true, "next_at": "2999-01-01T00:00:00Z" },
                 { "id": "soon", "enabled": true, "next_at": "2000-01-01T00:00:00Z" }])),
+            &none,
             &Fake::json(200, r#"{"depth":1}"#),
             &none,
             &Fake::json(403, "{}"),

@@ -66,14 +66,20 @@ const LIVE: &[&str] = &[
     "telemetry.timeout",
 ];
 /// Settings that only the file changes, and that hold as soon as it is read again.
-const LIVE_BY_FILE: &[&str] =
-    &["models.detect", "models.first_token_timeout", "models.token_timeout", "telemetry.endpoint", "telemetry.headers"];
+const LIVE_BY_FILE: &[&str] = &[
+    "http.mcp",
+    "models.detect",
+    "models.first_token_timeout",
+    "models.token_timeout",
+    "telemetry.endpoint",
+    "telemetry.headers",
+];
 /// Settings that say what may be read, written, called and run: for the file alone, and in force once it is read again.
 const TOOLS: &str = "tools.";
 /// Settings that decide who may do what: whoever has a token must not be able to open the door further.
 /// The collector is given secret headers, and whoever is found as a model is told everything.
 const ACCESS: &[&str] =
-    &["http.allow_remote", "http.auth", "http_client.allow_private", "models.detect", "telemetry.endpoint"];
+    &["http.allow_remote", "http.auth", "http.mcp", "http_client.allow_private", "models.detect", "telemetry.endpoint"];
 /// Words in a key that name an executable, a path or a secret.
 const GUARDED: &[&str] = &[
     "argv",
@@ -157,6 +163,7 @@ mod tests {
             ("http.token", Change::FileOnly),
             ("budget.day_tokens", Change::Live),
             ("http.auth", Change::FileOnly),
+            ("http.mcp", Change::FileOnly),
             ("skills.paths", Change::FileOnly),
             ("sources.x.command", Change::FileOnly),
             ("sinks.x.secret", Change::FileOnly),

@@ -123,6 +123,15 @@ impl<'a> Reader<'a> {
         found
     }
 
+    /// A yes or no.
+    pub fn flag(&mut self, key: &'static str, default: bool) -> bool {
+        let Some(value) = self.value(key) else { return default };
+        value.as_bool().unwrap_or_else(|| {
+            self.wrong(key, "must be true or false.");
+            default
+        })
+    }
+
     /// A duration within bounds.
     pub fn duration(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Option<Duration> {
         let text = self.text(key)?;

@@ -158,7 +158,7 @@ fn watch(mut leash: &UnixStream, signals: &SignalFd, inner: Pid) -> WaitStatus {
 }
 
 /// Without a PID namespace: kills the command's group and every process it left to us, until none is there.
-fn sweep(inner: Pid) {
+pub(super) fn sweep(inner: Pid) {
     let _gone = killpg(inner, Signal::SIGKILL);
     let own = format!("/proc/self/task/{}/children", Pid::this());
     for _ in 0..SWEEPS_MAX {

@@ -17,6 +17,8 @@ use crate::plain;
 pub(super) const SUBCOMMAND: &str = "__sandbox";
 /// Second argument of the second stage.
 pub(super) const INNER: &str = "inner";
+/// The same where a program is attended; its words follow.
+pub(super) const ATTEND: &str = "attend";
 
 /// Daemon to guard: the user namespace has its users.
 pub(super) const MAPPED: u8 = b'm';

@@ -41,6 +41,7 @@ const FLOORS: &[(u8, &[&str])] = &[
 
 /// Crates that only some modules may name.
 const CRATES: &[(&str, &[&str])] = &[
+    ("aman_mcp", &["api", "mcp"]),
     ("aman_plugin_host", &["plugins"]),
     ("rusqlite", &["store"]),
     ("landlock", &["sandbox"]),

@@ -81,6 +81,7 @@ checks! {
     Plugins "plugins" General Medium "Every plugin that is switched on runs, is not at rest, waits for no consent, and listens where it should."
     Jobs "jobs" General Medium "No job was switched off because its runs failed."
     Models "models" General Medium "A language model answers, if one is configured or found on this machine."
+    McpServers "mcp_servers" General Medium "Every MCP server that is switched on is connected."
     DeadLetters "dead_letters" General Medium "No dead letter waits for a decision."
     Backups "backups" General High "The copies of the database that `[backup]` asks for are made."
     TokenMode "token_mode" Security High "Token and signing key belong to the owner and are closed to others."

@@ -195,6 +195,7 @@ mod tests {
             &Fake::json(200, r#"{"items":[]}"#),
             &Fake::json(200, r#"{"items":[{"name":"a","state":"active","listener":{"error":"no"}}]}"#),
             &Fake::json(200, r#"{"items":[{"id":"a","enabled":false,"disabled_reason":null}]}"#),
+            &Fake::json(200, r#"{"items":[{"name":"a","enabled":true,"state":"ready"}]}"#),
             &Fake::json(200, r#"{"items":[{"id":"a/m"}]}"#),
             &Fake::json(503, r#"{"checks":{"llm":{"ok":false,"detail":"the provider refuses the key"}}}"#),
             &Fake::json(200, r#"{"depth":2,"by_consumer":{}}"#),
@@ -218,6 +219,7 @@ mod tests {
                 (Id::Workflows, ok),
                 (Id::Plugins, Verdict::Warn),
                 (Id::Jobs, ok),
+                (Id::McpServers, ok),
                 (Id::Models, Verdict::Warn),
                 (Id::DeadLetters, Verdict::Warn),
                 (Id::Backups, ok)

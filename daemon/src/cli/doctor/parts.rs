@@ -19,7 +19,7 @@ use crate::egress::Url;
 const LOOKUP_MAX: Duration = Duration::from_secs(5);
 
 /// The checks of these parts.
-pub const IDS: [Id; 6] = [Id::Sources, Id::Sinks, Id::Skills, Id::Workflows, Id::Plugins, Id::Jobs];
+pub const IDS: [Id; 7] = [Id::Sources, Id::Sinks, Id::Skills, Id::Workflows, Id::Plugins, Id::Jobs, Id::McpServers];
 
 fn id(kind: Kind) -> Id {
     match kind {
@@ -29,6 +29,7 @@ fn id(kind: Kind) -> Id {
         Kind::Workflow => Id::Workflows,
         Kind::Plugin => Id::Plugins,
         Kind::Job => Id::Jobs,
+        Kind::Mcp => Id::McpServers,
     }
 }
 
