@@ -220,6 +220,24 @@ fn providers_change_live_and_keys_stay_hidden() {
     }
 }
 
+/// Goal: Ollama on this machine is found, and asked in its own words (a stub: no package has the real one).
+#[tokio::test]
+async fn ollama_is_found_and_asked() {
+    let listed = "{\"object\":\"list\",\"data\":[{\"id\":\"qwen3:8b\",\"owned_by\":\"library\"}]}";
+    let tags = "{\"models\":[{\"name\":\"qwen3:8b\",\"model\":\"qwen3:8b\"}]}";
+    let lines = "{\"message\":{\"content\":\"Hi\"},\"done\":false}\n\
+                 {\"message\":{\"content\":\"\"},\"done\":true,\"prompt_eval_count\":2,\"eval_count\":1}\n";
+    let whole = |body| Reply::status("200 OK", "", body);
+    let stub = Stub::start(vec![whole(listed), whole(tags), Reply::lines(lines)]);
+    let models = models(&format!("[models]\ndetect = \"{}\"\n", stub.url()));
+    let (told, answer) = ask(&models, "hi").await;
+    assert_eq!((told.as_str(), answer.expect("an answer").model.as_str()), ("Hi", "ollama/qwen3:8b"));
+    let requests = stub.requests();
+    let paths: Vec<&str> = requests.iter().filter_map(|request| request.split(' ').nth(1)).collect();
+    assert_eq!(paths, ["/v1/models", "/api/tags", "/api/chat"]);
+    assert!(requests[2].contains("\"num_ctx\":8192"), "{}", requests[2]);
+}
+
 /// Goal: what the guide shows is a good configuration and a good script.
 #[tokio::test]
 async fn the_guide_shows_what_works() {

@@ -189,6 +189,7 @@ fn subsystems(app: &App) -> BTreeMap<String, Value> {
     for shown in app.plugins.sources() {
         all.insert(format!("plugin/{}", shown["id"].as_str().unwrap_or_default()), shown);
     }
+    all.insert("models".to_owned(), json!({ "state": "running", "standing": app.models.standing() }));
     let soul = app.soul.info();
     let state = if soul.problem.is_none() { "running" } else { "degraded" };
     all.insert("soul".to_owned(), json!({ "state": state, "name": soul.name, "problem": soul.problem }));

@@ -154,8 +154,8 @@ fn read(path: &Path) -> Result<Script, ModelError> {
     let script: Script = serde_saphyr::from_str_with_options(&text, options)
         .map_err(|error| wrong(error.to_string().lines().next().unwrap_or_default().to_owned()))?;
     for (number, turn) in script.turns.iter().enumerate() {
-        let times = turn.delay.iter().chain(turn.fails.iter().filter_map(|fail| fail.retry_after.as_ref()));
-        for time in times.filter(|time| parse_duration(time).is_none()) {
+        let mut times = turn.delay.iter().chain(turn.fails.iter().filter_map(|fail| fail.retry_after.as_ref()));
+        if let Some(time) = times.find(|time| parse_duration(time).is_none()) {
             return Err(wrong(format!("turn {}: '{time}' is no duration such as 20ms.", number + 1)));
         }
     }

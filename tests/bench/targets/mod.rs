@@ -4,6 +4,7 @@ pub mod disk;
 pub mod growth;
 pub mod http;
 pub mod latency;
+pub mod model_streams;
 pub mod plugin_costs;
 pub mod plugin_events;
 pub mod plugin_routes;
@@ -22,7 +23,7 @@ use crate::{Bench, Res};
 
 type Target = (u8, &'static str, fn(&mut Bench) -> Res<()>);
 
-const ALL: [Target; 16] = [
+const ALL: [Target; 18] = [
     (0, "the references alone", references::run),
     (1, "durable push", push::run),
     (2, "latency of one publisher", latency::run),
@@ -39,6 +40,8 @@ const ALL: [Target; 16] = [
     (13, "guests that spin", plugin_spin::run),
     (14, "workflows: the journal", workflow_tasks::run),
     (15, "workflows: waiting", workflow_waits::run),
+    (16, "models: the first word", model_streams::first),
+    (17, "models: many streams", model_streams::many),
 ];
 
 /// Runs the targets that were asked for; names those that could not be measured.

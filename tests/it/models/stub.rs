@@ -29,6 +29,12 @@ impl Reply {
         Reply { head, pieces: vec![(Duration::ZERO, body.into())], cut: false }
     }
 
+    /// Documents of Ollama's dialect, one a line.
+    pub fn lines(text: &str) -> Reply {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\n".into();
+        Reply { head, pieces: vec![(Duration::ZERO, text.into())], cut: false }
+    }
+
     /// Words of OpenAI's dialect, each a piece, and a proper end.
     pub fn words(words: &[&str]) -> Reply {
         let mut documents: Vec<String> = words.iter().map(|word| said(word)).collect();
