@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::gate::{Need, Receipt, unstored};
+use super::gate::{Need, Shared, unstored};
 use super::{Call, Preview, Tool, ToolFailure, Tools};
 use crate::bus::{Action, NewNotification, Notices, Origin, OwnEvent, Severity, StateWrite, put_away};
 use crate::clock::{Millis, rfc3339};
@@ -186,15 +186,16 @@ impl Tools {
         need: Need,
         cancel: &CancellationToken,
         notice: &(dyn Fn(Notice) + Send + Sync),
-        receipt: &mut Receipt,
+        receipt: &Shared,
     ) -> Result<(), ToolFailure> {
         let store = self.inner.bus.store();
+        let digest = receipt.lock().digest.clone();
         if !need.once {
             let (tool, agent, session) = (call.tool.clone(), call.caller.agent.clone(), call.caller.session.clone());
             let rules = store.read(move |conn| rows::rules_for(conn, &tool, agent.as_deref(), session.as_deref()));
             let rules = rules.await.map_err(|error| unstored(&error))?;
             if let Some(rule) = rules.iter().find(|rule| super::pattern::fits(&rule.pattern, &preview.subject)) {
-                receipt.rule = Some(rule.id.clone());
+                receipt.lock().rule = Some(rule.id.clone());
                 return Ok(());
             }
         }
@@ -208,10 +209,10 @@ impl Tools {
                 let reason = format!("{} Nobody is there to answer, so it is refused at once.", need.reason);
                 return Err(ToolFailure::Refused("no_approver", reason));
             }
-            None => self.ask(call, preview, need, receipt.digest.clone().unwrap_or_default()).await?,
+            None => self.ask(call, preview, need, digest.clone().unwrap_or_default()).await?,
         };
-        receipt.approval = Some(asked.id.clone());
-        if Some(&asked.digest) != receipt.digest.as_ref() {
+        receipt.lock().approval = Some(asked.id.clone());
+        if Some(&asked.digest) != digest.as_ref() {
             self.take_back(&asked).await;
             let reason =
                 "this call was asked about before, and would now do something else. Ask anew, as another call.";
@@ -349,6 +350,17 @@ impl Tools {
         };
         let consumer = teller(asked);
         self.inner.bus.notices((&consumer, "tools"), asked.trust, None, vec![told]).await
+    }
+
+    /// Takes a question back whose call was given up, unless the daemon ends, which asks on after its next start.
+    pub(super) async fn give_up(&self, id: &str) {
+        let id = id.to_owned();
+        if self.inner.bus.is_draining() || self.inner.ending.is_cancelled() {
+            return;
+        }
+        if let Ok(asked) = self.inner.bus.store().read(move |conn| rows::by_id(conn, &id)).await {
+            self.take_back(&asked).await;
+        }
     }
 
     async fn take_back(&self, asked: &Approval) {

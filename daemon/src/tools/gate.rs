@@ -1,6 +1,6 @@
 //! The gate: every call of a tool goes through here, whoever makes it, and leaves one record of the audit chain.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ const VALUE_BYTES_MAX: usize = 256 << 10;
 const NOTE_BYTES: usize = 600;
 
 /// What is known of a call when it ends.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Receipt {
     source: Option<String>,
     /// Of exactly what would run, once that is known.
@@ -37,6 +37,54 @@ pub(super) struct Receipt {
     pub rule: Option<String>,
     /// What the call is about, as rules see it.
     subject: Option<String>,
+    /// True once it runs.
+    runs: bool,
+}
+
+/// A [`Receipt`] that whoever ends the call can read.
+#[derive(Default, Clone)]
+pub(super) struct Shared(Arc<Mutex<Receipt>>);
+
+impl Shared {
+    /// The receipt, for a moment.
+    pub fn lock(&self) -> MutexGuard<'_, Receipt> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that goes on. Whoever drops it in the middle leaves a record all the same, and nobody is asked any longer.
+struct Underway {
+    tools: Tools,
+    call: Arc<Call>,
+    operator: Option<String>,
+    receipt: Shared,
+    begun: Instant,
+    ended: bool,
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (tools, receipt) = (self.tools.clone(), self.receipt.lock().clone());
+        let given_up = if receipt.runs {
+            ToolFailure::Unknown("it was given up while it ran".to_owned())
+        } else {
+            ToolFailure::Failed("it was given up before it began".to_owned())
+        };
+        let operator = self.operator.take();
+        let record = tools.record(&self.call, &receipt, operator, &Err(given_up), self.begun.elapsed());
+        runtime.spawn(async move {
+            if let Some(approval) = receipt.approval.filter(|_| !receipt.runs) {
+                tools.give_up(&approval).await;
+            }
+            if let Err(error) = tools.inner.bus.store().write(move |tx| audit::append(tx, &record)).await {
+                let _told = unstored(&error);
+            }
+        });
+    }
 }
 
 /// Whether the person is asked.
@@ -107,10 +155,19 @@ impl Tools {
         cancel: &CancellationToken,
         notice: &(dyn Fn(Notice) + Send + Sync),
     ) -> (Result<Output, ToolFailure>, bool) {
-        let (call, begun) = (Arc::new(call), Instant::now());
-        let mut receipt = Receipt::default();
-        let done = self.pass(&call, cancel, notice, &mut receipt).await;
-        let record = self.record(&call, &receipt, operator, &done, begun.elapsed());
+        let call = Arc::new(call);
+        let mut underway = Underway {
+            tools: self.clone(),
+            call: Arc::clone(&call),
+            operator,
+            receipt: Shared::default(),
+            begun: Instant::now(),
+            ended: false,
+        };
+        let done = self.pass(&call, cancel, notice, &underway.receipt).await;
+        underway.ended = true;
+        let receipt = underway.receipt.lock().clone();
+        let record = self.record(&call, &receipt, underway.operator.take(), &done, underway.begun.elapsed());
         let rule = receipt.rule.filter(|_| done.is_ok());
         let kept = keep(&done);
         let keeps = kept.is_some();
@@ -147,22 +204,22 @@ impl Tools {
         call: &Arc<Call>,
         cancel: &CancellationToken,
         notice: &(dyn Fn(Notice) + Send + Sync),
-        receipt: &mut Receipt,
+        receipt: &Shared,
     ) -> Result<Output, ToolFailure> {
-        receipt.source = self.find(&call.tool).map(|(tool, _)| tool.source);
+        receipt.lock().source = self.find(&call.tool).map(|(tool, _)| tool.source);
         let (tool, provider) = self.admitted(call)?;
         let (tool, preview) = previewed(tool, &provider, call).await?;
         if tool.permission > Permission::Net {
             self.inner.bus.store().takes_new().map_err(|error| unstored(&error))?;
         }
-        receipt.subject = Some(preview.subject.clone()).filter(|subject| !subject.is_empty());
-        receipt.digest = Some(digest_of(&tool, call, &preview));
+        receipt.lock().subject = Some(preview.subject.clone()).filter(|subject| !subject.is_empty());
+        receipt.lock().digest = Some(digest_of(&tool, call, &preview));
         if let Some(need) = need(&tool, call, &preview)? {
             self.agreed(call, &preview, need, cancel, notice, receipt).await?;
             // What runs is what was agreed to: everything is looked at once more, as it is by now.
             let (tool, provider) = self.admitted(call)?;
             let (tool, preview) = previewed(tool, &provider, call).await?;
-            if receipt.digest != Some(digest_of(&tool, call, &preview)) {
+            if receipt.lock().digest != Some(digest_of(&tool, call, &preview)) {
                 let reason = "what would run is not what was approved: something changed in between. Ask again.";
                 return Err(refused("approval_changed", reason));
             }
@@ -170,6 +227,7 @@ impl Tools {
         if cancel.is_cancelled() {
             return Err(ToolFailure::Failed("it was stopped before it began; nothing was done".to_owned()));
         }
+        receipt.lock().runs = true;
         let done = tokio::select! {
             done = provider.call(call, cancel) => done,
             () = async {

@@ -8,6 +8,8 @@ mod approvals;
 mod builtin;
 mod gate;
 pub mod pattern;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
