@@ -317,3 +317,40 @@ fn skills_workflows_and_agents_ask_agents() {
     let calls = daemon.recent("aman.agent.call");
     assert!(calls.iter().any(|call| call["source"] == "agent/first" && call["agentid"] == "other"), "{calls:?}");
 }
+
+/// The questions that wait for an answer.
+fn pending(daemon: &Daemon) -> Vec<Value> {
+    daemon.get("/tool-auth/pending").items()
+}
+
+/// Goal: a call that waits for the person waits on over a kill, for the same question, and is made once it is answered; a stop
+/// ends the wait at once, and takes the question back.
+#[test]
+fn what_waits_for_the_person_waits_on_or_is_stopped() {
+    let folder = Folder::new("turn-approvals");
+    let stub = asks_for("memory_save", "{\"text\": \"run-0 is remembered\"}");
+    let agents = [("careful", "[tools]\napprove = [\"memory_save\"]")];
+    let mut daemon = daemon_in(&folder, &stub, &agents, "");
+    let id = ask(&daemon, "careful");
+    let asked = daemon.wait("the question", || pending(&daemon).first().cloned());
+    daemon.kill();
+    daemon.again();
+    daemon.wait("the turn to go on", || (daemon.get("/agent/careful").json["status"] == "busy").then_some(()));
+    assert_eq!(pending(&daemon).iter().map(|one| &one["id"]).collect::<Vec<_>>(), [&asked["id"]]);
+    let yes = daemon.post("/tool-auth/respond", &json!({ "auth_id": asked["id"], "approved": true }));
+    assert_eq!(yes.status, 200, "{yes:?}");
+    assert!(finished(&daemon, &id)["text"].as_str().is_some_and(|text| text.starts_with("it said: ")));
+    assert_eq!((done(&daemon).len(), stub.requests().len()), (1, 2), "one call, and no answer twice");
+
+    let session = daemon.post("/chat/session/create", &json!({ "agent_id": "careful" })).json["id"].clone();
+    let session = format!("/chat/session/{}", session.as_str().expect("an id"));
+    assert_eq!(daemon.post(&format!("{session}/send"), &json!({ "text": "run-1" })).status, 202);
+    daemon.wait("the second question", || (pending(&daemon).len() == 1).then_some(()));
+    let begun = Instant::now();
+    assert_eq!(daemon.post(&format!("{session}/stop"), &json!({})).json["stopped"], true);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let state = daemon.get(&format!("{session}/state")).json;
+    assert_eq!((&state["turn"]["status"], pending(&daemon).len()), (&json!("stopped"), 0), "{state}");
+    let last = state["messages"].as_array().and_then(|all| all.last()).expect("a message");
+    assert_eq!(last["role"], "tool", "every call has what came of it: {last}");
+}

@@ -482,7 +482,6 @@ fn schemas_and_expressions_fault() {
         ("do: [{x: {set: {y: '${ error(\"no\") }'}}}]", "expression", "/do/0/x"),
         ("do: [{x: {for: {in: '3'}, do: []}}]", "expression", "/do/0/x"),
         ("use: {secrets: [none]}\ndo: [{x: {set: {y: '${ $secrets.none }'}}}]", "authorization", "/do/0/x"),
-        ("do: [{x: {call: aman.tool, with: {name: read}}}]", "configuration", "/do/0/x"),
     ] {
         let fault = run(body, json!({})).expect_err(body);
         assert_eq!((&fault["type"], &fault["instance"]), (&json!(standard(kind)), &json!(instance)), "{body}: {fault}");
