@@ -92,14 +92,11 @@ pub struct Extras {
 /// As [`start`], with [`Extras`].
 pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error> {
     let Extras { clock, consumers, sinks } = extras;
-    config.paths.make()?;
-    let lock = lock::lock(&config.paths).await?;
-    warn_of(&config, &clock);
+    let lock = claim(&config, &clock).await?;
     let lifecycle = Arc::new(Lifecycle::default());
     let (config, store) = open_store(config)?;
     telemetry::open_files(&config);
-    let listener = bind(&config).await?;
-    let address = listener.local_addr().map_err(Error::internal("reading the listening address"))?;
+    let (listener, address) = bind(&config).await?;
     let bus = new_bus(&config, &store, &clock);
     lifecycle.enter(Phase::Secrets);
     let auth = auth(&config)?;
@@ -164,6 +161,14 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         _lock,
     };
     Ok(daemon)
+}
+
+/// Makes the folders and takes them for this daemon alone.
+async fn claim(config: &Config, clock: &Clock) -> Result<Locked, Error> {
+    config.paths.make()?;
+    let lock = lock::lock(&config.paths).await?;
+    warn_of(config, clock);
+    Ok(lock)
 }
 
 fn new_bus(config: &Config, store: &Store, clock: &Clock) -> Bus {
@@ -348,10 +353,11 @@ async fn app(config: &Config, auth: Auth, parts: Parts) -> Result<Arc<App>, Erro
     App::new(api::Settings { auth, connections_max, config: config.clone() }, parts).await
 }
 
-async fn bind(config: &Config) -> Result<TcpListener, Error> {
-    TcpListener::bind(config.http.bind)
-        .await
-        .map_err(|error| Error::invalid("http.bind", format!("{} cannot be listened on: {error}.", config.http.bind)))
+async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), Error> {
+    let unusable = |error| Error::invalid("http.bind", format!("{} cannot be listened on: {error}.", config.http.bind));
+    let listener = TcpListener::bind(config.http.bind).await.map_err(unusable)?;
+    let address = listener.local_addr().map_err(Error::internal("reading the listening address"))?;
+    Ok((listener, address))
 }
 
 /// The types whose data must fit a schema.

@@ -47,16 +47,14 @@ fn texts_are_checked_kept_and_brought_back() {
         assert_eq!((refused.status, refused.fields()), (400, vec![field]), "{body}: {refused:?}");
         assert!(!String::from_utf8_lossy(&refused.body).contains(TOKEN), "{refused:?}");
     }
-    let broken = daemon
-        .post("/soul/update", &json!({ "content": "---\nname: a\nboundaries:\n  - {name: b, topic: '/(/'}\n---\n" }));
+    let broken = update(&daemon, "---\nname: a\nboundaries:\n  - {name: b, topic: '/(/'}\n---\n");
     assert!(text(&broken.json, "detail").contains("line 4"), "{broken:?}");
     let dry = daemon.post("/soul/update?dry_run=true", &json!({ "content": BOUNDED }));
     assert_eq!((dry.status, text(&dry.json, "name"), &dry.json["dry_run"]), (200, "Otto", &json!(true)), "{dry:?}");
     assert_eq!(info(&daemon)["digest"], first["digest"]);
     let stale = daemon.post("/soul/update", &json!({ "content": BOUNDED, "expected_digest": "0".repeat(64) }));
     assert_eq!((stale.status, stale.code()), (409, "version_conflict"), "{stale:?}");
-    let body = json!({ "content": BOUNDED, "expected_digest": first["digest"] });
-    let done = daemon.post("/soul/update", &body);
+    let done = daemon.post("/soul/update", &json!({ "content": BOUNDED, "expected_digest": first["digest"] }));
     assert_eq!((done.status, text(&done.json, "name")), (200, "Otto"), "{done:?}");
     assert_eq!(fs::read_to_string(&file).expect("the file"), BOUNDED);
     assert_eq!(daemon.get("/soul/raw").json["raw"], BOUNDED);

@@ -42,13 +42,13 @@ pub struct Request {
 pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, std::io::Error>> + Send>>;
 
 /// A body that `next` gives piece by piece: what comes, with what to ask for more.
-pub fn pieces<T, N, F>(from: T, mut next: N) -> Pieces
+pub fn pieces<T, N, F>(from: T, next: N) -> Pieces
 where
     T: Send + 'static,
     N: FnMut(T) -> F + Send + 'static,
     F: Future<Output = Option<(Result<Bytes, std::io::Error>, T)>> + Send + 'static,
 {
-    Box::pin(futures_util::stream::unfold(from, move |from| next(from)))
+    Box::pin(futures_util::stream::unfold(from, next))
 }
 
 /// What a server answers.

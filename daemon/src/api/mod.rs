@@ -346,12 +346,17 @@ impl App {
             public_streams: Arc::new(Semaphore::new(stream::PUBLIC_STREAMS_MAX)),
             running: TaskTracker::new(),
         });
-        let mounting = Arc::downgrade(&app);
+        app.mount_plugins().await;
+        Ok(app)
+    }
+
+    /// Lets plugins mount their routes, now and whenever one changes.
+    async fn mount_plugins(self: &Arc<App>) {
+        let mounting = Arc::downgrade(self);
         let mounter = Box::new(move |wanted, is_trial| {
             mounting.upgrade().map_or(Ok(()), |app: Arc<App>| app.mount(wanted, is_trial))
         });
-        app.plugins.open(mounter).await;
-        Ok(app)
+        self.plugins.open(mounter).await;
     }
 }
 

@@ -133,9 +133,9 @@ pub(super) async fn revoke(app: Arc<App>, call: Call) -> Result<Reply, Problem> 
     let query = Query::read(&call, &["id"])?;
     let id = query.text("id").ok_or_else(|| Error::invalid("id", "is required: the id of the rule, as ?id=."))?;
     let (draft, target) = (call.draft.clone(), id.clone());
-    let record = Box::new(move |tx: &mut crate::store::Tx<'_>, rule: &tools::RuleShown| {
+    let record = move |tx: &mut crate::store::Tx<'_>, rule: &tools::RuleShown| {
         draft.record(tx, &target, json!({ "pattern": rule.pattern, "agent": rule.agent, "session": rule.session }))
-    });
+    };
     app.tools.revoke(&id, record).await?;
     body::ok(&json!({ "deleted": true }))
 }

@@ -128,7 +128,7 @@ fn may(action: &AuthAction<'_>) -> bool {
 
 fn asked(statement: &mut Statement<'_>, query: &Query<'_>) -> rusqlite::Result<Found> {
     let params: Vec<Sql> = query.params.iter().map(given).collect();
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let mut found = Found { columns, rows: Vec::new(), more: false, changed: 0 };
     let (width, mut bytes) = (found.columns.len(), 0);
     let mut rows = statement.query(params_from_iter(params))?;

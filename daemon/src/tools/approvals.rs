@@ -458,7 +458,7 @@ impl Tools {
     pub async fn revoke(
         &self,
         id: &str,
-        record: Box<dyn FnOnce(&mut crate::store::Tx<'_>, &RuleShown) -> Result<(), Error> + Send>,
+        record: impl FnOnce(&mut crate::store::Tx<'_>, &RuleShown) -> Result<(), Error> + Send + 'static,
     ) -> Result<RuleShown, Error> {
         let id = id.to_owned();
         let revoked = self.inner.bus.store().write(move |tx| {
