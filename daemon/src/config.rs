@@ -108,6 +108,8 @@ pub struct Http {
     pub allow_exec_definitions: bool,
     /// True when the Model Context Protocol is served at `/mcp`.
     pub mcp: bool,
+    /// True when agents are served at `/v1` as OpenAI serves models.
+    pub openai: bool,
     /// Connections open at one time.
     pub max_connections: usize,
     /// Requests a second of each principal but the owner; 0 = no limit.
@@ -346,6 +348,7 @@ fn http(paths: &Paths, layers: &mut Layers) -> Http {
         strict_confirm: layers.flag("http.strict_confirm") || !bind.ip().is_loopback(),
         allow_exec_definitions: layers.flag("http.allow_exec_definitions"),
         mcp: layers.flag("http.mcp"),
+        openai: layers.flag("http.openai"),
         max_connections: usize::try_from(layers.number("http.max_connections", 1..=100_000)).unwrap_or(1),
         rate_limit: u32::try_from(layers.number("http.rate_limit", 0..=1_000_000)).unwrap_or(0),
         owner_rate_limit: u32::try_from(layers.number("http.owner_rate_limit", 0..=1_000_000)).unwrap_or(0),

@@ -38,7 +38,8 @@ fn contracted(route: &Route) -> Scope {
         ("GET", path) if path.starts_with("/events/") || path.starts_with("/dlq") => Scope::EventsRead,
         ("GET", path) if path.starts_with("/ui/plugin/") => Scope::Public,
         ("GET", "/capabilities" | "/agents" | "/agent/{id}") => Scope::Chat,
-        ("POST", "/mcp") => Scope::Chat,
+        ("POST", "/mcp" | "/v1/chat/completions") => Scope::Chat,
+        ("GET", "/v1/models" | "/v1/models/{id}") => Scope::Chat,
         (_, path) if path.starts_with("/chat/") => Scope::Chat,
         ("POST", "/auth/ticket") => Scope::EventsRead,
         // Signatures say who calls a hook.
@@ -75,7 +76,9 @@ fn credentials_are_needed() {
             let answer = call(&daemon, &route, headers);
             assert_eq!((answer.status, answer.code()), (401, "unauthorized"), "{name} {headers:?}");
             assert!(answer.header("www-authenticate").is_some_and(|text| text.starts_with("Bearer")), "{name}");
-            assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{name}");
+            // As clients of OpenAI read it, where they are served.
+            let kind = if route.path.starts_with("/v1/") { "application/json" } else { "application/problem+json" };
+            assert_eq!(answer.header("content-type"), Some(kind), "{name}");
         };
         match route.scope {
             Scope::Public => {

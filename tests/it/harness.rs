@@ -429,9 +429,10 @@ impl Answer {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The problem's code.
+    /// The problem's code, also where it is spelled as OpenAI does.
     pub fn code(&self) -> &str {
-        self.json["code"].as_str().unwrap_or_default()
+        let own = self.json["code"].as_str();
+        own.or_else(|| self.json["error"]["code"].as_str()).unwrap_or_default()
     }
 
     /// False when the connection ended before the whole body had come.

@@ -39,6 +39,7 @@ mod model;
 mod models;
 mod mqtt;
 mod notifications;
+mod openai;
 mod openapi;
 mod package;
 mod peer;

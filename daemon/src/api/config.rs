@@ -40,6 +40,8 @@ pub struct Tuned {
     pub debug_endpoints: bool,
     /// Lets `/mcp` in.
     pub mcp: bool,
+    /// Lets `/v1` in.
+    pub openai: bool,
 }
 
 impl Tuned {
@@ -56,6 +58,7 @@ impl Tuned {
             strict_confirm: config.http.strict_confirm,
             debug_endpoints: config.debug_endpoints,
             mcp: config.http.mcp,
+            openai: config.http.openai,
         }
     }
 

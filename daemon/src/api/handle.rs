@@ -17,7 +17,7 @@ use super::body::{Body, Reply};
 use super::fronts::Front;
 use super::problem::Problem;
 use super::routes::{Confirm, Found, Handling, Mounted, Params};
-use super::{App, Call, audit, body, gate, guests};
+use super::{App, Call, audit, body, gate, guests, openai};
 use crate::id::{TraceId, Traceparent};
 
 const CONFIRM: HeaderName = HeaderName::from_static("x-aman-confirm");
@@ -38,6 +38,14 @@ struct Progress {
     mounted: Option<Arc<Mounted>>,
 }
 
+impl Progress {
+    /// Whether the client reads errors as OpenAI spells them.
+    fn is_openai(&self) -> bool {
+        let route = self.mounted.as_ref().map(|mounted| &mounted.route);
+        route.is_some_and(|route| route.plugin.is_none() && route.path.starts_with("/v1/"))
+    }
+}
+
 /// Answers one request that came to `front`; never fails and never panics.
 pub async fn handle(app: Arc<App>, front: Arc<Front>, request: Request<Incoming>) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
@@ -48,6 +56,7 @@ pub async fn handle(app: Arc<App>, front: Arc<Front>, request: Request<Incoming>
     let answered = answer((&app, &front), parts, incoming, (trace, parent), &mut progress).await;
     let reply = match answered {
         Ok(reply) => reply,
+        Err(problem) if progress.is_openai() => openai::refusal(problem, path.path(), trace),
         Err(problem) => guests::refusal(&front, problem, (method, path.path().to_owned()), trace).await,
     };
     tracing::debug!(path = path.path(), status = reply.status.as_u16(), trace_id = %trace, "Answered.");

@@ -26,6 +26,7 @@ mod memory;
 mod metrics;
 mod models;
 mod notifications;
+mod openai;
 pub mod openapi;
 pub mod parse;
 mod plugins;
@@ -203,6 +204,8 @@ pub struct App {
     budget: Budget,
     models: Models,
     mcp: Servers,
+    /// Conversations of clients that keep them themselves.
+    conversations: openai::Conversations,
     connections_max: usize,
     tuned: ArcSwap<config::Tuned>,
     configured: config::Configured,
@@ -326,6 +329,7 @@ impl App {
             workflows,
             agents,
             mcp,
+            conversations: openai::Conversations::default(),
             tools,
             soul,
             memory,

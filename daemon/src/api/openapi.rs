@@ -55,7 +55,7 @@ pub fn document() -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas::all(),
-            "responses": { "Problem": problem_json("What went wrong, with a stable code.") },
+            "responses": { "Problem": problem_json("What went wrong, with a stable code."), "OpenaiError": openai_error() },
             "securitySchemes": {
                 "bearer": { "type": "http", "scheme": "bearer", "description": "The static token, or a minted one." },
                 "token": { "type": "apiKey", "in": "header", "name": "x-aman-token" },
@@ -241,14 +241,23 @@ fn problem_json(description: &str) -> Value {
     json!({ "description": description, "content": { PROBLEM: { "schema": reference("Problem") } } })
 }
 
+/// An error of a route that speaks OpenAI's way; one of before the route is known is a problem as everywhere.
+fn openai_error() -> Value {
+    let mut error = problem_json("What went wrong, as OpenAI spells it.");
+    error["content"]["application/json"] = json!({ "schema": reference("Object") });
+    error
+}
+
 /// The answers of a row: what its line names, and what the way to its handler can give.
 fn responses(route: &Route, operation: &Operation) -> Value {
     let mut all = Map::new();
+    let name = if route.path.starts_with("/v1/") { "OpenaiError" } else { "Problem" };
+    let failed = json!({ "$ref": format!("#/components/responses/{name}") });
     for one in operation.answers.split_whitespace() {
         let (status, spec) = one.split_once(':').unwrap_or((one, ""));
         let description = reason(status);
         let shown = if spec.is_empty() {
-            json!({ "$ref": "#/components/responses/Problem" })
+            failed.clone()
         } else {
             json!({ "description": description, "content": content(spec) })
         };
@@ -269,8 +278,7 @@ fn responses(route: &Route, operation: &Operation) -> Value {
         problems.extend([408, 413, 415, 503]);
     }
     for status in problems {
-        let shown = json!({ "$ref": "#/components/responses/Problem" });
-        all.entry(status.to_string()).or_insert(shown);
+        all.entry(status.to_string()).or_insert(failed.clone());
     }
     Value::Object(all)
 }

@@ -16,8 +16,8 @@ use super::body::Reply;
 use super::problem::Problem;
 use super::{
     App, Call, agents, audit, chat, config, cron, db, dlq, events, health, login, mcp, mcp_servers, memory, metrics,
-    models, notifications, openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools, usage, why,
-    workflows,
+    models, notifications, openai, openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools,
+    usage, why, workflows,
 };
 use crate::error::{Error, distance};
 use crate::package::PACKED_MAX;
@@ -43,6 +43,9 @@ const MODEL_TIME_MAX: Duration = Duration::from_secs(600);
 const IDLE_RUN_MAX: Duration = Duration::from_secs(660);
 /// Time limit of a route that says nothing else.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long an answer of an agent may be waited for.
+const TURN_TIME_MAX: Duration = Duration::from_secs(900);
 
 /// Parts of a path that are looked at to find a route near it.
 const PARTS_MAX: usize = 8;
@@ -247,6 +250,9 @@ fn extensions() -> Vec<Route> {
             .audited("plugin.uninstall")
             .confirmed(Confirm::WhenStrict)
             .slow(INSTALL_TIME_MAX),
+        route!(GET "/v1/models" Chat openai::models),
+        route!(GET "/v1/models/{id}" Chat openai::show),
+        route!(POST "/v1/chat/completions" Chat openai::complete).audited("chat.complete").slow(TURN_TIME_MAX),
         route!(POST "/mcp" Chat mcp::serve),
         route!(GET "/mcp-servers" Admin mcp_servers::list),
         route!(GET "/mcp-server/{name}" Admin mcp_servers::show),

@@ -15,6 +15,7 @@ use hyper::header::{CACHE_CONTROL, HeaderName, HeaderValue};
 use super::App;
 use super::auth::Principal;
 use super::body::{Body, Reply};
+use super::openai::Chunks;
 use super::pulse::{self, Due, Pulse};
 use super::socket::Peer;
 use crate::agents::frames::Viewer;
@@ -23,6 +24,8 @@ use crate::agents::frames::Viewer;
 pub struct TurnStream {
     app: Arc<App>,
     viewer: Viewer,
+    /// What makes chunks of a completion of the frames; none = they are sent as they are.
+    chunks: Option<Box<Chunks>>,
     pulse: Pulse,
     /// Sent before anything else, so that the client sees at once that it is heard.
     prelude: Option<Bytes>,
@@ -33,10 +36,16 @@ pub struct TurnStream {
 impl TurnStream {
     /// The answer that shows a turn.
     pub fn reply(app: &Arc<App>, viewer: Viewer, holder: Option<&Principal>) -> Reply {
+        TurnStream::reply_as(app, viewer, holder, None)
+    }
+
+    /// As [`TurnStream::reply`], as chunks of a completion where they are given.
+    pub fn reply_as(app: &Arc<App>, viewer: Viewer, holder: Option<&Principal>, chunks: Option<Box<Chunks>>) -> Reply {
         app.counters.streams.fetch_add(1, Ordering::Relaxed);
         let stream = TurnStream {
             app: Arc::clone(app),
             viewer,
+            chunks,
             pulse: Pulse::new(None),
             prelude: Some(Bytes::from_static(pulse::BEAT)),
             holder: holder.filter(|holder| holder.can_end()).cloned(),
@@ -72,7 +81,11 @@ impl TurnStream {
         if let Some(prelude) = self.prelude.take() {
             return Poll::Ready(Some(prelude));
         }
-        match self.viewer.poll_bytes(cx) {
+        let polled = match &mut self.chunks {
+            Some(chunks) => chunks.poll_bytes(&self.app, &mut self.viewer, cx),
+            None => self.viewer.poll_bytes(cx),
+        };
+        match polled {
             Poll::Ready(Some(bytes)) => {
                 self.pulse.sent();
                 Poll::Ready(Some(bytes))

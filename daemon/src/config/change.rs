@@ -78,8 +78,15 @@ const LIVE_BY_FILE: &[&str] = &[
 const TOOLS: &str = "tools.";
 /// Settings that decide who may do what: whoever has a token must not be able to open the door further.
 /// The collector is given secret headers, and whoever is found as a model is told everything.
-const ACCESS: &[&str] =
-    &["http.allow_remote", "http.auth", "http.mcp", "http_client.allow_private", "models.detect", "telemetry.endpoint"];
+const ACCESS: &[&str] = &[
+    "http.allow_remote",
+    "http.auth",
+    "http.mcp",
+    "http.openai",
+    "http_client.allow_private",
+    "models.detect",
+    "telemetry.endpoint",
+];
 /// Words in a key that name an executable, a path or a secret.
 const GUARDED: &[&str] = &[
     "argv",

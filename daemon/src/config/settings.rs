@@ -52,6 +52,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("http.socket", "\"\"", "Path of a Unix socket to listen on as well, for this user only; empty = none."),
     setting("http.tls.cert", "\"\"", "PEM file with the certificate chain; with http.tls.key, HTTPS in place of HTTP."),
     setting("http.tls.key", "\"\"", "PEM file with the private key of http.tls.cert."),
+    setting("http.openai", "false", "Serves agents at /v1 as OpenAI serves models, to tokens with the scope chat."),
     setting("http.mcp", "false", "Serves the Model Context Protocol at /mcp, to tokens with the scope chat."),
     setting("http.allow_exec_definitions", "false", "Lets workflows that run commands come in over HTTP."),
     setting("bus.durability", "\"full\"", "full survives power loss, normal survives a crash of the process only."),
