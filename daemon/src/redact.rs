@@ -15,6 +15,9 @@ pub const REDACTED: &str = "redacted";
 /// Shorter texts are too common to be taken out of everything.
 const BYTES_MIN: usize = 8;
 
+/// Bytes from which on a text that ends like a secret begins is held back.
+const HELD_MIN: usize = 4;
+
 /// Every known secret in every form in which it could be written, longest first.
 static KNOWN: LazyLock<ArcSwap<Vec<String>>> = LazyLock::new(ArcSwap::default);
 
@@ -148,6 +151,51 @@ pub fn bytes(bytes: &[u8]) -> Cow<'_, [u8]> {
     clean
 }
 
+/// Takes secrets out of a text that comes in pieces, also those that go over several of them. What could be the beginning of
+/// a secret waits for the next piece, from its fourth byte on: what is shorter would hold up every other piece.
+#[derive(Default)]
+pub struct Pieces {
+    /// The last bytes that were given out: a secret may have begun there.
+    tail: String,
+    held: String,
+}
+
+impl Pieces {
+    /// What can be told of the text with this piece.
+    pub fn add(&mut self, piece: &str) -> String {
+        let known = KNOWN.load();
+        if known.is_empty() {
+            return piece.to_owned();
+        }
+        let from = self.tail.len();
+        let mut text = std::mem::take(&mut self.tail) + &std::mem::take(&mut self.held) + piece;
+        for secret in known.iter() {
+            let mut looked = 0;
+            while let Some(at) = text[looked..].find(secret.as_str()).map(|at| looked + at) {
+                let begin = at.max(from);
+                text.replace_range(begin..at + secret.len(), REDACTED);
+                looked = begin + REDACTED.len();
+            }
+        }
+        let begins = |secret: &String| {
+            let least = text.len().saturating_sub(secret.len() - 1);
+            let most = text.len().saturating_sub(HELD_MIN - 1);
+            (least..most).find(|at| text.is_char_boundary(*at) && secret.starts_with(&text[*at..]))
+        };
+        let until = known.iter().filter_map(begins).min().unwrap_or(text.len()).max(from);
+        self.held = text.split_off(until);
+        let told = text[from..].to_owned();
+        self.tail = text.split_off(text.floor_char_boundary(text.len().saturating_sub(HELD_MIN - 1)));
+        told
+    }
+
+    /// What is left, when the text is over.
+    pub fn end(&mut self) -> String {
+        self.tail.clear();
+        std::mem::take(&mut self.held)
+    }
+}
+
 /// A writer that takes secrets out of what passes. Each write must be a whole text, as a line of a log is.
 pub struct Redacting<W>(pub W);
 
@@ -187,6 +235,28 @@ mod tests {
         }
         assert_eq!(text("a short b"), "a short b");
         assert!(matches!(text("nothing here"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn secrets_over_several_pieces_are_taken_out() {
+        let secret = "cänary-of-the-pieces";
+        learn(secret);
+        let text = format!("before {secret} between {secret}{secret} cän and cänary-of-no after");
+        let clean = format!("before {REDACTED} between {REDACTED}{REDACTED} cän and cänary-of-no after");
+        for size in 1..12 {
+            let (mut pieces, mut told) = (Pieces::default(), String::new());
+            let chars: Vec<char> = text.chars().collect();
+            for piece in chars.chunks(size) {
+                told.push_str(&pieces.add(&piece.iter().collect::<String>()));
+            }
+            told.push_str(&pieces.end());
+            // What was told before the fourth byte of a secret stays.
+            let without = told.replace("cän", "").replace("cä", "").replace('c', "");
+            assert!(!told.contains("ary-of-the"), "{size}: {told}");
+            assert_eq!(without, clean.replace("cän", "").replace('c', ""), "{size}");
+        }
+        let mut pieces = Pieces::default();
+        assert_eq!((pieces.add("no secret"), pieces.end()), ("no secret".to_owned(), String::new()));
     }
 
     #[test]

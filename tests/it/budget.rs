@@ -185,7 +185,7 @@ fn what_a_crash_left_counts_as_spent() {
     assert_eq!(scopes("/usage?day=all&limit=1"), ["agent/aman", "all", "session/s"]);
     assert_eq!(scopes("/usage?day=all&scope=session/&limit=9"), ["session/s"]);
     assert_eq!(daemon.get("/usage?day=2020-01-01").items(), Vec::<Value>::new());
-    assert_eq!(daemon.get("/usage?day=2020-13-01").fields(), ["day"]);
+    assert_eq!(daemon.get("/usage?day=2020-1-1").fields(), ["day"]);
     let status = daemon.get("/runtime/status").json;
     assert_eq!((&status["usage"]["tokens"], &status["usage"]["lost"]), (&json!(1200), &json!(1200)), "{status}");
     let metrics = String::from_utf8(daemon.get("/metrics").body).expect("text");

@@ -1,5 +1,7 @@
 //! No secret that the daemon knows gets into anything that it writes: files, logs, answers, outputs of commands.
 
+mod agents;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -11,7 +13,7 @@ const TOKEN: &str = "canary-token-3f9a7c51e2";
 const HOOK: &str = "canary-hook/\"secret\" ü";
 
 /// Parts of the secrets that survive escaping.
-const TRACES: [&str; 3] = ["canary-token-3f9a7c51e2", "canary-hook", "3f9a7c51e2"];
+const TRACES: [&str; 5] = ["canary-token-3f9a7c51e2", "canary-hook", "3f9a7c51e2", "canary-model/", "77ab01"];
 
 fn files(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder").flatten() {

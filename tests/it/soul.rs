@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::chat;
 use crate::harness::{Answer, Daemon, Folder, TOKEN, exchange, request};
 
 const BOUNDED: &str = "---\nname: Otto\nboundaries:\n  - name: no-payments\n    topic: [bank transfer, '/\\biban\\b/']\n    \
@@ -26,10 +27,10 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or_else(|| panic!("{name} is no text in {value}"))
 }
 
-/// Goal: a text is checked before anything changes, is in force and in the file after, and every one can be had again.
+/// Goal: a text is checked before anything changes, is in force, in the file and on record after.
 #[test]
-fn texts_are_checked_kept_and_brought_back() {
-    let mut daemon = Daemon::start();
+fn texts_are_checked_and_kept() {
+    let daemon = Daemon::start();
     let first = info(&daemon);
     assert_eq!((text(&first, "name"), text(&first, "origin"), &first["problem"]), ("aman", "bundled", &Value::Null));
     assert!(text(&first, "last_changed_at").starts_with("20"), "{first}");
@@ -62,6 +63,9 @@ fn texts_are_checked_kept_and_brought_back() {
     for wanted in ["You are Otto.", "You are brief.", "- no-payments; topics: bank transfer", "- tone: dry"] {
         assert!(text(&prompt, "system_prompt").contains(wanted), "{prompt}");
     }
+    let prompt = daemon.get("/soul/system-prompt?agent_id=aman").json;
+    assert!(text(&prompt, "system_prompt").starts_with("You are Otto, working as the agent aman."), "{prompt}");
+    assert_eq!(daemon.get("/soul/system-prompt?agent_id=nobody").status, 404);
     let record = daemon.all("/audit-log?action=soul.update&outcome=done").remove(0);
     assert_eq!(
         (&record["before_digest"], &record["after_digest"]),
@@ -72,6 +76,14 @@ fn texts_are_checked_kept_and_brought_back() {
     // Twice the same is no new text.
     assert_eq!(update(&daemon, BOUNDED).status, 200);
     assert_eq!(daemon.get("/soul/versions").items().len(), 2);
+}
+
+/// Goal: every text can be had again, by its number or its digest, as a new entry of the history, which survives a kill.
+#[test]
+fn earlier_texts_come_back() {
+    let mut daemon = Daemon::start();
+    let first = info(&daemon);
+    assert_eq!(update(&daemon, BOUNDED).status, 200);
     assert_eq!(daemon.post("/soul/rollback", &json!({ "version": 1 })).code(), "confirmation_required");
     for (body, status, code) in [
         (json!({}), 400, "invalid_input"),
@@ -215,6 +227,29 @@ fn boundaries_forbid_calls_of_tools() {
     assert!(refused.len() >= 3 || !daemon.all("/audit-log?outcome=refused").is_empty(), "each is on record");
     assert_eq!(update(&daemon, &named("free")).status, 200);
     assert_eq!(call("memory_save", json!({ "text": "Make the bank transfer." })).status, 200);
+}
+
+/// Goal: a message with a topic of a boundary is 403, one that fits the content policy 400, before anything is stored, and
+/// neither says what was found; what is allowed again is allowed at once.
+#[test]
+fn messages_are_refused_by_boundary_and_policy() {
+    let daemon = chat::scripted("[content_policy]\ndeny = ['\\b\\d{16}\\b', 'forbidden']");
+    assert_eq!(update(&daemon, BOUNDED).status, 200);
+    let session = chat::begin(&daemon);
+    let send = |words: &str| daemon.post(&chat::place(&session, "/send"), &json!({ "text": words }));
+    for (words, status, code) in [
+        ("Please make a BANK-transfer, hello", 403, "soul_boundary"),
+        ("hello, my card is 1234567812345678", 400, "content_policy"),
+        ("hello, FORBIDDEN", 400, "content_policy"),
+    ] {
+        let refused = send(words);
+        assert_eq!((refused.status, refused.code()), (status, code), "{words}: {refused:?}");
+        let body = String::from_utf8_lossy(&refused.body).to_lowercase();
+        assert!(!body.contains("1234") && !body.contains("forbidden,") && !body.contains("bank"), "{body}");
+    }
+    assert_eq!(chat::state(&daemon, &session)["messages"], json!([]));
+    assert_eq!(update(&daemon, &named("free")).status, 200);
+    chat::say(&daemon, &session, "hello, make the bank transfer");
 }
 
 /// Goal: the command line shows, checks, writes and prints the soul; a broken text is named with its line.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::context;
 use super::frames::{About, Kind as FrameKind};
 use super::turn::{End, Fault, Said, Turn};
-use super::{Agent, AtWork, CALL, Inner, MESSAGE, consumer_name};
+use super::{Agent, AtWork, CALL, Definition, Inner, MESSAGE, consumer_name};
 use crate::bus::{Attempt, Effects, Failure, Outcome};
 use crate::error::Error;
 use crate::event::{Event, NewEvent};
@@ -240,14 +240,23 @@ impl Inner {
 
     /// What the model is told before everything else.
     async fn system(&self, job: &Job, agent: &Agent, text: &str) -> Result<String, Error> {
-        let definition = &agent.definition;
-        let mut instructions = definition.instructions.clone();
+        let mut instructions = agent.definition.instructions.clone();
         if let Some((name, body)) = &job.skill {
             instructions.push_str(&format!("\n\nAn event called for the skill '{name}'. Do what it says:\n\n{body}"));
         }
+        self.prompt((&job.agent, &agent.definition), &instructions, text).await
+    }
+
+    /// What the model of an agent is told, with these instructions, where this was said.
+    pub(super) async fn prompt(
+        &self,
+        (id, definition): (&str, &Definition),
+        instructions: &str,
+        text: &str,
+    ) -> Result<String, Error> {
         let facts = match definition.recall {
             0 => Vec::new(),
-            count => self.parts.memory.recall(&job.agent, text, count).await?,
+            count => self.parts.memory.recall(id, text, count).await?,
         };
         let facts: Vec<FactLine> = facts
             .into_iter()
@@ -255,7 +264,7 @@ impl Inner {
             .collect();
         let skills = (self.parts.skills)(&definition.skills);
         Ok(self.parts.soul.system_prompt(&PromptParts {
-            agent_name: &job.agent,
+            agent_name: id,
             agent_instructions: instructions.trim(),
             skills: &skills,
             facts: &facts,

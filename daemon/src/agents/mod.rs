@@ -199,6 +199,12 @@ impl Agents {
         }
         Ok(Arc::clone(&agent.definition))
     }
+
+    /// What the model of an agent is told before everything else, where nothing was said yet.
+    pub async fn prompt(&self, id: &str) -> Result<String, Error> {
+        let definition = self.definition(id)?;
+        self.inner.prompt((id, &definition), &definition.instructions, "").await
+    }
 }
 
 impl Agents {

@@ -33,14 +33,10 @@ fn writer(call: &Call) -> Writer {
 
 /// Whose facts are asked for: `agent_id` means an agent's own and the shared ones, `shared` only these.
 fn of(query: &Query) -> Result<Of, Error> {
-    match (query.text("agent_id"), query.flag("shared", false)?) {
-        (None, true) => Ok(Of::Shared),
-        (None, false) => Ok(Of::All),
-        (Some(agent), false) => Ok(Of::Agent(agent)),
-        (Some(_), true) => {
-            Err(Error::invalid("shared", "cannot be asked for together with agent_id, which has them all."))
-        }
+    if query.flag("shared", false)? {
+        return Ok(Of::Shared);
     }
+    Ok(query.text("agent_id").map_or(Of::All, Of::Agent))
 }
 
 /// `GET /memory`: newest first; with `q`, best first.

@@ -43,17 +43,14 @@ pub(super) async fn versions(app: Arc<App>, call: Call) -> Result<Reply, Problem
     body::ok(&json!({ "items": found, "next_cursor": next_cursor }))
 }
 
-/// `GET /soul/system-prompt`: what a model is told before everything else, here without skills and memories, which depend on
-/// what is said.
+/// `GET /soul/system-prompt`: what a model is told before everything else; of an agent with its instructions, its skills, and
+/// the newest of what it remembers.
 pub(super) async fn system_prompt(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    let query = Query::read(&call, &["agent_id"])?;
-    let agent = query.text("agent_id");
-    let parts = PromptParts {
-        agent_name: agent.as_deref().unwrap_or_default(),
-        now_ms: app.clock.now_ms(),
-        ..PromptParts::default()
+    let agent = Query::read(&call, &["agent_id"])?.text("agent_id");
+    let prompt = match &agent {
+        Some(id) => app.agents.prompt(id).await?,
+        None => app.soul.system_prompt(&PromptParts { now_ms: app.clock.now_ms(), ..PromptParts::default() }),
     };
-    let prompt = app.soul.system_prompt(&parts);
     body::ok(&json!({ "agent_id": agent, "system_prompt": prompt, "digest": app.soul.current().digest }))
 }
 

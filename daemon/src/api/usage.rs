@@ -8,7 +8,6 @@ use super::body::{self, Reply};
 use super::problem::Problem;
 use super::query::{self, Query};
 use super::{App, Call};
-use crate::clock::parse_rfc3339;
 use crate::error::Error;
 
 /// Scopes of one day that a list can lead through.
@@ -20,7 +19,7 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let day = match asked.get("day") {
         None | Some("today") => Some(app.budget.today()),
         Some("all") => None,
-        Some(day) if parse_rfc3339(&format!("{day}T00:00:00Z")).is_some() => Some(day.to_owned()),
+        Some(day) if is_day(day) => Some(day.to_owned()),
         Some(_) => return Err(Error::invalid("day", "must be a day such as 2026-11-22, today or all.").into()),
     };
     let prefix = asked.text("scope").unwrap_or_default();
@@ -32,4 +31,10 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let place = i64::try_from(skip + items.len()).unwrap_or(i64::MAX);
     let next_cursor = more.then(|| query::cursor("usage", &[place]));
     body::ok(&json!({ "day": day, "items": items, "next_cursor": next_cursor, "limits": app.budget.limits() }))
+}
+
+/// True for what is written like a day; one that never was has used nothing.
+fn is_day(text: &str) -> bool {
+    let fits = |(n, b): (usize, u8)| if matches!(n, 4 | 7) { b == b'-' } else { b.is_ascii_digit() };
+    text.len() == 10 && text.bytes().enumerate().all(fits)
 }

@@ -343,23 +343,21 @@ fn may_write(by: &Writer) -> Result<(), Error> {
 fn checked(text: &str, tags: &[String]) -> Result<(String, String), Error> {
     let mut wrong = Vec::new();
     let mut add = |field: &str, reason: String| wrong.push(FieldError { field: field.to_owned(), reason });
-    let text = text.trim();
     let chars = text.chars().count();
-    if chars == 0 || chars > TEXT_CHARS_MAX {
+    let text = text.trim();
+    if text.is_empty() || chars > TEXT_CHARS_MAX {
         add("text", format!("must have 1 to {TEXT_CHARS_MAX} characters; it has {chars}."));
     } else if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t' | '\r')) {
         add("text", "must have no control characters.".to_owned());
-    } else if !text.chars().any(char::is_alphanumeric) {
-        add("text", "must have a word.".to_owned());
     }
     if tags.len() > TAGS_MAX {
         add("tags", format!("has {} entries; at most {TAGS_MAX}.", tags.len()));
     }
     for (n, tag) in tags.iter().enumerate() {
-        let is_word = tag.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        let is_word = !tag.chars().any(|c| c.is_whitespace() || c.is_control());
         let has_length = (1..=TAG_CHARS_MAX).contains(&tag.chars().count());
         if !is_word || !has_length {
-            add(&format!("tags/{n}"), format!("must be 1 to {TAG_CHARS_MAX} letters, digits, '-', '_' and '.'."));
+            add(&format!("tags/{n}"), format!("must be one word of 1 to {TAG_CHARS_MAX} characters."));
         }
     }
     if !wrong.is_empty() {

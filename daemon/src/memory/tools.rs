@@ -35,7 +35,7 @@ impl Provider for MemoryTools {
     fn tools(&self) -> Vec<Tool> {
         let text = json!({ "type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX,
             "description": "One fact in one or two sentences, clear without this conversation." });
-        let tag = json!({ "type": "string", "minLength": 1, "maxLength": TAG_CHARS_MAX, "pattern": "^[^\\s,;/]+$" });
+        let tag = json!({ "type": "string", "minLength": 1, "maxLength": TAG_CHARS_MAX, "pattern": "^\\S+$" });
         vec![
             tool(
                 "memory_search",

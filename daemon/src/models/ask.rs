@@ -10,6 +10,7 @@ use super::error::{ErrorKind, ModelError};
 use super::provider::{Asking, Provider};
 use super::registry::{Models, State};
 use super::{Answer, Delta, Request};
+use crate::redact;
 
 /// The first wait before a model is asked again; it doubles.
 const WAIT_FIRST: Duration = Duration::from_millis(500);
@@ -17,21 +18,44 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Who is asked to wait longer asks another model, or tells how long.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
-/// Passes on what comes, and takes it back when it is void.
+/// Passes on what comes, without secrets, and takes it back when it is void.
 struct Telling<'a> {
     on: &'a mut (dyn FnMut(Delta) + Send),
+    words: redact::Pieces,
     /// True when something was told that nothing took back.
     told: bool,
 }
 
 impl Telling<'_> {
     fn tell(&mut self, delta: Delta) {
-        self.told = true;
-        (self.on)(delta);
+        let delta = match delta {
+            Delta::Text(text) => Delta::Text(self.words.add(&text)),
+            other => other,
+        };
+        if delta != Delta::Text(String::new()) {
+            self.told = true;
+            (self.on)(delta);
+        }
+    }
+
+    /// Tells what was held back, and takes secrets out of the whole answer.
+    fn end(&mut self, mut answer: Answer) -> Answer {
+        let rest = self.words.end();
+        if !rest.is_empty() {
+            (self.on)(Delta::Text(rest));
+        }
+        redact::string(&mut answer.text);
+        for call in &mut answer.calls {
+            redact::string(&mut call.id);
+            redact::string(&mut call.name);
+            redact::value(&mut call.arguments);
+        }
+        answer
     }
 
     /// What was told is void.
     fn restart(&mut self) {
+        self.words = redact::Pieces::default();
         if std::mem::take(&mut self.told) {
             (self.on)(Delta::Restart);
         }
@@ -70,13 +94,13 @@ impl Models {
         let mut chain = state.chain(&request.model, &request.fallback)?;
         chain.truncate(models_max);
         let retries_max = if models_max == 1 { 0 } else { state.config.max_retries };
-        let (mut telling, mut failed) = (Telling { on, told: false }, Vec::new());
+        let (mut telling, mut failed) = (Telling { on, words: redact::Pieces::default(), told: false }, Vec::new());
         for (provider, model) in &chain {
             telling.restart();
             match self.ask_model(&state, (provider, model), request, &mut telling, retries_max).await {
                 Ok(answer) => {
                     self.shared.last.answered();
-                    return Ok(answer);
+                    return Ok(telling.end(answer));
                 }
                 Err(error) => {
                     let (id, kind) = (format!("{}/{model}", provider.config.id), error.kind);

@@ -8,7 +8,7 @@ mod file;
 mod prompt;
 
 use std::collections::BTreeMap;
-use std::ops::Deref;
+use std::ops::{Deref, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,7 +35,7 @@ const BY_HAND: &str = "file";
 /// Who brings the text that comes with aman.
 const BY_AMAN: &str = "aman";
 /// The beginning of a digest that names a text.
-const DIGEST_CHARS_MIN: usize = 4;
+const DIGEST_CHARS: RangeInclusive<usize> = 4..=64;
 
 /// The soul that is in force.
 #[derive(Debug, Clone)]
@@ -429,9 +429,10 @@ impl Inner {
             }
             Wanted::Digest(digest) => {
                 let digest = digest.to_ascii_lowercase();
-                if digest.len() < DIGEST_CHARS_MIN || !digest.bytes().all(|b| b.is_ascii_hexdigit()) {
+                if !DIGEST_CHARS.contains(&digest.len()) || !digest.bytes().all(|b| b.is_ascii_hexdigit()) {
                     let reason = format!(
-                        "must be a digest of `aman soul versions`, or {DIGEST_CHARS_MIN} of its digits or more."
+                        "must be a digest of `aman soul versions`, or its first digits, {} or more.",
+                        DIGEST_CHARS.start()
                     );
                     return Err(Error::invalid("digest", reason));
                 }

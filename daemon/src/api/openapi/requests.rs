@@ -170,7 +170,7 @@ fn skill_rollback() -> Value {
 
 /// What a soul says is YAML and Markdown; no schema says what of it is understood.
 fn soul_update() -> Value {
-    let content = json!({ "type": "string", "minLength": 1, "pattern": "^---\\n(.|\\n)*\\n---" });
+    let content = json!({ "type": "string", "minLength": 1 });
     let digest = json!({ "type": ["string", "null"], "pattern": "^[0-9a-fA-F]{64}$" });
     closed(json!({ "content": content, "expected_digest": digest }), &["content"])
 }
@@ -187,9 +187,11 @@ fn soul_rollback() -> Value {
 
 /// A fact, or what is to change of one.
 fn memory(required: &[&str]) -> Value {
-    let word = "[A-Za-z0-9_.-]";
-    let text = json!({ "type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX, "pattern": "^[A-Za-z0-9][^\\u0000-\\u001f\\u007f-\\u009f]*$" });
-    let tag = json!({ "type": "string", "pattern": format!("^{word}{{1,{TAG_CHARS_MAX}}}$") });
+    // Line breaks and tabs are no control characters here.
+    let control = "\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f-\\u009f";
+    let pattern = format!("^[^{control}]*[^\\s{control}][^{control}]*$");
+    let text = json!({ "type": "string", "maxLength": TEXT_CHARS_MAX, "pattern": pattern });
+    let tag = json!({ "type": "string", "pattern": format!("^[^\\s{control}]{{1,{TAG_CHARS_MAX}}}$") });
     let tags = json!({ "type": ["array", "null"], "maxItems": TAGS_MAX, "items": tag });
     if required.is_empty() {
         let mut change = closed(json!({ "text": or_null(text), "tags": tags }), &[]);
@@ -242,10 +244,10 @@ pub(super) fn query(path: &str, name: &str) -> Value {
         ("/dlq", "reason") => json!({ "type": "string", "enum": dlq::REASONS }),
         ("/memory/export", "format") => json!({ "type": "string", "enum": ["json", "md"] }),
         ("/usage", "day") => {
-            json!({ "type": "string", "pattern": "^(today|all|20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8]))$" })
+            json!({ "type": "string", "pattern": "^(today|all|[0-9]{4}-[0-9]{2}-[0-9]{2})?$" })
         }
         ("/memory" | "/memory/export", "shared") => flag(),
-        ("/memory", "q") => json!({ "type": "string", "minLength": 1, "maxLength": 256 }),
+        ("/memory", "q") => json!({ "type": "string", "maxLength": 256 }),
         ("/chat/session/{id}/export", "format") => json!({ "type": "string", "enum": ["md", "json"] }),
         (_, "format") => json!({ "type": "string", "enum": ["json", "mermaid"] }),
         ("/workflow-instances", "status") => json!({ "type": "string", "enum": Status::NAMES }),
