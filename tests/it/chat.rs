@@ -27,11 +27,16 @@ turns:
 
 /// A daemon whose agents answer by [`SCRIPT`].
 pub fn scripted(more: &str) -> Daemon {
+    scripted_with("", more)
+}
+
+/// As [`scripted`], with more keys of `[models]`.
+fn scripted_with(models: &str, more: &str) -> Daemon {
     let folder = Folder::new("chat");
     std::fs::write(folder.path().join("script.yaml"), SCRIPT).expect("the script");
     let path = folder.path().join("script.yaml");
     let toml = format!(
-        "{more}\n[models]\ndefault = \"demo/script\"\n[providers.demo]\nkind = \"script\"\npath = \"{}\"\n",
+        "{more}\n[models]\ndefault = \"demo/script\"\n{models}\n[providers.demo]\nkind = \"script\"\npath = \"{}\"\n",
         path.display()
     );
     std::fs::write(folder.path().join("aman.toml"), toml).expect("aman.toml");
@@ -351,6 +356,24 @@ fn attachments_come_along_and_keys_are_honoured() {
     let key = [("x-aman-token", TOKEN), ("idempotency-key", "begin")];
     let begun = || daemon.send("POST", "/chat/session/create", &key, Some(&json!({})));
     assert_eq!(begun().json, begun().json);
+}
+
+/// Goal: a cheap model makes a title behind the first answer, which is no change that a client must know of.
+#[test]
+fn a_cheap_model_makes_the_title() {
+    let folder = Folder::new("cheap");
+    let cheap = folder.path().join("cheap.yaml");
+    std::fs::write(&cheap, "turns:\n  - say: \"\\n **\\\"Greetings\\\"**\\n\"\n").expect("the script");
+    let daemon = scripted_with(
+        "cheap = \"small/script\"",
+        &format!("[providers.small]\nkind = \"script\"\npath = \"{}\"\n", cheap.display()),
+    );
+    let session = begin(&daemon);
+    say(&daemon, &session, "hello");
+    let before = state(&daemon, &session)["version"].clone();
+    daemon.wait("the title", || (state(&daemon, &session)["title"] == "Greetings").then_some(()));
+    assert_eq!(state(&daemon, &session)["version"], before);
+    assert_eq!(state(&daemon, &session)["usage"]["calls"], 2, "it is paid for");
 }
 
 /// Goal: without a model everything but an answer works, and it is said what to do; a model that fails is told as well.

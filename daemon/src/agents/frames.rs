@@ -347,6 +347,7 @@ impl TurnFrames {
 }
 
 /// Whoever looks at one turn.
+#[derive(Clone)]
 pub struct Viewer {
     log: Arc<Log>,
     /// The entry that is next, and how many of its bytes were seen.

@@ -13,6 +13,7 @@ pub mod idle;
 mod registry;
 mod send;
 mod sessions;
+mod title;
 mod transcript;
 mod turn;
 mod view;

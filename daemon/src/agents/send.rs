@@ -85,6 +85,10 @@ impl Agents {
         check_open(&row)?;
         let definition = self.ready(&row.agent).map_err(|error| without_agent(error, &row.agent))?;
         self.inner.admit(&definition, &asking.asked).await?;
+        let first = match &asking.asked {
+            Asked::Send { text, .. } if row.title.is_none() => Some(text.clone()),
+            _ => None,
+        };
         let turn = id::fresh();
         let about = About {
             session: row.id.clone(),
@@ -119,7 +123,12 @@ impl Agents {
         let published = self.inner.bus.publish(publish).await;
         let begun = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (published, begun) {
-            (Ok(_), Some(begun)) => Ok(begun),
+            (Ok(_), Some(begun)) => {
+                if let Some(said) = first {
+                    self.inner.entitle(definition, &said, row.number, begun.viewer.clone());
+                }
+                Ok(begun)
+            }
             (Ok(_), None) => Err(Error::internal("beginning a turn")("nothing was stored")),
             (Err(error), begun) => {
                 if begun.is_some() {

@@ -400,6 +400,15 @@ pub fn set_title(tx: &Tx<'_>, session: i64, title: &str, given: bool, now_ms: Mi
     change(tx, session, now_ms, sql, redact::text(title))
 }
 
+/// Sets a title that was made, unless one was given by now. It is no change of the conversation: the version stays.
+pub fn retitle(tx: &Tx<'_>, session: i64, title: &str) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached("UPDATE session SET title = ?2 WHERE number = ?1 AND titled = 0 AND closed < 2")
+        .and_then(|mut s| s.execute(params![session, redact::text(title)]))
+        .map(drop)
+        .map_err(unwritten)
+}
+
 /// Lets a session take no messages any more.
 pub fn close(tx: &Tx<'_>, session: i64, now_ms: Millis) -> Result<(), Error> {
     change(tx, session, now_ms, "closed = ?3", 1)
