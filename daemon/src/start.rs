@@ -108,7 +108,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let supervisor = Supervisor::new();
     let sandbox = Sandbox::new(&config.paths.runtime).with_private(private(&config));
     bus.register(vec![notifications::consumer()]).await?;
-    let skills = start_skills(&config, &bus, &sandbox).await?;
+    let skills = start_skills(&config, &bus, &sandbox, &supervisor).await?;
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
@@ -133,7 +133,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let sources = start_sources(&config, &bus, &supervisor, (sandbox, egress)).await?;
     let parts = Parts {
         bus: bus.clone(),
-        skills: skills.clone(),
+        skills,
         cron: cron.clone(),
         supervisor: supervisor.clone(),
         lifecycle: Arc::clone(&lifecycle),
@@ -152,8 +152,6 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     };
     let (server, url) = serve(&config, auth, parts, (listener, address)).await?;
     ready(&lifecycle, &store, address);
-    // It would take the processors from the rest of the start.
-    skills.run(&supervisor, config.skills_watch);
     let _lock = lock;
     #[rustfmt::skip]
     let daemon = Daemon {
@@ -393,11 +391,12 @@ async fn start_sources(
     Sources::start(&config.sources, Surroundings { bus, supervisor, sandbox, egress, paths }).await
 }
 
-async fn start_skills(config: &Config, bus: &Bus, sandbox: &Sandbox) -> Result<Skills, Error> {
+async fn start_skills(config: &Config, bus: &Bus, sandbox: &Sandbox, supervisor: &Supervisor) -> Result<Skills, Error> {
     let (skills, report) = Skills::start(skill_settings(config), bus, sandbox.clone()).await?;
     for failed in &report.failed {
         tracing::warn!(path = failed.path, error = failed.error, "A skill could not be loaded.");
     }
+    skills.run(supervisor, config.skills_watch);
     Ok(skills)
 }
 

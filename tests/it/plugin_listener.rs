@@ -263,16 +263,16 @@ fn listeners_are_encrypted_when_the_daemon_is() {
 fn the_same_paths_on_two_listeners() {
     let daemon = Daemon::configured(&format!("{}{}", bound("a", "127.0.0.1:0"), bound("b", "127.0.0.1:0")));
     let only = |name: &str, component: &[u8]| {
-        let routes = "[[routes]]\nmethod = \"GET\"\npath = \"/agents\"\nlistener = true\n";
+        let routes = "[[routes]]\nmethod = \"GET\"\npath = \"/beasts\"\nlistener = true\n";
         let may = "permissions = { publish = [\"test.**\"] }\n";
         package(&format!("{}{may}{routes}", manifest(name, "1.0.0")), component)
     };
     for (name, component, says) in [("a", ONE, "one"), ("b", TWO, "two")] {
         let shown = installed(&daemon, &only(name, component), "approve=true");
-        assert_eq!(shown["routes"], json!(["GET /agents on its own listener"]));
-        let answer = own(&address(&daemon, name), "GET", "/agents");
+        assert_eq!(shown["routes"], json!(["GET /beasts on its own listener"]));
+        let answer = own(&address(&daemon, name), "GET", "/beasts");
         assert_eq!(body(&answer), says, "{answer:?}");
-        assert!(daemon.get("/api/v1/agents").status == 404 && daemon.get("/agents").status == 404);
+        assert!(daemon.get("/api/v1/beasts").status == 404 && daemon.get("/beasts").status == 404);
     }
     let listed: Vec<Value> = daemon.get("/plugins").items();
     assert!(listed.iter().all(|plugin| plugin["listener"]["state"] == "listening"), "{listed:?}");

@@ -18,9 +18,11 @@ use crate::tools::Policy;
 const RESERVED: [&str; 2] = ["start", "shutdown"];
 /// Longest definition, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256 << 10;
-const INSTRUCTIONS_BYTES_MAX: usize = 64 << 10;
+const INSTRUCTIONS_CHARS_MAX: usize = 64 << 10;
 const DESCRIPTION_CHARS_MAX: usize = 1024;
 const LIST_MAX: usize = 256;
+/// Longest text of a list.
+const ITEM_CHARS_MAX: usize = 1000;
 const TURN_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What an agent is.
@@ -142,7 +144,7 @@ impl<'a> Reader<'a> {
             description: self.text("description", DESCRIPTION_CHARS_MAX),
             model: self.text("model", 256),
             fallback: self.list("fallback"),
-            instructions: self.text("instructions", INSTRUCTIONS_BYTES_MAX),
+            instructions: self.text("instructions", INSTRUCTIONS_CHARS_MAX),
             temperature: self.temperature(),
             max_tokens: self.number("max_tokens", 1, 1_000_000).and_then(|number| u32::try_from(number).ok()),
             tools: self.below("tools", Reader::policy).unwrap_or_default(),
@@ -205,11 +207,13 @@ impl<'a> Reader<'a> {
         self.table.get(key)
     }
 
-    fn text(&mut self, key: &'static str, bytes_max: usize) -> String {
+    fn text(&mut self, key: &'static str, chars_max: usize) -> String {
         match self.value(key) {
             None => {}
-            Some(Toml::String(text)) if text.len() <= bytes_max => return text.clone(),
-            Some(Toml::String(text)) => self.refuse(key, format!("has {} bytes; at most {bytes_max}.", text.len())),
+            Some(Toml::String(text)) => match text.chars().count() {
+                chars if chars <= chars_max => return text.clone(),
+                chars => self.refuse(key, format!("has {chars} characters; at most {chars_max}.")),
+            },
             Some(_) => self.refuse(key, "must be a text in quotes."),
         }
         String::new()
@@ -220,9 +224,9 @@ impl<'a> Reader<'a> {
         let texts: Option<Vec<String>> =
             value.as_array().and_then(|all| all.iter().map(|v| v.as_str().map(str::to_owned)).collect());
         match texts {
-            Some(texts) if texts.len() <= LIST_MAX && texts.iter().all(|text| !text.trim().is_empty()) => texts,
+            Some(texts) if texts.len() <= LIST_MAX && texts.iter().all(|text| is_item(text)) => texts,
             Some(_) => {
-                self.refuse(key, format!("must have at most {LIST_MAX} texts, none of them empty."));
+                self.refuse(key, format!("must have at most {LIST_MAX} texts of 1 to {ITEM_CHARS_MAX} characters."));
                 Vec::new()
             }
             None => {
@@ -346,6 +350,10 @@ impl<'a> Reader<'a> {
             self.refuse(&key, format!("is no field of an agent.{hint}"));
         }
     }
+}
+
+fn is_item(text: &str) -> bool {
+    !text.trim().is_empty() && text.chars().count() <= ITEM_CHARS_MAX
 }
 
 fn size(number: i64) -> usize {

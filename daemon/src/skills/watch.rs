@@ -23,7 +23,7 @@ const LONGEST: Duration = Duration::from_secs(3);
 const WATCHES_MAX: usize = 8192;
 
 impl Skills {
-    /// Begins what takes its time and what no start waits for: finds out what the sandbox can enforce here, and reads the skills
+    /// Begins what takes its time, which nobody waits for: finds out what the sandbox can enforce here, and reads the skills
     /// again whenever something changes below a search path, until the supervisor ends its tasks; never when they are not to
     /// be `watched`.
     pub fn run(&self, supervisor: &Supervisor, watched: bool) {

@@ -103,7 +103,8 @@ fn damaged_within_a_frame(offset: u64) {
 
     let good = fs::read(&wal).expect("the log");
     let frame = 24 + u64::from(u32::from_be_bytes(good[8..12].try_into().expect("four bytes")));
-    let damaged_at = 32 + good.len() as u64 / 2 / frame * frame + offset;
+    // Among what was stored after the first end: a new database alone fills half of the log.
+    let damaged_at = 32 + (end + good.len() as u64) / 2 / frame * frame + offset;
     overwrite(&wal, damaged_at, &[0x5A; 100]);
     let found = fs::read(&wal).expect("the log");
     daemon.again();

@@ -45,7 +45,13 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
             closed(json!({ "severity": severities(), "category": or_null(json!({ "type": "string" })) }), &[]),
         ),
         ("SkillRollback", skill_rollback()),
-        ("ModelTest", closed(json!({ "model": or_null(text(265)), "prompt": or_null(text(16_384)) }), &[])),
+        (
+            "ModelTest",
+            closed(
+                json!({ "model": { "type": ["string", "null"] }, "prompt": { "type": ["string", "null"], "maxLength": 16_384 } }),
+                &[],
+            ),
+        ),
         ("SoulUpdate", soul_update()),
         ("SoulRollback", soul_rollback()),
         ("NewMemory", memory(&["text"])),
@@ -100,7 +106,16 @@ fn agent_definition() -> Value {
     if let Some(fields) = whole.as_object_mut() {
         fields.retain(|name, _| !name.starts_with('$'));
     }
+    nullable(&mut whole);
     whole
+}
+
+/// In JSON a field that is null is one that is not there.
+fn nullable(schema: &mut Value) {
+    for field in schema["properties"].as_object_mut().into_iter().flat_map(|fields| fields.values_mut()) {
+        nullable(field);
+        *field = or_null(field.take());
+    }
 }
 
 fn idle_run() -> Value {
