@@ -354,3 +354,51 @@ fn what_waits_for_the_person_waits_on_or_is_stopped() {
     let last = state["messages"].as_array().and_then(|all| all.last()).expect("a message");
     assert_eq!(last["role"], "tool", "every call has what came of it: {last}");
 }
+
+/// Goal: a call goes on in no conversation but its caller's own, what can never be answered is refused at once, and what is
+/// said in a chat is neither in events nor in what is kept of deliveries.
+#[test]
+fn calls_stay_out_of_the_conversations_of_persons() {
+    let folder = Folder::new("turn-calls");
+    let stub = Stub::thinking(|_| Reply::words(&["a private word"]));
+    let flows = folder.path().join("workflows");
+    std::fs::create_dir_all(&flows).expect("a folder");
+    let asking =
+        |with: &str| format!("do: [{{ask: {{call: aman.agent, with: {{agent: first, prompt: hi, {with}}}}}}}]");
+    for (name, with) in
+        [("joins", "session: '${ .session }'"), ("formless", "output: {type: nonsense}"), ("plain", "input: {n: 1}")]
+    {
+        std::fs::write(flows.join(format!("{name}.yaml")), crate::workflows::define(name, &asking(with)))
+            .expect("a workflow");
+    }
+    let daemon = daemon_in(&folder, &stub, &[("first", "")], "");
+    let session = daemon.post("/chat/session/create", &json!({ "agent_id": "first" })).json["id"].clone();
+    let place = format!("/chat/session/{}", session.as_str().expect("an id"));
+    assert_eq!(daemon.post(&format!("{place}/send"), &json!({ "text": "hello" })).status, 202);
+    let idle = || Some(daemon.get(&format!("{place}/state")).json).filter(|state| state["state"] == "idle");
+    let before = daemon.wait("the answer", idle);
+    assert_eq!(before["messages"][1]["text"], "a private word", "{before}");
+
+    let event = daemon.recent("aman.agent.message").remove(0);
+    let delivery = daemon.delivery(event["id"].as_str().expect("an id"));
+    assert_eq!(delivery["result"]["message_id"], before["messages"][1]["id"], "{delivery}");
+    let ended = daemon.recent("aman.agent.turn.ended").remove(0);
+    assert!(ended["data"]["usage"].is_object(), "{ended}");
+    assert!(!format!("{delivery}{ended}").contains("private"), "{delivery} {ended}");
+
+    let begun = Instant::now();
+    for (name, input, said) in [("joins", json!({ "session": session }), "session"), ("formless", json!({}), "output")]
+    {
+        let id = crate::workflows::start(&daemon, name, input);
+        let error = crate::workflows::until(&daemon, &id, "faulted")["error"].to_string();
+        assert!(error.contains(said), "{name}: {error}");
+    }
+    assert!(begun.elapsed() < HELD, "neither was tried again");
+    assert_eq!(daemon.get(&format!("{place}/state")).json["version"], before["version"]);
+    assert_eq!(stub.requests().len(), 1, "nobody was asked");
+
+    let own = crate::workflows::until(&daemon, &crate::workflows::start(&daemon, "plain", json!({})), "completed");
+    let again = crate::workflows::start(&daemon, "joins", json!({ "session": own["output"]["session"] }));
+    let again = crate::workflows::until(&daemon, &again, "faulted");
+    assert!(again["error"].to_string().contains("session"), "another workflow is another caller: {again}");
+}

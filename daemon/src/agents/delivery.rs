@@ -58,6 +58,9 @@ struct Asked {
     make: bool,
     #[serde(default)]
     output: Option<Value>,
+    /// What `output` says, read.
+    #[serde(skip)]
+    form: Option<Schema>,
 }
 
 /// A turn that is open, and where it belongs.
@@ -151,7 +154,15 @@ impl Inner {
                 None => None,
             };
             let session = match known {
-                Some(session) if session.agent == agent && !session.closed => session,
+                // Nobody's conversation but the caller's own: what is said in it taints it.
+                Some(session)
+                    if session.agent == agent
+                        && !session.closed
+                        && session.kind == kind
+                        && (make || session.principal == principal) =>
+                {
+                    session
+                }
                 None if make => {
                     let title = (kind == Kind::Event).then_some(title);
                     let id = session.unwrap_or_else(fresh);
@@ -195,10 +206,7 @@ impl Inner {
         let (said, read) = context::history(&path);
         let text = path.last().map_or("", |message| message.text.as_str());
         let system = self.system(job, agent, text).await?;
-        let form = match asked(&event)?.and_then(|asked| asked.output) {
-            Some(schema) => Some(Schema::new(schema).map_err(|reason| Error::invalid("output", reason))?),
-            None => None,
-        };
+        let form = asked(&event)?.and_then(|asked| asked.form);
         let trace = row.trace.parse().unwrap_or(TraceId([0; 16]));
         let about = About {
             session: session.id.clone(),
@@ -317,15 +325,20 @@ impl Inner {
         let messages: Vec<NewMessage> =
             turn.transcript.iter().map(|said| self.message(turn.row.number, said)).collect();
         let message = messages.last().filter(|last| last.role == Role::Assistant).map(|last| last.id.clone());
-        let short = &text[..text.floor_char_boundary(TOLD_BYTES_MAX)];
-        let told = json!({
+        let mut told = json!({
             "agent": turn.row.agent, "session": turn.row.session_id, "turn": turn.row.id, "message": message,
-            "status": status, "text": short, "cut": short.len() < text.len(), "error": error, "usage": turn.usage,
+            "status": status, "error": error, "usage": turn.usage,
         });
-        let result = json!({
+        let mut result = json!({
             "turn_id": turn.row.id, "session_id": turn.row.session_id, "message_id": message, "status": status,
-            "text": text, "value": value, "error": error, "trust": turn.trust.name(),
+            "error": error, "trust": turn.trust.name(),
         });
+        // Events and deliveries are seen by others than the session is, and outlive it: no words of a chat are in them.
+        if turn.cause.sent.kind != MESSAGE {
+            let short = &text[..text.floor_char_boundary(TOLD_BYTES_MAX)];
+            (told["text"], told["cut"]) = (json!(short), json!(short.len() < text.len()));
+            (result["text"], result["value"]) = (json!(text), json!(value));
+        }
         let mut event = NewEvent::new(turn.row.consumer.clone(), ENDED, &told);
         event.subject = Some(turn.row.session_id.clone());
         let end = turns::End { status, error, trust: turn.trust };
@@ -389,13 +402,18 @@ impl Turn {
     }
 }
 
-/// What is asked by an event of type [`CALL`]; none for any other.
+/// What is asked by an event of type [`CALL`]; none for any other. `Invalid` when it can never be answered.
 fn asked(event: &Event) -> Result<Option<Asked>, Error> {
     if event.sent.kind != CALL {
         return Ok(None);
     }
     let asked = serde_json::from_value(event.sent.data.to_value());
-    asked.map(Some).map_err(|error| Error::invalid("data", format!("is no call of an agent: {error}.")))
+    let mut asked: Asked =
+        asked.map_err(|error| Error::invalid("data", format!("is no call of an agent: {error}.")))?;
+    if let Some(schema) = asked.output.take() {
+        asked.form = Some(Schema::new(schema).map_err(|reason| Error::invalid("output", reason))?);
+    }
+    Ok(Some(asked))
 }
 
 /// Who pays for a turn besides the agent and the session: the skill, or the schedule behind it.

@@ -329,7 +329,7 @@ pub fn by_number_in(tx: &Tx<'_>, number: i64) -> Result<Option<SessionRow>, Erro
 }
 
 /// Appends a message to the branch that is shown: it becomes the head, the session's version goes up, and what user and
-/// assistant say is indexed. Secrets in it are made unreadable. `Conflict` `invalid_state` when the session is full.
+/// assistant say is indexed. Secrets in it are made unreadable. `Conflict` `invalid_state` when a user speaks in a full session.
 pub fn append(tx: &Tx<'_>, session: i64, new: &NewMessage) -> Result<Appended, Error> {
     let (head, messages): (Option<i64>, i64) = tx
         .conn
@@ -337,7 +337,8 @@ pub fn append(tx: &Tx<'_>, session: i64, new: &NewMessage) -> Result<Appended, E
         .and_then(|mut s| s.query_row([session], |row| Ok((row.get(0)?, row.get(1)?))).optional())
         .map_err(unwritten)?
         .ok_or_else(|| Error::not_found("session", session.to_string()))?;
-    if messages >= MESSAGES_MAX {
+    // What a turn that was let in comes to has been paid for and done.
+    if messages >= MESSAGES_MAX && new.role == Role::User {
         let reason = format!("This session has {MESSAGES_MAX} messages, which is the most. Begin a new one.");
         return Err(Error::conflict("invalid_state", reason));
     }
