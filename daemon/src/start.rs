@@ -121,6 +121,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     let agents = start_agents(&config, &bus, &skills, (&models, &tools), (&soul, &memory, &budget)).await?;
     // Everyone who consumes is there: what waits from the last run may now have effects.
     bus.start().await;
+    agents.end_orphans().await?;
     tools.run();
     let mcp = start_mcp(&config, &tools, &supervisor, (&sandbox, &egress, clock));
     settle_config(&config, &bus).await;

@@ -402,3 +402,72 @@ fn calls_stay_out_of_the_conversations_of_persons() {
     let again = crate::workflows::until(&daemon, &again, "faulted");
     assert!(again["error"].to_string().contains("session"), "another workflow is another caller: {again}");
 }
+
+/// Goal: what a workflow is brought by an agent, a tool or another workflow lowers its trust, whatever it was begun with.
+#[test]
+fn what_a_workflow_is_brought_lowers_its_trust() {
+    let folder = Folder::new("turn-flows");
+    let stub = Stub::thinking(|_| Reply::words(&["save this at once"]));
+    let flows = folder.path().join("workflows");
+    std::fs::create_dir_all(&flows).expect("a folder");
+    let save = "{save: {call: aman.tool, with: {name: memory_save, input: {text: It was said}}}}";
+    let asks = "{ask: {call: aman.agent, with: {agent: reader, prompt: look}}}";
+    let delegates = "{ask: {call: aman.tool, with: {name: delegate, input: {agent: reader, task: look}}}}";
+    let runs = "{ask: {run: {workflow: {namespace: test, name: child, version: 1.0.0}}}}";
+    for (name, tasks) in [
+        ("alone", save.to_owned()),
+        ("child", asks.to_owned()),
+        ("asks", format!("{asks}, {save}")),
+        ("delegates", format!("{delegates}, {save}")),
+        ("runs", format!("{runs}, {save}")),
+    ] {
+        let text = crate::workflows::define(name, &format!("do: [{tasks}]"));
+        std::fs::write(flows.join(format!("{name}.yaml")), text).expect("a workflow");
+    }
+    let daemon = daemon_in(&folder, &stub, &[("reader", "trust = \"web\"")], "");
+    crate::workflows::until(&daemon, &crate::workflows::start(&daemon, "alone", json!({})), "completed");
+    for name in ["asks", "delegates", "runs"] {
+        let instance = crate::workflows::start(&daemon, name, json!({}));
+        let error = crate::workflows::until(&daemon, &instance, "faulted")["error"].to_string();
+        assert!(error.contains("trust_too_low"), "{name}: {error}");
+    }
+    assert_eq!(stub.requests().len(), 3);
+}
+
+/// Goal: a turn whose agent is switched off before it is taken holds up nobody: a stop ends it, and its session can go.
+#[test]
+fn what_rests_is_ended_by_a_stop() {
+    let folder = Folder::new("turn-rests");
+    let stub = Stub::thinking(|request| {
+        if request.contains("the first") && !request.contains("the third") {
+            Reply::words(&["late"]).waiting(0, HELD)
+        } else {
+            Reply::words(&["ok"])
+        }
+    });
+    let daemon = daemon_in(&folder, &stub, &[("worker", "concurrency = 1")], "");
+    let begin = |words: &str| {
+        let session = daemon.post("/chat/session/create", &json!({ "agent_id": "worker" })).json["id"].clone();
+        let place = format!("/chat/session/{}", session.as_str().expect("an id"));
+        assert_eq!(daemon.post(&format!("{place}/send"), &json!({ "text": words })).status, 202);
+        place
+    };
+    let first = begin("the first");
+    daemon.wait("the first to be asked", || (stub.requests().len() == 1).then_some(()));
+    let second = begin("the second");
+    assert_eq!(daemon.post("/agent/worker/status", &json!({ "status": "disabled" })).status, 200);
+    for place in [&second, &first] {
+        let begun = Instant::now();
+        assert_eq!(daemon.post(&format!("{place}/stop"), &json!({})).json["stopped"], true);
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        let state = daemon.get(&format!("{place}/state")).json;
+        assert_eq!((&state["state"], &state["turn"]["status"]), (&json!("idle"), &json!("stopped")), "{state}");
+    }
+    assert_eq!(daemon.call("DELETE", &second, None).status, 200);
+    assert_eq!(daemon.post("/agent/worker/status", &json!({ "status": "idle" })).status, 200);
+    assert_eq!(daemon.post(&format!("{first}/send"), &json!({ "text": "the third" })).status, 202);
+    let idle = || Some(daemon.get(&format!("{first}/state")).json).filter(|state| state["state"] == "idle");
+    let state = daemon.wait("the answer", idle);
+    assert_eq!(state["turn"]["status"], "done", "{state}");
+    assert!(!stub.requests().iter().any(|request| request.contains("the second")), "nobody took it");
+}

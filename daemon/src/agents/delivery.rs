@@ -344,6 +344,10 @@ impl Inner {
         let end = turns::End { status, error, trust: turn.trust };
         let (row, now_ms) = (turn.row.clone(), self.now_ms());
         let state = move |tx: &mut Tx<'_>| {
+            // Whoever stopped it while nobody was at work on it may have gone on since.
+            if turns::by_number_in(tx, row.number)?.is_none_or(|now| now.status == Status::Stopped) {
+                return Ok(());
+            }
             // What came of an earlier try stays, beside this one.
             if let Some(session) = chat::session_in(tx, &row.session_id)? {
                 if session.head != Some(row.message) {

@@ -35,7 +35,7 @@ pub use send::{Asked, Asking, Begun, SAID_CHARS_MAX};
 pub use sessions::{Format, HITS_MAX, Range, Visitor, WantedSession};
 
 use crate::budget::Budget;
-use crate::bus::{Bus, Origin};
+use crate::bus::{Bus, Origin, Standing};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::event::NewEvent;
@@ -44,7 +44,7 @@ use crate::models::Models;
 use crate::soul::{SkillLine, Soul};
 use crate::store::Tx;
 use crate::store::agents::AgentRow;
-use crate::store::turns as rows;
+use crate::store::turns::{self as rows, TurnRow};
 use crate::tools::Tools;
 
 /// The JSON Schema of a definition.
@@ -182,8 +182,20 @@ impl Agents {
         let delegate = delegate::Delegate { agents: Arc::downgrade(&agents.inner) };
         agents.inner.parts.tools.offer("agents", Arc::new(delegate));
         agents.inner.load().await?;
-        agents.inner.end_orphans().await?;
+        agents.end_orphans().await?;
         Ok(agents)
+    }
+
+    /// Ends the turns whose deliveries have ended without them, so that their sessions can go on: before the bus starts, and
+    /// once more behind that, when it has given up what was cut off too often.
+    pub async fn end_orphans(&self) -> Result<(), Error> {
+        let now_ms = self.inner.now_ms();
+        let over = self.inner.bus.store().write(move |tx| rows::end_orphans(tx, None, now_ms)).await?;
+        if !over.is_empty() {
+            tracing::warn!(ended = over.len(), "Turns of agents have ended with their deliveries.");
+        }
+        self.inner.tell_over(&over);
+        Ok(())
     }
 
     /// What an agent is now. `NotFound` when there is none of this id.
@@ -225,14 +237,22 @@ impl Agents {
         let inner = &self.inner;
         // First of all, what is at work ends; what begins in this moment finds the wish in the database.
         inner.interrupt(session);
-        let (by, now_ms) = (by.to_owned(), inner.now_ms());
+        let (by, now_ms, here) = (by.to_owned(), inner.now_ms(), Arc::clone(inner));
         let write = move |tx: &mut Tx<'_>| {
+            let mut over = rows::end_orphans(tx, Some(session), now_ms)?;
             let turns = rows::stop(tx, session, &by, now_ms)?;
-            record(tx, !turns.is_empty())?;
-            Ok(!turns.is_empty())
+            let any = !(over.is_empty() && turns.is_empty());
+            for turn in turns.into_iter().filter(|turn| here.rests(turn)) {
+                let end = rows::End { status: rows::Status::Stopped, error: None, trust: turn.trust };
+                rows::end(tx, turn.number, &end, now_ms)?;
+                over.push(TurnRow { status: end.status, ..turn });
+            }
+            record(tx, any)?;
+            Ok((any, over))
         };
         let mut ended = inner.bus.ended();
-        let any = inner.bus.store().write(write).await?;
+        let (any, over) = inner.bus.store().write(write).await?;
+        inner.tell_over(&over);
         inner.interrupt(session);
         let over = async {
             while inner.bus.store().read(move |conn| rows::open_of_session(conn, session)).await?.is_some() {
@@ -326,14 +346,25 @@ impl Inner {
         self.held(|held| held.agents.get(id).cloned()).ok_or_else(|| Error::not_found("agent", id))
     }
 
-    /// Ends the turns whose deliveries have ended without them, so that their sessions can go on.
-    async fn end_orphans(&self) -> Result<(), Error> {
-        let now_ms = self.now_ms();
-        let ended = self.bus.store().write(move |tx| rows::end_orphans(tx, now_ms)).await?;
-        if ended > 0 {
-            tracing::warn!(ended, "Turns of agents have ended with their deliveries.");
+    /// Whether nobody is at work on a turn, and nobody will be before its agent is switched on: its delivery rests.
+    fn rests(&self, turn: &TurnRow) -> bool {
+        let is_away = self.agent(&turn.agent).map_or(true, |agent| agent.row.disabled)
+            || self.bus.router().by_name(&turn.consumer).is_none_or(|entry| entry.spec.standing != Standing::Active);
+        is_away && !self.at_work(|all| all.contains_key(&turn.number))
+    }
+
+    /// Tells whoever looks at turns that ended without being taken.
+    fn tell_over(&self, over: &[TurnRow]) {
+        for turn in over {
+            let Some(viewer) = self.frames.watch(&turn.session_id).filter(|one| one.about().turn == turn.id) else {
+                continue;
+            };
+            let frames = self.frames.turn(viewer.about().clone());
+            match &turn.error {
+                Some(error) => frames.emit(frames::Kind::Error, error.clone()),
+                None => frames.emit(frames::Kind::Done, json!({ "message_id": null, "status": turn.status })),
+            }
         }
-        Ok(())
     }
 
     /// Changes what an agent does, and tells of it when its status is another one by that.

@@ -205,6 +205,8 @@ impl Plan {
             );
             return Err(Error::conflict("version_conflict", reason));
         }
+        // One whose delivery has ended holds up nobody.
+        turns::end_orphans(tx, Some(row.number), self.now_ms)?;
         if rows::open_turn_in(tx, row.number)?.is_some() {
             return Err(under_way());
         }

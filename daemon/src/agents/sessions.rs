@@ -209,8 +209,9 @@ impl Agents {
     /// Removes a session with all that was said in it. The events that it led to, which hold none of it, stay.
     pub async fn delete_session(&self, who: &Visitor, id: &str, audit: Audit) -> Result<Value, Error> {
         let row = self.inner.seen(who, id).await?;
-        let (store, number) = (self.inner.bus.store(), row.number);
+        let (store, number, now_ms) = (self.inner.bus.store(), row.number, self.inner.now_ms());
         let hide = move |tx: &mut Tx<'_>| {
+            turns::end_orphans(tx, Some(number), now_ms)?;
             if rows::open_turn_in(tx, number)?.is_some() {
                 return Err(under_way());
             }

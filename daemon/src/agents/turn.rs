@@ -20,7 +20,7 @@ use crate::registry::Schema;
 use crate::store::approvals::{self, Status as Approval};
 use crate::store::chat::{Body, Role};
 use crate::store::turns::{Kind, StepRow, StepStatus, TurnRow, write_step};
-use crate::tools::{Call, Caller, Notice, Output, Permission, Policy, ToolFailure};
+use crate::tools::{Call, Caller, Notice, Output, Policy, ToolFailure};
 
 /// What the model is told of a call that a crash cut off.
 const UNKNOWN: &str =
@@ -283,10 +283,7 @@ impl Turn {
     /// How far what a tool says of its failure is believed: others may have written it.
     fn failing_trust(&self, tool: &str) -> Trust {
         let known = self.inner.parts.tools.list().into_iter().find(|known| known.name == tool);
-        match known.map(|tool| tool.permission) {
-            Some(Permission::Net | Permission::Foreign) => Trust::Web,
-            _ => Trust::Owner,
-        }
+        known.map_or(Trust::Owner, |tool| tool.permission.failing_trust())
     }
 
     /// Whether a call that was begun and cut off may simply be made again: it is repeatable, or it had not begun to act because

@@ -228,6 +228,11 @@ pub fn by_number(conn: &Connection, number: i64) -> Result<Option<TurnRow>, Erro
     one(conn, "WHERE t.number = ?1", [number])
 }
 
+/// As [`by_number`], in a transaction that writes.
+pub fn by_number_in(tx: &Tx<'_>, number: i64) -> Result<Option<TurnRow>, Error> {
+    by_number(tx.conn, number)
+}
+
 /// As [`of_delivery`], in a transaction that writes.
 pub fn of_delivery_in(tx: &Tx<'_>, event: EventSeq, consumer: &str) -> Result<Option<TurnRow>, Error> {
     of_delivery(tx.conn, event, consumer)
@@ -337,29 +342,39 @@ pub fn end(tx: &Tx<'_>, turn: i64, end: &End, now_ms: Millis) -> Result<(), Erro
         .map_err(unwritten)
 }
 
-/// Notes that the open turns of a session are to stop; gives their row numbers.
-pub fn stop(tx: &Tx<'_>, session: i64, by: &str, now_ms: Millis) -> Result<Vec<i64>, Error> {
-    tx.conn
+/// Notes that the open turns of a session are to stop; gives them.
+pub fn stop(tx: &Tx<'_>, session: i64, by: &str, now_ms: Millis) -> Result<Vec<TurnRow>, Error> {
+    let numbers: Vec<i64> = tx
+        .conn
         .prepare_cached(
             "UPDATE turn SET stopped_by = coalesce(stopped_by, ?2), updated_ms = ?3 WHERE session = ?1 AND status < 2 \
              RETURNING number",
         )
         .and_then(|mut s| s.query_map(params![session, by, now_ms], |row| row.get(0))?.collect())
-        .map_err(unwritten)
+        .map_err(unwritten)?;
+    all(tx, numbers)
 }
 
-/// Ends, as failed, the open turns whose delivery has ended without them: expired, given up, or never made. Gives how many.
-pub fn end_orphans(tx: &Tx<'_>, now_ms: Millis) -> Result<usize, Error> {
+fn all(tx: &Tx<'_>, numbers: Vec<i64>) -> Result<Vec<TurnRow>, Error> {
+    numbers.into_iter().filter_map(|number| by_number(tx.conn, number).transpose()).collect()
+}
+
+/// Ends, as failed, the open turns of a session, or of all, whose delivery has ended without them: expired, given up, or never
+/// made. Gives them.
+pub fn end_orphans(tx: &Tx<'_>, session: Option<i64>, now_ms: Millis) -> Result<Vec<TurnRow>, Error> {
     let error = serde_json::json!({
         "code": "interrupted",
         "detail": "Its delivery ended without it: it was cut off too often, given up, or its event expired.",
     });
-    tx.conn
-        .execute(
-            "UPDATE turn SET status = 3, error = ?1, updated_ms = ?2 WHERE status < 2 AND NOT EXISTS (\
-             SELECT 1 FROM event e JOIN delivery d ON d.id >= e.delivery_first AND d.id < e.delivery_first + e.delivery_count \
-             JOIN consumer c ON c.id = d.consumer WHERE e.sequence = turn.event AND c.name = turn.consumer AND d.status < 3)",
-            params![error.to_string(), now_ms],
+    let numbers: Vec<i64> = tx
+        .conn
+        .prepare_cached(
+            "UPDATE turn SET status = 3, error = ?1, updated_ms = ?2 WHERE status < 2 AND (?3 IS NULL OR session = ?3) AND \
+             NOT EXISTS (SELECT 1 FROM event e JOIN delivery d ON d.id >= e.delivery_first AND \
+             d.id < e.delivery_first + e.delivery_count JOIN consumer c ON c.id = d.consumer \
+             WHERE e.sequence = turn.event AND c.name = turn.consumer AND d.status < 3) RETURNING number",
         )
-        .map_err(unwritten)
+        .and_then(|mut s| s.query_map(params![error.to_string(), now_ms, session], |row| row.get(0))?.collect())
+        .map_err(unwritten)?;
+    all(tx, numbers)
 }

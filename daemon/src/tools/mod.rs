@@ -53,6 +53,14 @@ pub enum Permission {
 }
 
 impl Permission {
+    /// How far what such a tool says of its failure is believed: others may have written it.
+    pub fn failing_trust(self) -> Trust {
+        match self {
+            Permission::Net | Permission::Foreign => Trust::Web,
+            _ => Trust::Owner,
+        }
+    }
+
     /// The least trust that a caller needs; what is below it is refused, and no approval helps. Of what is left, callers
     /// below [`Trust::Paired`] need an approval for everything but reading and asking hosts that they were granted.
     pub fn least(self) -> Trust {

@@ -11,9 +11,10 @@ use crate::error::Error;
 use crate::event::{Event, NewEvent, Trust};
 use crate::id::EventSeq;
 use crate::store::events;
+use crate::store::turns;
 use crate::store::workflows::InstanceRow;
 use crate::telemetry::traces;
-use crate::tools::{self, Caller, ToolFailure};
+use crate::tools::{self, Caller, ToolFailure, Tools};
 use crate::workflow::{Definition, Fault, Kind, Run, TaskId};
 
 /// The type of the event that asks an agent, and the agent that is asked when none is named.
@@ -43,8 +44,14 @@ pub(super) fn is_process(kind: &Kind) -> bool {
     matches!(kind, Kind::Run(Run::Process(_)))
 }
 
-/// Does it.
-pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
+/// Does it; says as well how far what it brought in is trusted.
+pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> (Result<Value, Fault>, Trust) {
+    let mut read = Trust::Owner;
+    let result = result_of(inner, &job, &mut read).await;
+    (result, read)
+}
+
+async fn result_of(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, Fault> {
     let cancel = job.cancel.clone();
     if job.args.get("process").is_some() {
         let _turn = tokio::select! {
@@ -52,24 +59,24 @@ pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
             () = cancel.cancelled() => return Err(Fault::runtime("it was ended before it began")),
         };
         // It ends its process itself, and waits for that.
-        return process::run(inner, &job).await;
+        return process::run(inner, job).await;
     }
     if job.args.get("tool").is_some() {
         // It ends by itself, and takes back what it asked the person.
-        return tool(inner, &job).await;
+        return tool(inner, job, read).await;
     }
     let done = async {
         if job.args.get("skill").is_some() {
-            return skill(inner, &job).await;
+            return skill(inner, job, read).await;
         }
         if job.args.get("agent").is_some() {
-            return agent(inner, &job).await;
+            return agent(inner, job, read).await;
         }
         let _turn = inner.calls.acquire().await;
         if job.args.get("http").is_some() {
-            return http::call(inner, &job).await;
+            return http::call(inner, job).await;
         }
-        openapi::call(inner, &job).await
+        openapi::call(inner, job).await
     };
     tokio::select! {
         done = done => done,
@@ -79,7 +86,7 @@ pub(super) async fn run(inner: &Arc<Inner>, job: Job) -> Result<Value, Fault> {
 
 /// Calls a tool: through the gate, by the policy of `[tools]`, with the task's key, so that a call that was cut off finds
 /// the approval that it waited for.
-async fn tool(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
+async fn tool(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, Fault> {
     let args = &job.args["tool"];
     let Some(name) = args["name"].as_str() else { return Err(Fault::expression("aman.tool: name is no text")) };
     let tools = &inner.settings.tools;
@@ -103,13 +110,25 @@ async fn tool(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
             policy: tools.policy(),
         },
     };
-    match tools.call(call, &job.cancel, &|_| {}).await {
+    let done = tools.call(call, &job.cancel, &|_| {}).await;
+    *read = match &done {
+        Ok(output) => output.trust,
+        // Others may have written what is said of a failure.
+        Err(ToolFailure::Failed(_) | ToolFailure::Unknown(_)) => failing_trust(tools, name),
+        Err(ToolFailure::Arguments(..) | ToolFailure::Refused(..)) => Trust::Owner,
+    };
+    match done {
         Ok(output) => Ok(output.value.unwrap_or_else(|| output.text.into())),
         Err(ToolFailure::Arguments(pointer, why)) => Err(Fault::validation(format!("{name}: input{pointer} {why}"))),
         Err(ToolFailure::Refused(code, why)) => Err(Fault::authorization(format!("{name}: {code}: {why}"))),
         Err(ToolFailure::Failed(why)) => Err(Fault::runtime(format!("{name}: {why}"))),
         Err(ToolFailure::Unknown(why)) => Err(Fault::runtime(format!("{name}: {why}")).unknown()),
     }
+}
+
+fn failing_trust(tools: &Tools, name: &str) -> Trust {
+    let known = tools.list().into_iter().find(|known| known.name == name);
+    known.map_or(Trust::Owner, |tool| tool.permission.failing_trust())
 }
 
 /// The event that led to the instance, so that what its tools publish counts as one of its effects.
@@ -122,7 +141,7 @@ async fn cause(inner: &Arc<Inner>, row: &InstanceRow) -> Result<Option<Arc<Event
 }
 
 /// Calls a skill: an event that is for it alone, and the end of its delivery.
-async fn skill(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
+async fn skill(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, Fault> {
     let args = &job.args["skill"];
     let Some(name) = args["name"].as_str() else { return Err(Fault::expression("aman.skill: name is no text")) };
     let router = inner.bus.router();
@@ -139,7 +158,7 @@ async fn skill(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
     let mut event = NewEvent::new(format!("workflow/{}", job.row.workflow), CALL, &args["input"]);
     event.subject = Some(name.to_owned());
     let consumer = format!("skill/{name}");
-    match called(inner, job, event, &consumer).await? {
+    match called(inner, job, event, &consumer, read).await? {
         Awaited::Done(result) => Ok(result),
         Awaited::Failed(why) => Err(Fault::new("runtime", 500, "Skill failed", format!("{name}: {why}"))),
         _ => Err(Fault::timeout(format!("the call of {name} expired"))),
@@ -147,7 +166,7 @@ async fn skill(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
 }
 
 /// Asks an agent: an event that is for it alone, and the end of its delivery, which is a turn.
-async fn agent(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
+async fn agent(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, Fault> {
     let args = &job.args["agent"];
     let name = args["agent"].as_str().unwrap_or(DEFAULT_AGENT);
     let consumer = format!("agent/{name}");
@@ -164,7 +183,7 @@ async fn agent(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
     let wanted = json!({ "prompt": prompt, "session": args["session"], "output": args["output"] });
     let mut event = NewEvent::new(format!("workflow/{}", job.row.workflow), AGENT_CALL, &wanted);
     (event.agent_id, event.partition_key) = (Some(name.to_owned()), args["session"].as_str().map(str::to_owned));
-    match called(inner, job, event, &consumer).await? {
+    match called(inner, job, event, &consumer, read).await? {
         Awaited::Done(result) if result["status"] == "done" => Ok(match &result["value"] {
             Value::Null => {
                 json!({ "text": result["text"], "session": result["session_id"], "turn": result["turn_id"] })
@@ -177,8 +196,15 @@ async fn agent(inner: &Arc<Inner>, job: &Job) -> Result<Value, Fault> {
     }
 }
 
-/// Has an event delivered to a consumer, and waits for the end of that.
-async fn called(inner: &Arc<Inner>, job: &Job, mut event: NewEvent, consumer: &str) -> Result<Awaited, Fault> {
+/// Has an event delivered to a consumer, and waits for the end of that; `read` is how far the turn is trusted that it was, if
+/// an agent took it.
+async fn called(
+    inner: &Arc<Inner>,
+    job: &Job,
+    mut event: NewEvent,
+    consumer: &str,
+    read: &mut Trust,
+) -> Result<Awaited, Fault> {
     event.id = Some(job.key.clone());
     event.trace = job.row.trace.parse().ok();
     event.parent = traces::current().and_then(|here| here.span());
@@ -187,7 +213,19 @@ async fn called(inner: &Arc<Inner>, job: &Job, mut event: NewEvent, consumer: &s
     // The same id again is the same event: a call that was cut off is found, and not repeated.
     let accepted = inner.bus.publish(Publish::one(event, origin)).await.map_err(unknown)?;
     let sequence = EventSeq(accepted.first().map_or(0, |one| one.sequence));
-    match inner.bus.end_of(sequence, consumer).await.map_err(unknown)? {
+    let ended = inner.bus.end_of(sequence, consumer).await.map_err(unknown)?;
+    let wanted = consumer.to_owned();
+    let turn =
+        inner.bus.store().read(move |conn| turns::of_delivery(conn, sequence, &wanted)).await.map_err(unknown)?;
+    *read = match (turn, &ended) {
+        (Some(turn), _) => turn.trust,
+        // Its session was removed since.
+        (None, Awaited::Done(result)) if consumer.starts_with("agent/") => {
+            result["trust"].as_str().and_then(Trust::of_name).unwrap_or_default()
+        }
+        (None, _) => Trust::Owner,
+    };
+    match ended {
         Awaited::Missed => Err(Fault::runtime(format!("{consumer} did not get the call")).unknown()),
         Awaited::Forgotten => Err(Fault::runtime("what became of the call is not on record any more").unknown()),
         ended => Ok(ended),

@@ -386,13 +386,14 @@ fn missed(child: Option<InstanceRow>, key: &str) -> Option<String> {
     let fault = match child {
         None => Fault::runtime("what became of the workflow that was run is not on record any more").unknown(),
         Some(row) if !row.status.is_ended() => return None,
-        Some(InstanceRow { output: Some(output), .. }) => {
+        Some(InstanceRow { output: Some(output), trust, .. }) => {
             let output: Value = serde_json::from_str(&output).unwrap_or_default();
-            return Some(json!({ "key": key, "output": output }).to_string());
+            return Some(json!({ "key": key, "output": output, "trust": trust }).to_string());
         }
-        Some(InstanceRow { error: Some(error), .. }) => {
+        Some(InstanceRow { error: Some(error), trust, .. }) => {
             let fault = serde_json::from_str(&error).unwrap_or_else(|_| Fault::runtime("it failed"));
-            Fault { instance: String::new(), ..fault }
+            let fault = Fault { instance: String::new(), ..fault };
+            return Some(json!({ "key": key, "error": fault, "trust": trust }).to_string());
         }
         Some(_) => cancelled(),
     };

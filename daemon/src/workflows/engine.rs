@@ -18,6 +18,7 @@ use super::record::{Moment, listeners, take};
 use super::{Current, Inner, Slot, fresh, row_of, spans};
 use crate::clock::Millis;
 use crate::error::Error;
+use crate::event::Trust;
 use crate::id::TraceId;
 use crate::store::workflows::{self as rows, InstanceRow, Kind, ListenerRow};
 use crate::store::{Reading, Tx};
@@ -198,6 +199,9 @@ impl Inner {
     }
 }
 
+/// What came of something that was done outside: its key, the result, and how far that is trusted.
+type Came = (String, (Result<Value, Fault>, Trust));
+
 /// An instance in memory.
 struct Driver {
     inner: Arc<Inner>,
@@ -209,7 +213,7 @@ struct Driver {
     bytes: usize,
     row: InstanceRow,
     /// What is being done outside.
-    jobs: JoinSet<(u64, String, Result<Value, Fault>)>,
+    jobs: JoinSet<(u64, Came)>,
     /// By key: what is still waited for, with its number and what ends it. What was given up ends in its own time, and may
     /// be done again with the same key before.
     begun: HashMap<String, (u64, CancellationToken)>,
@@ -257,25 +261,30 @@ impl Driver {
     }
 
     async fn go(&mut self, slot: &Slot) -> Result<(), Error> {
-        let mut results: Vec<(String, Result<Value, Fault>)> = Vec::new();
+        let mut results: Vec<Came> = Vec::new();
         let mut came = self.came(slot).await?;
         loop {
             let (done, held) = (std::mem::take(&mut results), self.row.hold);
-            let (number, key) = (self.row.number, self.row.parent_key.clone());
+            let (number, key, before_it) = (self.row.number, self.row.parent_key.clone(), self.row.trust);
             let (stop, trust, moment) = self
                 .with(move |machine, env| {
                     let before = Before::of(machine);
                     machine.tick(env);
-                    for (key, result) in done {
+                    // What it does with what it was brought is trusted no further than that.
+                    let mut trust = before_it;
+                    for (key, (result, read)) in done {
                         machine.resolve(&key, result, env);
+                        trust = trust.min(read);
                     }
-                    let trust = came.iter().map(|(kind, body)| take(machine, *kind, body, env)).min();
+                    for (kind, body) in &came {
+                        trust = trust.min(take(machine, *kind, body, env));
+                    }
                     let stop = if held { Stop::Idle } else { machine.run(env, GROUP) };
-                    (stop, trust, Moment::of(machine, (number, key.as_deref()), held, (before, env.now_ms)))
+                    let whose = (number, key.as_deref(), trust);
+                    (stop, trust, Moment::of(machine, whose, held, (before, env.now_ms)))
                 })
                 .await;
-            // What it does with an event is trusted no further than that event.
-            self.row.trust = trust.map_or(self.row.trust, |trust| trust.min(self.row.trust));
+            self.row.trust = trust;
             came = Vec::new();
             let moment = moment?;
             self.bytes = moment.advance.state.as_ref().map_or(0, String::len);
@@ -312,7 +321,7 @@ impl Driver {
     async fn wait(
         &mut self,
         slot: &Slot,
-        results: &mut Vec<(String, Result<Value, Fault>)>,
+        results: &mut Vec<Came>,
         came: &mut Vec<(Kind, Value)>,
     ) -> Result<bool, Error> {
         loop {
@@ -325,7 +334,7 @@ impl Driver {
             };
             tokio::select! {
                 Some(ended) = self.jobs.join_next() => {
-                    if let Ok((job, key, result)) = ended
+                    if let Ok((job, (key, result))) = ended
                         && self.begun.get(&key).is_some_and(|(known, _)| *known == job)
                     {
                         self.begun.remove(&key);
@@ -395,9 +404,9 @@ impl Driver {
             self.jobs.spawn(traces::within(context, async move {
                 let result = match job {
                     Ok(job) => actions::run(&inner, job).await,
-                    Err(fault) => Err(fault),
+                    Err(fault) => (Err(fault), Trust::Owner),
                 };
-                (number, key, result)
+                (number, (key, result))
             }));
         }
     }

@@ -36,12 +36,14 @@ pub(super) fn take(machine: &mut Machine, kind: Kind, body: &Value, env: &Env<'_
                 None => Ok(body["output"].clone()),
             };
             machine.resolve(key, result.map(|output| child_output(machine, key, output)), env);
+            // What was refused before it was begun, or written before this was, says nothing of it.
+            return body.get("trust").map_or(Trust::Owner, |_| trust_of(body));
         }
     }
     Trust::Owner
 }
 
-/// How far an event, as workflows see it, is trusted.
+/// How far an event, as workflows see it, or the end of an instance is trusted.
 pub(super) fn trust_of(event: &Value) -> Trust {
     serde_json::from_value(event["trust"].clone()).unwrap_or_default()
 }
@@ -57,13 +59,14 @@ fn child_output(machine: &Machine, key: &str, output: Value) -> Value {
     }
 }
 
-/// What the parent of an ended instance is told.
-pub(super) fn end_of(key: Option<&str>, ended: &Ended) -> String {
+/// What the parent of an ended instance is told, whose data is trusted so far.
+pub(super) fn end_of(key: Option<&str>, ended: &Ended, trust: Trust) -> String {
     clean(match ended {
-        Ended::Completed(output) => json!({ "key": key, "output": output }).to_string(),
+        Ended::Completed(output) => json!({ "key": key, "output": output, "trust": trust }).to_string(),
         // It is raised anew where the instance was started.
         Ended::Faulted(fault) => {
-            json!({ "key": key, "error": Fault { instance: String::new(), ..fault.clone() } }).to_string()
+            let error = Fault { instance: String::new(), ..fault.clone() };
+            json!({ "key": key, "error": error, "trust": trust }).to_string()
         }
     })
 }
@@ -79,7 +82,7 @@ pub(super) fn clean(json: String) -> String {
 /// What there is to store of a machine at one moment. Made where it holds up nobody: a state may be large, and everything
 /// in it is searched for secrets.
 pub(super) struct Moment {
-    /// Where it stands; whoever stores it says how far its inbox was seen and how far it is trusted.
+    /// Where it stands; whoever stores it says how far its inbox was seen.
     pub advance: Advance,
     /// What it wishes for, besides rows of the journal.
     pub wishes: Wishes,
@@ -94,11 +97,11 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    /// Of the instance with this row number, which its parent knows by `key`, and which stood where `before` says. While it
-    /// is held nothing begins.
+    /// Of the instance with this row number, which its parent knows by `key`, which is trusted so far, and which stood where
+    /// `before` says. While it is held nothing begins.
     pub fn of(
         machine: &mut Machine,
-        (number, key): (i64, Option<&str>),
+        (number, key, trust): (i64, Option<&str>, Trust),
         held: bool,
         (before, now_ms): (Before, Millis),
     ) -> Result<Moment, Error> {
@@ -136,12 +139,12 @@ impl Moment {
             steps: steps_of(machine, std::mem::take(&mut wishes.steps)),
             listeners: Some(listeners(machine, number)),
             seen: 0,
-            trust: Trust::default(),
+            trust,
         };
         Ok(Moment {
             advance,
             wishes,
-            told: machine.state.ended.as_ref().map(|ended| end_of(key, ended)),
+            told: machine.state.ended.as_ref().map(|ended| end_of(key, ended, trust)),
             fault,
             awaited,
             changes,

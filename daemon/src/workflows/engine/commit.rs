@@ -22,7 +22,7 @@ impl Inner {
     pub(super) async fn give_up(self: &Arc<Self>, row: &InstanceRow, error: &Error) -> Result<(), Error> {
         let fault = Fault::runtime(error.to_string()).at("/");
         let shown = crate::redact::json(&fault.to_value().to_string()).into_owned();
-        let told = end_of(row.parent_key.as_deref(), &Ended::Faulted(fault.clone()));
+        let told = end_of(row.parent_key.as_deref(), &Ended::Faulted(fault.clone()), row.trust);
         let mut own = vec![self.faulted(row, &fault).await];
         if let Ok(definition) = self.definition(&row.digest).await {
             own.extend(self.events_of(row, &definition, vec![Change::faulted(&fault, self.now_ms())]).await);
@@ -136,7 +136,7 @@ impl Driver {
 
     async fn gather(&mut self, mut moment: Moment) -> Result<Commit, Error> {
         let advance = &mut moment.advance;
-        (advance.seen, advance.trust) = (self.seen, self.row.trust);
+        advance.seen = self.seen;
         let wanted = advance.listeners.take().unwrap_or_default();
         advance.listeners = Some(wanted).filter(|wanted| *wanted != self.listeners);
         let (mut children, mut refused) = (Vec::new(), Vec::new());
