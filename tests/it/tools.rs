@@ -161,6 +161,17 @@ fn rules_allow_what_they_show() {
     let rules = daemon.get("/tool-auth/rules").items();
     assert_eq!((&rules[0]["pattern"], &rules[0]["uses"]), (&json!("exec: echo hello *"), &json!(1)), "{rules:?}");
     assert_eq!(receipt(&daemon, "exec")["detail"]["rule"], rules[0]["id"]);
+    let fed = |word: &str| json!({ "argv": ["echo", "hello", word], "stdin": "input" });
+    let long = "x".repeat(5000);
+    for (key, input, remember) in
+        [("fed", fed("you"), json!(["once", "always"])), ("long", json!({ "argv": ["echo", long] }), json!(["once"]))]
+    {
+        let call = later(&daemon, "exec", &input, key);
+        let question = asked(&daemon);
+        assert_eq!(question["remember"], remember, "{question}");
+        assert_eq!(respond(&daemon, &question, false, "once").status, 200, "another input is asked about");
+        assert_eq!(answer_of(call).code(), "approval_denied");
+    }
     let id = rules[0]["id"].as_str().expect("an id");
     let call = later(&daemon, "exec", &json!({ "argv": ["echo", "goodbye"] }), "two");
     assert_eq!(respond(&daemon, &asked(&daemon), false, "once").status, 200, "other words are asked about");

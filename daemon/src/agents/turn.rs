@@ -268,7 +268,7 @@ impl Turn {
         self.next += 1;
         // What a call came to that the end of the daemon cut off is found out by the next start.
         let (done, stored) = self.run(call, number).await.ok_or(End::Cut)?;
-        let (status, text, trust) = told(done, self.failing_trust(&call.name));
+        let (status, text, trust) = told(done, self.permission(&call.name));
         if !stored {
             self.write(self.ended_step(number, call, status, &text, trust)).await?;
         }
@@ -280,10 +280,9 @@ impl Turn {
         self.inner.parts.tools.list().iter().any(|known| known.name == tool && known.repeatable)
     }
 
-    /// How far what a tool says of its failure is believed: others may have written it.
-    fn failing_trust(&self, tool: &str) -> Trust {
-        let known = self.inner.parts.tools.list().into_iter().find(|known| known.name == tool);
-        known.map_or(Trust::Owner, |tool| tool.permission.failing_trust())
+    /// What a tool can do; none when it is gone.
+    fn permission(&self, tool: &str) -> Option<Permission> {
+        self.inner.parts.tools.list().into_iter().find(|known| known.name == tool).map(|tool| tool.permission)
     }
 
     /// Whether a call that was begun and cut off may simply be made again: it is repeatable, or it had not begun to act because
@@ -340,7 +339,7 @@ impl Turn {
 
     /// What goes into the journal of a call that ended.
     fn kept(&self, call: &ToolCall, number: i64, done: &Result<Output, ToolFailure>) -> StateWrite {
-        let (status, text, trust) = told(done.clone(), self.failing_trust(&call.name));
+        let (status, text, trust) = told(done.clone(), self.permission(&call.name));
         let (turn, step) = (self.row.number, self.ended_step(number, call, status, &text, trust));
         Box::new(move |tx| write_step(tx, turn, &step))
     }
@@ -413,15 +412,24 @@ fn asking(frames: TurnFrames, asks: Arc<AtomicBool>, asked: Arc<Notify>) -> impl
     }
 }
 
-/// What came of a call, in words for a model; `failing` is how far what a failure says is believed.
-fn told(done: Result<Output, ToolFailure>, failing: Trust) -> (StepStatus, String, Trust) {
+/// What came of a call, in words for a model, and how far they are believed: what a failure says, others may have written
+/// if the tool reaches them, is theirs, or is gone by now.
+fn told(done: Result<Output, ToolFailure>, tool: Option<Permission>) -> (StepStatus, String, Trust) {
+    let among = |others: &[Permission]| tool.is_none_or(|tool| others.contains(&tool));
+    let trust = |is_theirs: bool| if is_theirs { Trust::Web } else { Trust::Owner };
+    let failing = tool.map_or(Trust::Web, |tool| tool.failing_trust());
     match done {
         Ok(output) => (StepStatus::Done, output.text, output.trust),
         Err(ToolFailure::Arguments(pointer, why)) => {
             let place = if pointer.is_empty() { "arguments".to_owned() } else { pointer };
-            (StepStatus::Failed, format!("The arguments are wrong; nothing was done. {place}: {why}"), Trust::Owner)
+            let text = format!("The arguments are wrong; nothing was done. {place}: {why}");
+            (StepStatus::Failed, text, trust(among(&[Permission::Foreign])))
         }
-        Err(ToolFailure::Refused(code, why)) => (StepStatus::Failed, format!("Refused ({code}): {why}"), Trust::Owner),
+        Err(ToolFailure::Refused(code, why)) => {
+            // All other refusals are in the words of the gate.
+            let trust = if ["host_not_granted", "plugin_denied"].contains(&code) { failing } else { Trust::Owner };
+            (StepStatus::Failed, format!("Refused ({code}): {why}"), trust)
+        }
         Err(ToolFailure::Failed(why)) => (StepStatus::Failed, format!("It failed: {why}"), failing),
         Err(ToolFailure::Unknown(why)) => {
             let text = format!("Nobody knows whether it was done: {why} Look before you do it again.");
@@ -436,4 +444,31 @@ fn unfenced(text: &str) -> &str {
     let inner =
         text.strip_prefix("```json").or_else(|| text.strip_prefix("```")).and_then(|rest| rest.strip_suffix("```"));
     inner.unwrap_or(text).trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_may_have_written_is_not_believed() {
+        let refused = |code| Err(ToolFailure::Refused(code, String::new()));
+        let arguments = || Err(ToolFailure::Arguments(String::new(), String::new()));
+        let failed = || Err(ToolFailure::Failed(String::new()));
+        for (done, tool, wanted) in [
+            (refused("host_not_granted"), Some(Permission::Net), Trust::Web),
+            (refused("plugin_denied"), Some(Permission::Foreign), Trust::Web),
+            (refused("plugin_denied"), None, Trust::Web),
+            (refused("no_approver"), Some(Permission::Foreign), Trust::Owner),
+            (refused("tool_unknown"), None, Trust::Owner),
+            (arguments(), Some(Permission::Foreign), Trust::Web),
+            (arguments(), None, Trust::Web),
+            (arguments(), Some(Permission::Net), Trust::Owner),
+            (failed(), Some(Permission::Net), Trust::Web),
+            (failed(), None, Trust::Web),
+            (failed(), Some(Permission::Read), Trust::Owner),
+        ] {
+            assert_eq!(told(done.clone(), tool).2, wanted, "{done:?} of {tool:?}");
+        }
+    }
 }

@@ -292,8 +292,10 @@ impl Tools {
             preview: preview.text.as_deref().map(shown),
             pattern: if preview.pattern.is_empty() { "*".to_owned() } else { preview.pattern.clone() },
             reason: need.reason,
-            // A rule with a secret in it could not be shown.
-            once: need.once || redact::is_in(&preview.pattern),
+            // A rule with a secret in it could not be shown, and of one that is too long only a part, which allows something else.
+            once: need.once
+                || redact::is_in(&preview.pattern)
+                || preview.pattern.chars().nth(PREVIEW_CHARS_MAX).is_some(),
             agent: caller.agent.clone(),
             session: caller.session.clone(),
             principal: caller.principal.clone(),

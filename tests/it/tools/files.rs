@@ -45,6 +45,9 @@ fn files_are_read_written_and_searched() {
     assert_eq!(edit("one", "1", json!({ "expected_digest": "0".repeat(64) })).code(), "tool_failed");
     assert_eq!(edit("one", "1", json!({ "expected_digest": made["digest"] })).status, 200);
     assert_eq!(edit("two", "2", json!({ "all": true })).status, 200);
+    std::fs::write(home.join("notes/many"), "x".repeat(1 << 20)).expect("a file");
+    let huge = json!({ "path": "~/notes/many", "old": "x", "new": "y".repeat(100 << 10), "all": true });
+    assert_eq!(run(&daemon, "edit", huge).code(), "tool_failed", "it would have 100 GiB");
     assert_eq!(text(&home.join("notes/a/b/c.md")), "1 2 2");
     let script = home.join("notes/run.sh");
     std::fs::write(&script, "old").expect("a file");

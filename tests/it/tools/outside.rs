@@ -94,7 +94,8 @@ fn pages_are_fetched_from_hosts_that_were_agreed_to() {
     );
     let away = run(&daemon, "http_fetch", json!({ "url": format!("{}/away", named.url()) }));
     assert_eq!(away.code(), "host_not_granted", "{away:?}");
-    assert!(away.json["detail"].as_str().is_some_and(|why| why.contains("http://localhost:1/x")), "{away:?}");
+    let why = away.json["detail"].as_str().unwrap_or_default();
+    assert!(why.contains("http://localhost:1,") && !why.contains("/x"), "{away:?}");
     assert_eq!(run(&daemon, "http_fetch", json!({ "url": format!("{}/missing", named.url()) })).code(), "tool_failed");
     for url in ["file:///etc/passwd", "ftp://x", "http://user:pw@127.0.0.1/"] {
         assert_eq!(run(&daemon, "http_fetch", json!({ "url": url })).fields(), ["input/url"], "{url}");

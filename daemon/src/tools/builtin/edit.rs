@@ -73,6 +73,11 @@ pub(super) fn edit(shared: &Shared, call: &Call, _cancel: &CancellationToken) ->
             format!("the old text is in '{}' {times} times; give more of what is around it, or all", granted.shown);
         return Err(failed(what));
     }
+    // Room for the new content is not taken before it is known to be small.
+    let added = new.len().checked_mul(times);
+    let bytes =
+        added.and_then(|added| added.checked_add(content.len().saturating_sub(old.len().saturating_mul(times))));
+    sized(bytes, &granted.shown)?;
     put(&reach, &granted, Some(&place), &content.replace(old, new))
 }
 
@@ -84,12 +89,18 @@ fn check(expected: &str, now: Option<&str>, granted: &Granted) -> Result<(), Too
     }
 }
 
+/// Refuses a content of more bytes than a file may have.
+fn sized(bytes: Option<usize>, shown: &str) -> Result<(), ToolFailure> {
+    if bytes.is_some_and(|bytes| bytes as u64 <= FILE_BYTES_MAX) {
+        return Ok(());
+    }
+    Err(failed(format!("'{shown}' would have more than {FILE_BYTES_MAX} bytes")))
+}
+
 /// Puts `content` in place of what was there.
 fn put(reach: &Reach<'_>, granted: &Granted, before: Option<&Place>, content: &str) -> Result<Output, ToolFailure> {
     let shown = &granted.shown;
-    if content.len() as u64 > FILE_BYTES_MAX {
-        return Err(failed(format!("'{shown}' would have more than {FILE_BYTES_MAX} bytes")));
-    }
+    sized(Some(content.len()), shown)?;
     if before.is_some_and(|place| !place.is(SFlag::S_IFREG)) {
         return Err(ToolFailure::Refused(
             "path_not_granted",

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::reach::Reach;
 use super::{Shared, failed, number, said, text};
 use crate::clock::rfc3339;
+use crate::id::sha256_hex;
 use crate::sandbox::{self, Exit, Finished, Limits, Network, SandboxError, Spec, WorkFolder};
 use crate::tools::{Call, Output, Preview, ToolFailure};
 
@@ -57,6 +58,16 @@ fn shown(argv: &[String]) -> String {
     shell_words::join(argv)
 }
 
+/// What stands before the words where rules are concerned: the folder and the digest of what the command reads, if the call
+/// gives them, since the same words do something else there. Words are quoted where they hold a bracket, so none of them
+/// can look like it.
+fn around(folder: Option<&str>, stdin: &str) -> String {
+    let folder = folder.map(|folder| format!("in {}", shell_words::quote(folder)));
+    let stdin = (!stdin.is_empty()).then(|| format!("stdin sha256 {}", sha256_hex(stdin.as_bytes())));
+    let all: Vec<String> = folder.into_iter().chain(stdin).collect();
+    if all.is_empty() { String::new() } else { format!("({}) ", all.join(", ")) }
+}
+
 /// What a rule is made of: the command with its first word, if that names an action of it, and any others; else just this
 /// call. So `git status -s` gives `git status *`, and `python3 x.py` itself.
 fn pattern(argv: &[String]) -> String {
@@ -76,11 +87,11 @@ pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailu
     let program = program(&argv[0])?;
     let of = std::fs::metadata(&program).map_err(|error| failed(format!("'{}': {error}", program.display())))?;
     let folder = folder(shared, call)?;
-    let place = folder
-        .as_ref()
-        .map_or_else(|| "a new folder of its own".to_owned(), |folder| shared.ground.places.shown(folder));
+    let folder = folder.map(|folder| shared.ground.places.shown(&folder));
+    let around = around(folder.as_deref(), text(call, "stdin"));
+    let place = folder.unwrap_or_else(|| "a new folder of its own".to_owned());
     // Another program in its place, or another content of it, is not what was approved.
-    let text = format!(
+    let what = format!(
         "runs {} in {place} ({}, {} bytes, number {}, of {})",
         shown(&argv),
         program.display(),
@@ -88,7 +99,8 @@ pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailu
         of.ino(),
         rfc3339(of.mtime() * 1000)
     );
-    Ok(Preview { text: Some(text), ..Preview::about(shown(&argv), pattern(&argv)) })
+    let (subject, rule) = (format!("{around}{}", shown(&argv)), format!("{around}{}", pattern(&argv)));
+    Ok(Preview { text: Some(what), ..Preview::about(subject, rule) })
 }
 
 /// The folder that it is to start in, if the call names one.
@@ -203,5 +215,23 @@ mod tests {
             assert_eq!(pattern(&argv), wanted, "{words}");
             assert!(crate::tools::pattern::fits(&pattern(&argv), &shown(&argv)), "{words}");
         }
+    }
+
+    #[test]
+    fn rules_hold_for_the_folder_and_the_input_of_their_call() {
+        let argv = |words: &str| shell_words::split(words).expect("words");
+        let status = (argv("git status"), argv("git status -s"));
+        let all = [(None, ""), (Some("~/notes"), ""), (Some("~/a) b"), ""), (None, "in"), (Some("~/notes"), "in")];
+        for (folder, stdin) in all {
+            let rule = format!("{}{}", around(folder, stdin), pattern(&status.0));
+            for (other, input) in all {
+                let subject = format!("{}{}", around(other, input), shown(&status.1));
+                let same = (folder, stdin) == (other, input);
+                assert_eq!(crate::tools::pattern::fits(&rule, &subject), same, "{rule}: {subject}");
+            }
+        }
+        let pretends = shown(&argv("'(in ~/notes)' git status"));
+        assert!(!crate::tools::pattern::fits("(in ~/notes) git status *", &pretends), "{pretends}");
+        assert!(!crate::tools::pattern::fits(&format!("{}git status *", around(Some("~/notes"), "")), &pretends));
     }
 }

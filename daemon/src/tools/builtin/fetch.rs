@@ -52,13 +52,16 @@ pub(super) async fn fetch(shared: &Shared, call: &Call) -> Result<Output, ToolFa
             return Ok(Leg::default());
         }
         let scheme = if to.is_tls() { "https" } else { "http" };
-        Err(format!("it redirects to {scheme}://{}{}, whose host was not granted", to.authority(), to.path_and_query()))
+        // The rest of the address is whatever the host wants to have read.
+        Err(format!("it redirects to {scheme}://{}, whose host was not granted", to.authority()))
     };
     let heard = shared.ground.egress.ask_by(ask, rule).await.map_err(unheard)?;
     if !heard.is_success() {
         return Err(failed(format!("the host answered {}", status_text(heard.status))));
     }
-    Ok(readable(&heard))
+    // A page of a few MiB takes a while to read.
+    let read = tokio::task::spawn_blocking(move || readable(&heard)).await;
+    read.map_err(|error| failed(format!("the document cannot be read: {error}")))
 }
 
 /// What an answer that did not come means.

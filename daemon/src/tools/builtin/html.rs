@@ -41,6 +41,9 @@ const BLOCKS: [&str; 33] = [
 ];
 /// Longest address that is shown.
 const LINK_BYTES_MAX: usize = 300;
+/// So far into a tag, in bytes, a bracket within quotes does not end it. Without an end to that, quotes that never close
+/// would have every tag read to the end of the page.
+const QUOTES_BYTES_MAX: usize = 1024;
 
 /// The text of a page.
 pub(super) fn readable(page: &str) -> String {
@@ -123,7 +126,7 @@ impl Tag<'_> {
         }
         let (name, inside) = body.split_at(length);
         let mut quote = None;
-        let end = inside.bytes().position(|byte| match (quote, byte) {
+        let end = inside.bytes().take(QUOTES_BYTES_MAX).position(|byte| match (quote, byte) {
             (None, b'>') => true,
             (None, b'"' | b'\'') => {
                 quote = Some(byte);
@@ -135,8 +138,10 @@ impl Tag<'_> {
             }
             _ => false,
         });
+        let beyond =
+            || Some(QUOTES_BYTES_MAX + inside.as_bytes().get(QUOTES_BYTES_MAX..)?.iter().position(|b| *b == b'>')?);
         // A quote that never closes ends with the first bracket.
-        let end = end.or_else(|| inside.find('>')).unwrap_or(inside.len());
+        let end = end.or_else(beyond).or_else(|| inside.find('>')).unwrap_or(inside.len());
         let bytes = text.len() - inside.len() + (end + 1).min(inside.len());
         Some(Tag { name: name.to_ascii_lowercase(), closes, inside: &inside[..end], bytes })
     }
@@ -280,5 +285,17 @@ mod tests {
         ] {
             assert_eq!(readable(page), wanted, "{page}");
         }
+    }
+
+    #[test]
+    fn pages_take_time_by_their_length_only() {
+        let begun = std::time::Instant::now();
+        for piece in ["<a \">\"", "<a \"", "<a '", "<a", "<!--", "<style>", "<a href=\"ü>\""] {
+            let page = piece.repeat((4 << 20) / piece.len());
+            let _text = readable(&page);
+        }
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+        let long = format!("<img alt=\"a>b\" src=\"data:{}\">c", "x".repeat(QUOTES_BYTES_MAX));
+        assert_eq!(readable(&long), "a>bc\n");
     }
 }
