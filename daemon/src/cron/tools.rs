@@ -11,9 +11,10 @@ use crate::tools::{Call, Calling, Output, Permission, Preview, Provider, Tool, T
 /// Before the ids of the jobs of agents, and then the agent's.
 const PREFIX: &str = "agent";
 
-/// The beginning of the ids of a caller's jobs; a caller that is no agent has those of everybody.
+/// The beginning of the ids of a caller's jobs; a caller that is no agent has those of everybody. Ids of agents have no dots,
+/// so the jobs of `a` are not those of `a-b`.
 fn prefix(call: &Call) -> String {
-    call.caller.agent.as_ref().map_or_else(String::new, |agent| format!("{PREFIX}-{agent}-"))
+    call.caller.agent.as_ref().map_or_else(String::new, |agent| format!("{PREFIX}.{agent}."))
 }
 
 /// The id that a call means, whether it is given with its beginning or without.
@@ -159,5 +160,44 @@ impl Provider for Cron {
                 _ => self.remove_job(call).await,
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::TraceId;
+    use crate::tools::Caller;
+
+    #[test]
+    fn agents_mean_jobs_of_their_own_only() {
+        let call = |agent: Option<&str>, id: &str| Call {
+            key: String::new(),
+            tool: "schedule_remove".to_owned(),
+            arguments: json!({ "id": id }),
+            caller: Caller {
+                principal: "owner".to_owned(),
+                agent: agent.map(str::to_owned),
+                session: None,
+                trust: Trust::Owner,
+                trace: TraceId::random(),
+                cause: None,
+                policy: Arc::default(),
+            },
+        };
+        for (agent, given, wanted) in [
+            (Some("a"), "daily", "agent.a.daily"),
+            (Some("a"), "agent.a.daily", "agent.a.daily"),
+            (Some("a"), "agent.a-b.daily", "agent.a.agent.a-b.daily"),
+            (Some("a"), "b-daily", "agent.a.b-daily"),
+            (Some("a-b"), "daily", "agent.a-b.daily"),
+            (None, "daily", "daily"),
+        ] {
+            let id = id(&call(agent, given));
+            assert_eq!(id, wanted);
+            assert_eq!(crate::schedule::check_id(&id), Ok(()));
+        }
     }
 }

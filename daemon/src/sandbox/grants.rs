@@ -28,6 +28,9 @@ const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random"
 /// Without this file no name is found on the network; it is often a link into `/run`.
 const RESOLVER: &str = "/etc/resolv.conf";
 
+/// Links that are followed on the way to what is the daemon's own.
+const LINKS_MAX: usize = 40;
+
 /// What may be done with a grant and all below it. In ascending order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Access {
@@ -154,10 +157,26 @@ fn link_refused(link: &Path) -> String {
     )
 }
 
+/// Where `path` would be made, free of links: of what is missing, the folder that is there is resolved.
+fn resolved(path: &Path, links_max: usize) -> PathBuf {
+    let there = path.ancestors().find_map(|above| Some((above, fs::canonicalize(above).ok()?)));
+    let Some((above, real)) = there else { return path.to_owned() };
+    let Ok(rest) = path.strip_prefix(above) else { return path.to_owned() };
+    let mut parts = rest.components();
+    let Some(first) = parts.next() else { return real };
+    match fs::read_link(real.join(first)) {
+        // A link to what is not there yet.
+        Ok(to) if links_max > 0 => resolved(&real.join(to).join(parts.as_path()), links_max - 1),
+        _ => real.join(rest),
+    }
+}
+
 /// What no grant may reach, by what it is and not by its name.
 struct Private {
     at: BTreeMap<Id, PathBuf>,
     above: BTreeMap<Id, PathBuf>,
+    /// What is not there yet, by where it would be.
+    missing: Vec<PathBuf>,
 }
 
 impl Private {
@@ -174,6 +193,7 @@ impl Private {
         Private {
             at: paths.iter().filter_map(|path| Some((id(path)?, path.clone()))).collect(),
             above: above.iter().filter_map(|(folder, path)| Some((id(folder)?, (*path).clone()))).collect(),
+            missing: paths.iter().filter(|path| id(path).is_none()).map(|path| resolved(path, LINKS_MAX)).collect(),
         }
     }
 
@@ -237,11 +257,15 @@ impl Guard {
     pub fn find(&self, path: &Path, write: bool) -> Result<Option<Place>, String> {
         let found = match find_or_link(path, &mut Vec::new()) {
             Ok(found) => found,
+            Err(Lost::Gone) if self.would_be_own(&resolved(path, LINKS_MAX), write) => {
+                return Err("it is the daemon's own".to_owned());
+            }
             Err(Lost::Gone) => return Ok(None),
             Err(Lost::Link(link)) => return Err(link_refused(&link)),
             Err(Lost::Failed(errno)) => return Err(errno.to_string()),
         };
-        if found.way.iter().any(|id| self.is_own(*id, write)) {
+        // What was missing a moment ago may be there by now.
+        if found.way.iter().any(|id| self.is_own(*id, write)) || self.would_be_own(&found.path, write) {
             return Err("it is the daemon's own".to_owned());
         }
         Guard::admit(&found.handle)?;
@@ -269,6 +293,12 @@ impl Guard {
 
     fn is_own(&self, id: Id, write: bool) -> bool {
         self.hidden.at.contains_key(&id) || (write && self.kept.at.contains_key(&id))
+    }
+
+    /// Whether what would be at `path` is part of what is not there yet.
+    fn would_be_own(&self, path: &Path, write: bool) -> bool {
+        let among = |private: &Private| private.missing.iter().any(|own| path.starts_with(own));
+        among(&self.hidden) || (write && among(&self.kept))
     }
 
     /// Refuses what the kernel shows as files: secrets of this process among it.
@@ -356,5 +386,41 @@ impl Grants {
             }
         }
         self.all = kept;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_yet_is_protected() {
+        let base = std::env::temp_dir().join(format!("aman-guard-{}", crate::id::fresh()));
+        fs::create_dir_all(base.join("real")).expect("a folder");
+        let base = fs::canonicalize(&base).expect("it is there");
+        symlink("real", base.join("link")).expect("a link");
+        symlink("real/later", base.join("dangling")).expect("a link");
+        let hidden = vec![base.join("none/token"), base.join("link/key")];
+        let unwritable = vec![base.join("agents"), base.join("dangling/agents")];
+        let guard = Guard::new(&crate::sandbox::Private { hidden, unwritable });
+        for (path, read, write) in [
+            ("none/token", false, false),
+            ("none/other", true, true),
+            ("real/key", false, false),
+            ("real/key/x", false, false),
+            ("real/keys", true, true),
+            ("agents/x.toml", true, false),
+            ("agents", true, false),
+            ("real/later/agents/x", true, false),
+            ("real/later/x", true, true),
+        ] {
+            let may = [false, true].map(|write| guard.find(&base.join(path), write).is_ok());
+            assert_eq!(may, [read, write], "{path}");
+        }
+        fs::create_dir(base.join("agents")).expect("a folder");
+        assert!(guard.find(&base.join("agents"), true).is_err(), "made after the guard looked");
+        fs::remove_dir_all(&base).expect("it is there");
     }
 }

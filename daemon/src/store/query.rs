@@ -17,8 +17,11 @@ use super::private::{FUNCTIONS_DENIED, MODULES, PRAGMAS_READ};
 const BUSY: Duration = Duration::from_secs(2);
 /// Steps of SQLite's machine between two looks at the clock.
 const STEPS: i32 = 1000;
-/// Longest value that SQL may make, in bytes, and longest one that is shown.
-const VALUE_BYTES_MAX: i32 = 16 << 20;
+/// Longest value that SQL may read or make, in bytes, and longest pattern of LIKE and GLOB: nothing interrupts a function, so
+/// what a single one can be given must be small.
+const VALUE_BYTES_MAX: i32 = 1 << 20;
+const PATTERN_BYTES_MAX: i32 = 1000;
+/// Longest value that is shown, in bytes.
 const SHOWN_BYTES_MAX: usize = 8 << 10;
 /// Bytes of an answer.
 const ROWS_BYTES_MAX: usize = 128 << 10;
@@ -94,6 +97,7 @@ fn open(query: &Query<'_>) -> rusqlite::Result<Connection> {
     }
     for (limit, most) in [
         (Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX),
+        (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, PATTERN_BYTES_MAX),
         (Limit::SQLITE_LIMIT_ATTACHED, 0),
         (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
     ] {

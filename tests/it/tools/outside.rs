@@ -146,6 +146,8 @@ fn sql_stays_in_its_database() {
         ("write.db", "SELECT load_extension('x')".to_owned(), "tool_denied"),
         ("write.db", "SELECT 1; DELETE FROM t".to_owned(), "tool_failed"),
         ("write.db", "SELEC".to_owned(), "tool_failed"),
+        ("write.db", "SELECT length(zeroblob(1048577))".to_owned(), "tool_failed"),
+        ("write.db", format!("SELECT 'x' LIKE '{}'", "%".repeat(1001)), "tool_failed"),
         ("other.db", "SELECT 1".to_owned(), "path_not_granted"),
         ("aman.db", "SELECT 1".to_owned(), "path_not_granted"),
     ] {
