@@ -20,6 +20,8 @@ const RESERVED: [&str; 2] = ["start", "shutdown"];
 pub const TEXT_BYTES_MAX: usize = 256 << 10;
 const INSTRUCTIONS_CHARS_MAX: usize = 64 << 10;
 const DESCRIPTION_CHARS_MAX: usize = 1024;
+/// The largest whole number that every reader of JSON keeps exactly.
+const TOKENS_MAX: i64 = (1 << 53) - 1;
 const LIST_MAX: usize = 256;
 /// Longest text of a list.
 const ITEM_CHARS_MAX: usize = 1000;
@@ -256,7 +258,7 @@ impl<'a> Reader<'a> {
     }
 
     fn tokens(&mut self, key: &'static str) -> u64 {
-        self.number(key, 0, i64::MAX).map_or(0, i64::unsigned_abs)
+        self.number(key, 0, TOKENS_MAX).map_or(0, i64::unsigned_abs)
     }
 
     fn money(&mut self, key: &'static str) -> f64 {

@@ -20,7 +20,7 @@ use crate::registry::Schema;
 use crate::store::approvals::{self, Status as Approval};
 use crate::store::chat::{Body, Role};
 use crate::store::turns::{Kind, StepRow, StepStatus, TurnRow, write_step};
-use crate::tools::{Call, Caller, Notice, Output, Policy, ToolFailure};
+use crate::tools::{Call, Caller, Notice, Output, Permission, Policy, ToolFailure};
 
 /// What the model is told of a call that a crash cut off.
 const UNKNOWN: &str =

@@ -388,10 +388,13 @@ struct Head {
     model: String,
 }
 
+/// The name of a conversation, made with its answer.
+type KeyOf = Box<dyn FnOnce(&str) -> [u8; 32] + Send + Sync>;
+
 /// How a conversation is kept that ended well.
 struct Ending {
     /// Its name, with the answer.
-    key: Box<dyn FnOnce(&str) -> [u8; 32] + Send + Sync>,
+    key: KeyOf,
     session: String,
 }
 

@@ -128,7 +128,8 @@ async fn tool(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, 
 
 fn failing_trust(tools: &Tools, name: &str) -> Trust {
     let known = tools.list().into_iter().find(|known| known.name == name);
-    known.map_or(Trust::Owner, |tool| tool.permission.failing_trust())
+    // One that is gone by now was somebody else's.
+    known.map_or(Trust::Web, |tool| tool.permission.failing_trust())
 }
 
 /// The event that led to the instance, so that what its tools publish counts as one of its effects.
