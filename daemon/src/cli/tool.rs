@@ -15,7 +15,7 @@ pub enum ToolCommand {
     List(ListArgs),
     /// Show what one does and takes
     Show(ShowArgs),
-    /// Call one, by the policy of [tools] in the configuration file
+    /// Call one, by the policy that the section tools of the configuration says
     Run(RunArgs),
 }
 
