@@ -48,6 +48,7 @@ fn files_are_read_written_and_searched() {
     std::fs::write(home.join("notes/many"), "x".repeat(1 << 20)).expect("a file");
     let huge = json!({ "path": "~/notes/many", "old": "x", "new": "y".repeat(100 << 10), "all": true });
     assert_eq!(run(&daemon, "edit", huge).code(), "tool_failed", "it would have 100 GiB");
+    std::fs::remove_file(home.join("notes/many")).expect("it goes");
     assert_eq!(text(&home.join("notes/a/b/c.md")), "1 2 2");
     let script = home.join("notes/run.sh");
     std::fs::write(&script, "old").expect("a file");
