@@ -34,6 +34,8 @@ pub(super) async fn test(app: Arc<App>, mut call: Call) -> Result<Reply, Problem
     if prompt.len() > PROMPT_BYTES_MAX {
         return Err(Error::invalid("prompt", format!("must have at most {PROMPT_BYTES_MAX} bytes.")).into());
     }
+    // A secret that was pasted by mistake stays here.
+    let prompt = crate::redact::text(&prompt).into_owned();
     let answer = match app.models.resolve(&model).await {
         // Whoever resolves finds one at least.
         Ok(chain) => ask(&app, &chain[0], prompt).await,

@@ -33,14 +33,15 @@ fn think(request: &str) -> Reply {
     }
 }
 
-/// Reads the stream of everything until three turns have ended.
+/// Reads the stream of everything until two turns have ended well, and one as a dead letter.
 fn listen(daemon: &Daemon) -> std::thread::JoinHandle<Vec<String>> {
-    let mut stream = Stream::open(daemon, "/events/stream?named", &[("x-aman-token", TOKEN)]);
+    let mut stream = Stream::open(daemon, "/events/stream", &[("x-aman-token", TOKEN)]);
     std::thread::spawn(move || {
         let (mut lines, mut ended) = (Vec::new(), 0);
         while ended < 3 {
             let Ok(line) = stream.line() else { break };
-            ended += usize::from(line.starts_with("data:") && line.contains("aman.agent.turn.ended"));
+            ended +=
+                usize::from(["event: aman.agent.turn.ended", "event: aman.delivery.dead"].contains(&line.as_str()));
             lines.push(line);
         }
         lines
