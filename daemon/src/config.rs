@@ -501,9 +501,6 @@ fn take_faults(faults: Faults, layers: &mut Layers) {
     }
 }
 
-/// Settings that later parts of the program define; named so that a file written for them gives a fitting warning.
-const LATER: [&str; 2] = ["workflows", "agents"];
-
 fn field(field: &str, reason: String) -> FieldError {
     FieldError { field: field.to_owned(), reason }
 }

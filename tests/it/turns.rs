@@ -471,3 +471,26 @@ fn what_rests_is_ended_by_a_stop() {
     assert_eq!(state["turn"]["status"], "done", "{state}");
     assert!(!stub.requests().iter().any(|request| request.contains("the second")), "nobody took it");
 }
+
+/// Goal: the wait for the person does not count, and what is worked behind the yes does.
+#[test]
+fn behind_the_yes_a_turn_counts_its_time_again() {
+    let folder = Folder::new("turn-agreed");
+    let stub = Stub::thinking(|request| {
+        if request.contains("TAKE YOUR TIME") && !request.contains("run-0") {
+            return Reply::words(&["late"]).waiting(0, HELD);
+        }
+        Reply::call("", "call-1", "delegate", &json!({ "agent": "other", "task": "TAKE YOUR TIME" }))
+    });
+    let agents = [("careful", "turn_timeout = \"1s\"\n[tools]\napprove = [\"delegate\"]"), ("other", "")];
+    let daemon = daemon_in(&folder, &stub, &agents, "");
+    let id = ask(&daemon, "careful");
+    let asked = daemon.wait("the question", || pending(&daemon).first().cloned());
+    std::thread::sleep(Duration::from_millis(1200));
+    let yes = daemon.post("/tool-auth/respond", &json!({ "auth_id": asked["id"], "approved": true }));
+    assert_eq!(yes.status, 200, "{yes:?}");
+    daemon.wait("the other to be asked", || (stub.requests().len() == 2).then_some(()));
+    daemon.until(&id, "dead");
+    let letters = daemon.get("/dlq?consumer=agent/careful").items();
+    assert!(letters[0]["error_chain"].to_string().contains("turn_timeout"), "{letters:?}");
+}

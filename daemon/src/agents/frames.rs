@@ -145,9 +145,19 @@ enum Entry {
 #[derive(Default)]
 struct State {
     entries: Vec<Entry>,
+    /// Of words, and something for each frame.
     bytes: usize,
+    /// What the frames that are no words take besides, as values and encoded.
+    told_bytes: usize,
     ended: bool,
     waiting: Vec<Waker>,
+}
+
+impl State {
+    /// Bytes of memory, about.
+    fn held(&self) -> usize {
+        self.bytes + self.told_bytes
+    }
 }
 
 struct Log {
@@ -279,7 +289,7 @@ impl Frames {
             if !is_last(&logs, &one) || kept.contains(&one) {
                 continue;
             }
-            bytes += logs.by_session.get(&one.0).map_or(0, |log| log.state().bytes);
+            bytes += logs.by_session.get(&one.0).map_or(0, |log| log.state().held());
             if kept.len() < ENDED_MAX && (kept.is_empty() || bytes <= ENDED_BYTES_MAX) {
                 kept.push_front(one);
             } else {
@@ -324,9 +334,11 @@ impl TurnFrames {
         if kind == Kind::Restart {
             self.pass_on(|| None);
         }
+        let told_bytes = 2 * data.to_string().len();
         let frame = Arc::new(Frame { kind, data });
         self.log.add(|state| {
             state.bytes += 64;
+            state.told_bytes += told_bytes;
             state.entries.push(Entry::Told(frame, OnceLock::new()));
             state.ended = kind.is_end();
         });
@@ -515,5 +527,11 @@ mod tests {
         }
         assert_eq!(frames.logs().by_session.len(), ENDED_MAX);
         assert!(frames.watch("s99").is_some() && frames.watch("s0").is_none());
+        for number in 100..110 {
+            let turn = frames.turn(about(&format!("s{number}"), "t"));
+            turn.emit(Kind::ToolResult, json!({ "text": "x".repeat(ENDED_BYTES_MAX / 8) }));
+            turn.emit(Kind::Done, json!({}));
+        }
+        assert_eq!(frames.logs().by_session.len(), 3, "a result of a tool counts as well");
     }
 }

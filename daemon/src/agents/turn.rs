@@ -301,7 +301,7 @@ impl Turn {
     /// wait for one.
     async fn run(&mut self, call: &ToolCall, number: i64) -> Option<(Result<Output, ToolFailure>, bool)> {
         let made = self.made(call, number);
-        let (begun, asks, asked) = (Instant::now(), Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
+        let (mut begun, asks, asked) = (Instant::now(), Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
         let notice = asking(self.frames.clone(), Arc::clone(&asks), Arc::clone(&asked));
         let (tools, cancel, late_now) = (&self.inner.parts.tools, self.cancel.child_token(), AtomicBool::new(false));
         let cut = |done: &Result<Output, ToolFailure>| {
@@ -326,7 +326,11 @@ impl Turn {
                     }
                 }
                 () = stopping.cancelled(), if waits && !cancel.is_cancelled() => cancel.cancel(),
-                () = asked.notified(), if !waits => {}
+                () = asked.notified() => if waits && !asks.load(Ordering::Acquire) {
+                    // From the person's yes on it works again.
+                    begun = Instant::now();
+                    late = Box::pin(tokio::time::sleep(self.left));
+                },
             }
         };
         drop(calling);
@@ -397,12 +401,12 @@ impl Turn {
     }
 }
 
-/// Tells that a call waits for the person.
+/// Tells that a call waits for the person, and notes how long it does.
 fn asking(frames: TurnFrames, asks: Arc<AtomicBool>, asked: Arc<Notify>) -> impl Fn(Notice) + Send + Sync {
     move |notice: Notice| {
-        let Notice::Asks(pending) = notice;
-        asks.store(true, Ordering::Release);
+        asks.store(matches!(notice, Notice::Asks(_)), Ordering::Release);
         asked.notify_one();
+        let Notice::Asks(pending) = notice else { return };
         let data = json!({
             "auth_id": pending.id, "tool": pending.tool, "arguments": pending.arguments, "preview": pending.preview,
             "reason": pending.reason, "pattern": pending.pattern, "remember": pending.remember,

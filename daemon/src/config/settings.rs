@@ -8,7 +8,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::secrets::{self, References};
-use super::{LATER, Secret, field, parse_duration, parse_size};
+use super::{Secret, field, parse_duration, parse_size};
 use crate::error::{FieldError, distance};
 
 /// One setting.
@@ -435,8 +435,8 @@ impl Layers {
                     let reason = format!("must be sections with an id each, such as [{section}.my-id].");
                     self.wrong.push(field(section, reason));
                 }
-            } else if LATER.contains(&section.as_str()) {
-                self.warnings.push(format!("[{section}] has no effect in this version of aman."));
+            } else if section == "agents" {
+                self.warnings.push("[agents] has no effect: each agent is a file of its own, agents/<id>.toml.".to_owned());
             } else if !sections.contains(&section.as_str()) {
                 self.warn_unknown(section, section, &sections);
             } else if let Some(table) = content.as_table() {

@@ -200,8 +200,12 @@ impl Memory {
                     let reason = format!("Another memory says this already: {}.", other.id);
                     return Err(Error::conflict("already_exists", reason));
                 }
-                let source = redact::text(&by.source).into_owned();
-                let fact = Fact { text, tags, source, trust: by.trust, updated_ms: now_ms, ..known };
+                // Other tags do not make what was said the word of whoever sets them.
+                let (source, trust) = match text == known.text {
+                    true => (known.source.clone(), known.trust),
+                    false => (redact::text(&by.source).into_owned(), by.trust),
+                };
+                let fact = Fact { text, tags, source, trust, updated_ms: now_ms, ..known };
                 rows::update(tx, &fact)?;
                 let shown = Shown::from(fact);
                 audit(tx, &shown)?;

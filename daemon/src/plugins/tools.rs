@@ -49,7 +49,8 @@ impl Plugins {
     }
 
     async fn call_tool(&self, call: &Call) -> Result<Output, ToolFailure> {
-        let gone = || ToolFailure::Failed("the plugin was switched off; nothing was done".to_owned());
+        // As the gate answers for a name that nobody offers: a plugin may be switched off after the gate has looked.
+        let gone = || ToolFailure::Refused("tool_unknown", "its plugin was switched off; nothing was done".to_owned());
         let caller = Caller {
             principal: call.caller.principal.clone(),
             trust: trust_of(call.caller.trust),
@@ -66,6 +67,7 @@ impl Plugins {
             called = running.tool(caller, name, input).await;
         }
         let said = match called {
+            Err(CallFault::Closed) => return Err(gone()),
             Err(fault) => return Err(failure(Refusal::of_fault(&fault))),
             Ok(Err(said)) => return Err(failure(Refusal::of_words(&said))),
             Ok(Ok(text)) => text,

@@ -231,12 +231,3 @@ pub fn largest(conn: &Connection, prefix: &str, rows_max: usize) -> Result<Vec<U
     .and_then(|mut s| s.query_map(params![prefix, rows_max], used)?.collect())
     .map_err(unread)
 }
-
-/// Forgets what a scope used, as when its session is deleted; what it used still counts for the others.
-pub fn forget(tx: &Tx<'_>, scope: &str) -> Result<(), Error> {
-    tx.conn
-        .prepare_cached("DELETE FROM usage WHERE scope = ?1")
-        .and_then(|mut s| s.execute([scope]))
-        .map(drop)
-        .map_err(unwritten)
-}

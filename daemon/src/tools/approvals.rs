@@ -39,6 +39,8 @@ const PREVIEW_CHARS_MAX: usize = 4000;
 pub enum Notice {
     /// The person is asked, and the call waits for the answer.
     Asks(Box<Pending>),
+    /// The person said yes, and the call goes on.
+    Agreed,
 }
 
 /// A question as it is shown.
@@ -218,13 +220,19 @@ impl Tools {
                 "this call was asked about before, and would now do something else. Ask anew, as another call.";
             return Err(ToolFailure::Refused("approval_changed", reason.to_owned()));
         }
-        if asked.status == Status::Pending {
+        let waits = asked.status == Status::Pending;
+        if waits {
             notice(Notice::Asks(Box::new(Pending::of(&asked))));
         }
         let answered = self.answered(asked, &mut changed, cancel).await?;
         let by = answered.answered_by.as_deref().unwrap_or("nobody");
         match answered.status {
-            Status::Approved => Ok(()),
+            Status::Approved => {
+                if waits {
+                    notice(Notice::Agreed);
+                }
+                Ok(())
+            }
             Status::Denied => {
                 Err(ToolFailure::Refused("approval_denied", format!("{by} said no. Do not try it another way.")))
             }

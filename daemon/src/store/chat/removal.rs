@@ -73,6 +73,8 @@ fn step(tx: &Tx<'_>, session: i64) -> Result<bool, Error> {
     // What was asked about in it, and allowed for it alone; that it was is in the audit chain.
     remove("DELETE FROM approval WHERE session = (SELECT id FROM session WHERE number = ?1)", session)?;
     remove("DELETE FROM approval_rule WHERE session = (SELECT id FROM session WHERE number = ?1)", session)?;
+    // What it cost still counts for its agent, its job and its day.
+    remove("DELETE FROM usage WHERE scope = (SELECT 'session/' || id FROM session WHERE number = ?1)", session)?;
     remove("DELETE FROM session WHERE number = ?1", session)?;
     Ok(false)
 }
