@@ -11,7 +11,9 @@ mod trace;
 mod url;
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -27,7 +29,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Millis;
 use crate::config::broker::Secured;
@@ -206,9 +207,9 @@ impl Egress {
     }
 
     async fn once(&self, ask: &Ask, leg: &Leg, sent: &OnceLock<()>) -> Result<Heard, EgressError> {
-        let (response, _driving) = self.send(ask, leg, sent).await?;
+        let (response, mut driving) = self.send(ask, leg, sent).await?;
         let (parts, body) = response.into_parts();
-        let body = read(body, ask.bytes_max).await?;
+        let body = driving.until(read(body, ask.bytes_max)).await?;
         Ok(Heard { status: parts.status.as_u16(), headers: texts(&parts.headers), body })
     }
 
@@ -276,7 +277,25 @@ fn silent(time_max: Duration, sent: &OnceLock<()>) -> EgressError {
 }
 
 /// The head of an answer, and what reads the rest of it off the connection.
-type Answering = (Response<Incoming>, AbortOnDropHandle<Result<(), hyper::Error>>);
+type Answering = (Response<Incoming>, Driving);
+
+/// A connection, driven by whoever waits for something that comes off it: a task of its own would have to be woken, and
+/// would have to wake the one that waits, for each piece of an answer.
+struct Driving(Option<Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>>);
+
+impl Driving {
+    /// Drives the connection until `wanted` is there, which hears of its end by itself.
+    async fn until<T>(&mut self, wanted: impl Future<Output = T>) -> T {
+        let mut wanted = pin!(wanted);
+        poll_fn(|cx| {
+            if self.0.as_mut().is_some_and(|connection| connection.as_mut().poll(cx).is_ready()) {
+                self.0 = None;
+            }
+            wanted.as_mut().poll(cx)
+        })
+        .await
+    }
+}
 
 async fn exchange<S>(stream: S, ask: &Ask, leg: &Leg, sent: &OnceLock<()>) -> Result<Answering, EgressError>
 where
@@ -286,10 +305,10 @@ where
     let request = request(ask, leg)?;
     let (mut sender, connection) =
         http1::Builder::new().max_buf_size(HEADER_BYTES_MAX).handshake(TokioIo::new(stream)).await.map_err(unsent)?;
-    let driving = AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut driving = Driving(Some(Box::pin(connection)));
     let _first = sent.set(());
     let lost = |error: hyper::Error| EgressError::Unknown(format!("the connection broke: {error}"));
-    Ok((sender.send_request(request).await.map_err(lost)?, driving))
+    Ok((driving.until(sender.send_request(request)).await.map_err(lost)?, driving))
 }
 
 /// Headers whose values are text.

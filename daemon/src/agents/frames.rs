@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
@@ -21,6 +22,8 @@ const LOG_BYTES_MAX: usize = 8 << 20;
 const ENDED_MAX: usize = 32;
 /// Bytes of theirs.
 const ENDED_BYTES_MAX: usize = 2 << 20;
+/// What a frame of words takes besides them, with room for what is escaped.
+const FRAME_BYTES: usize = 64;
 /// Pieces of words that wait for the streams of events; older ones are lost to a stream that lags.
 const PIECES_MAX: usize = 256;
 
@@ -85,7 +88,13 @@ impl Frame {
     }
 }
 
-fn write_sse(out: &mut Vec<u8>, name: &str, data: &Value) {
+/// The data of [`Kind::Token`].
+#[derive(Serialize)]
+struct Words<'a> {
+    text: &'a str,
+}
+
+fn write_sse(out: &mut Vec<u8>, name: &str, data: &impl Serialize) {
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\ndata: ");
@@ -150,7 +159,10 @@ struct State {
     /// What the frames that are no words take besides, as values and encoded.
     told_bytes: usize,
     ended: bool,
+    /// Who waits for more.
     waiting: Vec<Waker>,
+    /// Who waits for the end.
+    attending: Vec<Waker>,
 }
 
 impl State {
@@ -177,7 +189,10 @@ impl Log {
             return;
         }
         change(&mut state);
-        let waiting = std::mem::take(&mut state.waiting);
+        let mut waiting = std::mem::take(&mut state.waiting);
+        if state.ended {
+            waiting.append(&mut state.attending);
+        }
         drop(state);
         waiting.into_iter().for_each(Waker::wake);
     }
@@ -379,6 +394,21 @@ impl Viewer {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// Waits until all is there that will be: whoever wants no more than that is not woken for each word.
+    pub async fn ended(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.log.state();
+            if state.ended {
+                return Poll::Ready(());
+            }
+            if !state.attending.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.attending.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// As [`Viewer::next`].
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
         let log = Arc::clone(&self.log);
@@ -397,7 +427,10 @@ impl Viewer {
         let mut out: Vec<u8> = Vec::new();
         while let Some(seen) = self.take(&state) {
             match seen {
-                Seen::Words(text) => write_sse(&mut out, Kind::Token.name(), &json!({ "text": text })),
+                Seen::Words(text) => {
+                    out.reserve(text.len() + FRAME_BYTES);
+                    write_sse(&mut out, Kind::Token.name(), &Words { text });
+                }
                 Seen::Told(frame, encoded) => out.extend_from_slice(encoded.get_or_init(|| {
                     let mut bytes = Vec::with_capacity(128);
                     frame.write(&mut bytes);

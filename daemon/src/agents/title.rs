@@ -81,6 +81,7 @@ impl Inner {
 
 /// The begin of the answer of a turn; none when it has none.
 async fn answer(viewer: &mut Viewer) -> Option<String> {
+    viewer.ended().await;
     let mut answer = String::new();
     while let Some(frame) = viewer.next().await {
         match frame.kind {

@@ -5,9 +5,8 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::{Ask, Egress, EgressError, Heard, Leg, silent, texts, trace};
+use super::{Ask, Driving, Egress, EgressError, Heard, Leg, silent, texts, trace};
 
 /// An answer whose head is there and whose body comes.
 pub struct Streamed {
@@ -16,13 +15,13 @@ pub struct Streamed {
     body: Incoming,
     /// Bytes that may still come.
     left: usize,
-    _driving: AbortOnDropHandle<Result<(), hyper::Error>>,
+    driving: Driving,
 }
 
 impl Streamed {
     /// The next bytes, as they come off the connection; none at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, EgressError> {
-        while let Some(frame) = self.body.frame().await {
+        while let Some(frame) = self.driving.until(self.body.frame()).await {
             let frame = frame.map_err(|error| EgressError::BadAnswer(format!("the answer was cut off: {error}")))?;
             let Ok(data) = frame.into_data() else { continue };
             let Some(left) = self.left.checked_sub(data.len()) else {
@@ -48,7 +47,7 @@ impl Egress {
         let streamed = opened.map(|(response, driving)| {
             let (parts, body) = response.into_parts();
             let head = Heard { status: parts.status.as_u16(), headers: texts(&parts.headers), body: Bytes::new() };
-            Streamed { head, body, left: ask.bytes_max, _driving: driving }
+            Streamed { head, body, left: ask.bytes_max, driving }
         });
         if let Some(span) = span {
             trace::end(span, &streamed.as_ref().map(|streamed| &streamed.head));
