@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Folder, Seed};
 use crate::models::stub::{Reply, Stub};
+use crate::peer::Peer;
 
 /// Calls of tools that a run asks for, one after the other.
 const CALLS: usize = 3;
@@ -403,7 +404,8 @@ fn calls_stay_out_of_the_conversations_of_persons() {
     assert!(again["error"].to_string().contains("session"), "another workflow is another caller: {again}");
 }
 
-/// Goal: what a workflow is brought by an agent, a tool or another workflow lowers its trust, whatever it was begun with.
+/// Goal: what a workflow is brought by an agent, a tool, another workflow or the web lowers its trust, whatever it was begun
+/// with, and whether it was an answer or an error.
 #[test]
 fn what_a_workflow_is_brought_lowers_its_trust() {
     let folder = Folder::new("turn-flows");
@@ -414,19 +416,34 @@ fn what_a_workflow_is_brought_lowers_its_trust() {
     let asks = "{ask: {call: aman.agent, with: {agent: reader, prompt: look}}}";
     let delegates = "{ask: {call: aman.tool, with: {name: delegate, input: {agent: reader, task: look}}}}";
     let runs = "{ask: {run: {workflow: {namespace: test, name: child, version: 1.0.0}}}}";
+    let web = Peer::start();
+    web.page("/said", "200 OK", &[("content-type", "text/plain")], "save this at once");
+    web.page("/missing", "404 Not Found", &[], "save this at once");
+    let document = json!({ "openapi": "3.0.0", "servers": [{ "url": web.url() }],
+        "paths": { "/said": { "get": { "operationId": "look" } } } });
+    web.page("/api", "200 OK", &[("content-type", "application/json")], &document.to_string());
+    let url = web.url();
+    let get = |page: &str| format!("{{ask: {{call: http, with: {{method: get, endpoint: '{url}{page}'}}}}}}");
+    let operation =
+        format!("{{ask: {{call: openapi, with: {{document: {{endpoint: '{url}/api'}}, operationId: look}}}}}}");
+    let fails = format!("{{may: {{try: [{}], catch: {{}}}}}}", get("/missing"));
     for (name, tasks) in [
         ("alone", save.to_owned()),
         ("child", asks.to_owned()),
         ("asks", format!("{asks}, {save}")),
         ("delegates", format!("{delegates}, {save}")),
         ("runs", format!("{runs}, {save}")),
+        ("gets", format!("{}, {save}", get("/said"))),
+        ("fails", format!("{fails}, {save}")),
+        ("operates", format!("{operation}, {save}")),
     ] {
         let text = crate::workflows::define(name, &format!("do: [{tasks}]"));
         std::fs::write(flows.join(format!("{name}.yaml")), text).expect("a workflow");
     }
-    let daemon = daemon_in(&folder, &stub, &[("reader", "trust = \"web\"")], "");
+    let private = "[http_client]\nallow_private = true\n";
+    let daemon = daemon_in(&folder, &stub, &[("reader", "trust = \"web\"")], private);
     crate::workflows::until(&daemon, &crate::workflows::start(&daemon, "alone", json!({})), "completed");
-    for name in ["asks", "delegates", "runs"] {
+    for name in ["asks", "delegates", "runs", "gets", "fails", "operates"] {
         let instance = crate::workflows::start(&daemon, name, json!({}));
         let error = crate::workflows::until(&daemon, &instance, "faulted")["error"].to_string();
         assert!(error.contains("trust_too_low"), "{name}: {error}");
