@@ -25,6 +25,8 @@ CREATE TABLE memory (
 CREATE INDEX memory_agent ON memory (agent, number);
 -- Words of its rows, with gaps between characters that are words of their own: no copy of the column, so it keeps its own.
 CREATE VIRTUAL TABLE memory_words USING fts5 (text, tags, tokenize = 'unicode61 remove_diacritics 2');
+-- What is forgotten is taken out of it at once.
+INSERT INTO memory_words (memory_words, rank) VALUES ('secure-delete', 1);
 
 -- Tokens and money by day (UTC) and by whose they are: 'all', 'agent/<id>', 'session/<id>', 'job/<consumer>'.
 CREATE TABLE usage (

@@ -5,6 +5,8 @@ mod streams;
 
 use serde_json::{Value, json};
 
+use aman::store::chat::MESSAGES_MAX;
+
 use crate::harness::{Answer, Daemon, Folder, Stream, TOKEN};
 
 /// Answers of the scripted model. What is slow says forty words, one every 25 ms.
@@ -172,6 +174,34 @@ fn turns_and_versions_do_not_cross() {
         let answer = send(body);
         assert_eq!((answer.status, answer.fields()), (400, vec![field]), "{answer:?}");
     }
+}
+
+/// Goal: a session that has as many messages as it may takes no more, says so, and keeps what is in it.
+#[test]
+fn a_session_does_not_grow_without_end() {
+    let mut daemon = scripted("");
+    let session = begin(&daemon);
+    let first = say(&daemon, &session, "hello");
+    let before = state(&daemon, &session);
+    daemon.kill();
+    let db = rusqlite::Connection::open(daemon.home().join("aman.db")).expect("the database");
+    let full =
+        db.execute("UPDATE session SET messages = ?1 WHERE id = ?2", rusqlite::params![MESSAGES_MAX - 1, session]);
+    assert_eq!(full.expect("it is there"), 1);
+    drop(db);
+    daemon.again();
+    // The last that fits has its answer.
+    say(&daemon, &session, "the last");
+    let after = state(&daemon, &session);
+    assert_eq!(lines(&after["messages"]).last(), Some(&said("assistant", "You said: the last")), "{after}");
+    let more = daemon.post(&place(&session, "/send"), &json!({ "text": "more" }));
+    refused(&more, 409, "invalid_state");
+    assert!(text(&more.json, "detail").contains("Begin a new one"), "{more:?}");
+    let edit = json!({ "message_id": first["message_id"], "text": "anew" });
+    refused(&daemon.post(&place(&session, "/edit"), &edit), 409, "invalid_state");
+    let kept = state(&daemon, &session);
+    assert_eq!((&kept["messages"], &kept["state"]), (&after["messages"], &json!("idle")));
+    assert_eq!(kept["messages"][1], before["messages"][1]);
 }
 
 /// Goal: saying something anew, and having it answered once more, are branches: nothing that was said is lost.

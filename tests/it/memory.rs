@@ -94,6 +94,28 @@ fn facts_are_kept_found_and_forgotten() {
     }
 }
 
+/// Goal: what was forgotten is out of the index of words as well, which keeps a copy of its own.
+#[test]
+fn what_is_forgotten_is_out_of_the_index() {
+    let mut daemon = Daemon::start();
+    let fact = add(&daemon, json!({ "text": "Xylophones are quokkaesque.", "tags": ["zwieback"] }));
+    add(&daemon, json!({ "text": "Likes tea." }));
+    daemon.kill();
+    let kept = |daemon: &Daemon| {
+        let db = rusqlite::Connection::open(daemon.home().join("aman.db")).expect("the database");
+        let mut blocks = db.prepare("SELECT block FROM memory_words_data").expect("the index");
+        let blocks = blocks.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
+        let all = blocks.map(|block| String::from_utf8_lossy(&block.expect("a block")).into_owned());
+        let all = all.collect::<Vec<_>>().join(" ");
+        ["xylophones", "quokkaesque", "zwieback"].map(|word| all.contains(word))
+    };
+    assert_eq!(kept(&daemon), [true; 3], "it is where this test looks");
+    daemon.again();
+    assert_eq!(daemon.call("DELETE", &format!("/memory/{}", id(&fact)), None).status, 200);
+    assert_eq!(daemon.terminate(), Some(0));
+    assert_eq!(kept(&daemon), [false; 3]);
+}
+
 /// Goal: everything can be taken along, as JSON and as Markdown, and the command line does all of it.
 #[test]
 fn memory_is_exported_and_edited_by_command() {
