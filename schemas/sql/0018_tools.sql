@@ -6,6 +6,7 @@ CREATE TABLE approval (
     key         TEXT NOT NULL UNIQUE,          -- the call's; the same call again finds its answer
     digest      TEXT NOT NULL,                 -- SHA-256 of exactly what would run, hex
     tool        TEXT NOT NULL,
+    source      TEXT NOT NULL,                 -- who offers the tool: builtin, plugin/<name>, mcp/<server>
     arguments   TEXT NOT NULL,                 -- JSON, without secrets
     preview     TEXT,                          -- what it would touch, in words, without secrets
     pattern     TEXT NOT NULL,                 -- what an always-rule would allow, in words that a rule has
@@ -21,7 +22,8 @@ CREATE TABLE approval (
     answered_by TEXT,
     created_ms  INTEGER NOT NULL,
     expires_ms  INTEGER NOT NULL,
-    answered_ms INTEGER
+    answered_ms INTEGER,
+    begun_ms    INTEGER                        -- when the call began to run behind a yes; NULL = it did not
 ) STRICT;
 CREATE INDEX approval_pending ON approval (expires_ms) WHERE status = 0;
 
@@ -31,6 +33,7 @@ CREATE TABLE approval_rule (
     agent      TEXT,                           -- NULL = calls that no agent makes
     session    TEXT,                           -- NULL = every session
     tool       TEXT NOT NULL,
+    source     TEXT NOT NULL,                  -- whose: one of the same name that another offers is another tool
     pattern    TEXT NOT NULL,                  -- which calls
     principal  TEXT NOT NULL,                  -- who allowed it
     uses       INTEGER NOT NULL,

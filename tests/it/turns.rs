@@ -1,5 +1,9 @@
 //! Turns of agents: killed at every step, stopped, failed, tainted, over budget. The model is a stub on loopback that counts.
 
+mod calls;
+mod kills;
+mod stops;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -13,14 +13,15 @@ use tokio_util::sync::CancellationToken;
 use super::frames::{Kind as FrameKind, TurnFrames};
 use super::{Definition, Inner};
 use crate::bus::StateWrite;
+use crate::error::Error;
 use crate::event::{Event, Trust};
 use crate::id::TraceId;
 use crate::models::{Answer, Message, Stop, ToolCall, Usage};
 use crate::registry::Schema;
-use crate::store::approvals::{self, Status as Approval};
 use crate::store::chat::{Body, Role};
 use crate::store::turns::{Kind, StepRow, StepStatus, TurnRow, write_step};
-use crate::tools::{Call, Caller, Notice, Output, Permission, Policy, ToolFailure};
+use crate::store::{Tx, audit};
+use crate::tools::{Call, Caller, Notice, Output, Permission, Policy, ToolFailure, from_outside};
 
 /// What the model is told of a call that a crash cut off.
 const UNKNOWN: &str =
@@ -252,8 +253,11 @@ impl Turn {
                 self.results(call, text.to_owned(), step.status != StepStatus::Done, trust);
                 return Ok(());
             }
-            if !self.may_repeat(&call.name, number).await {
-                self.write(self.ended_step(number, call, StepStatus::Unknown, UNKNOWN, Trust::Owner)).await?;
+            let tools = &self.inner.parts.tools;
+            if !tools.may_repeat(&call.name, &self.key(number)).await {
+                let record = tools.cut_off(&self.made(call, number)).await;
+                let step = self.ended_step(number, call, StepStatus::Unknown, UNKNOWN, Trust::Owner);
+                self.write_with(step, move |tx| audit::append(tx, &record).map(drop)).await?;
                 self.results(call, UNKNOWN.to_owned(), true, Trust::Owner);
                 return Ok(());
             }
@@ -268,7 +272,7 @@ impl Turn {
         self.next += 1;
         // What a call came to that the end of the daemon cut off is found out by the next start.
         let (done, stored) = self.run(call, number).await.ok_or(End::Cut)?;
-        let (status, text, trust) = told(done, self.permission(&call.name));
+        let (status, text, trust) = told(done, &call.name, self.permission(&call.name));
         if !stored {
             self.write(self.ended_step(number, call, status, &text, trust)).await?;
         }
@@ -285,17 +289,6 @@ impl Turn {
         self.inner.parts.tools.list().into_iter().find(|known| known.name == tool).map(|tool| tool.permission)
     }
 
-    /// Whether a call that was begun and cut off may simply be made again: it is repeatable, or it had not begun to act because
-    /// the person was asked first and has not said yes.
-    async fn may_repeat(&self, tool: &str, number: i64) -> bool {
-        if self.is_repeatable(tool) {
-            return true;
-        }
-        let key = self.key(number);
-        let asked = self.inner.bus.store().read(move |conn| approvals::by_key(conn, &key)).await;
-        matches!(asked, Ok(Some(asked)) if asked.status != Approval::Approved)
-    }
-
     /// Makes the call; none when the end of the daemon cut it off. What came of it is in the journal with the call's record in
     /// the audit log, if that is true. Time in which it waits for an approval does not count, and a daemon that ends does not
     /// wait for one.
@@ -304,9 +297,12 @@ impl Turn {
         let (mut begun, asks, asked) = (Instant::now(), Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
         let notice = asking(self.frames.clone(), Arc::clone(&asks), Arc::clone(&asked));
         let (tools, cancel, late_now) = (&self.inner.parts.tools, self.cancel.child_token(), AtomicBool::new(false));
+        let again = self.is_repeatable(&call.name);
         let cut = |done: &Result<Output, ToolFailure>| {
             let ends = cancel.is_cancelled() && !late_now.load(Ordering::Acquire);
-            ends && !self.stopped.load(Ordering::Acquire) && done.is_err()
+            // What had begun and must not be done twice has come to that: nobody will know more of it.
+            let lost = matches!(done, Err(ToolFailure::Unknown(_))) && !again;
+            ends && !self.stopped.load(Ordering::Acquire) && done.is_err() && !lost
         };
         let keep = |done: &Result<Output, ToolFailure>| (!cut(done)).then(|| self.kept(call, number, done));
         let stopping = self.inner.bus.stopping();
@@ -343,7 +339,7 @@ impl Turn {
 
     /// What goes into the journal of a call that ended.
     fn kept(&self, call: &ToolCall, number: i64, done: &Result<Output, ToolFailure>) -> StateWrite {
-        let (status, text, trust) = told(done.clone(), self.permission(&call.name));
+        let (status, text, trust) = told(done.clone(), &call.name, self.permission(&call.name));
         let (turn, step) = (self.row.number, self.ended_step(number, call, status, &text, trust));
         Box::new(move |tx| write_step(tx, turn, &step))
     }
@@ -396,8 +392,20 @@ impl Turn {
 
     /// Writes a step to the journal; waits for a disk that takes nothing.
     pub async fn write(&self, step: StepRow) -> Result<(), End> {
+        self.write_with(step, |_| Ok(())).await
+    }
+
+    /// As [`Turn::write`], together with something else.
+    async fn write_with<F>(&self, step: StepRow, more: F) -> Result<(), End>
+    where
+        F: Fn(&mut Tx<'_>) -> Result<(), Error> + Send + Sync + 'static,
+    {
         let turn = self.row.number;
-        self.inner.keep(&self.cancel, move |tx| write_step(tx, turn, &step)).await.ok_or(End::Cut)
+        let write = move |tx: &mut Tx<'_>| {
+            more(tx)?;
+            write_step(tx, turn, &step)
+        };
+        self.inner.keep(&self.cancel, write).await.ok_or(End::Cut)
     }
 }
 
@@ -417,25 +425,27 @@ fn asking(frames: TurnFrames, asks: Arc<AtomicBool>, asked: Arc<Notify>) -> impl
 }
 
 /// What came of a call, in words for a model, and how far they are believed: what a failure says, others may have written
-/// if the tool reaches them, is theirs, or is gone by now.
-fn told(done: Result<Output, ToolFailure>, tool: Option<Permission>) -> (StepStatus, String, Trust) {
-    let among = |others: &[Permission]| tool.is_none_or(|tool| others.contains(&tool));
-    let trust = |is_theirs: bool| if is_theirs { Trust::Web } else { Trust::Owner };
+/// if the tool reaches them, is theirs, or is gone by now. It is marked like everything that comes from outside.
+fn told(done: Result<Output, ToolFailure>, name: &str, tool: Option<Permission>) -> (StepStatus, String, Trust) {
     let failing = tool.map_or(Trust::Web, |tool| tool.failing_trust());
+    let says = |why: String, trust: Trust| from_outside(name, trust, why);
     match done {
         Ok(output) => (StepStatus::Done, output.text, output.trust),
         Err(ToolFailure::Arguments(pointer, why)) => {
+            let is_theirs = tool.is_none_or(|tool| tool == Permission::Foreign);
+            let trust = if is_theirs { Trust::Web } else { Trust::Owner };
             let place = if pointer.is_empty() { "arguments".to_owned() } else { pointer };
-            let text = format!("The arguments are wrong; nothing was done. {place}: {why}");
-            (StepStatus::Failed, text, trust(among(&[Permission::Foreign])))
+            let why = says(format!("{place}: {why}"), trust);
+            (StepStatus::Failed, format!("The arguments are wrong; nothing was done. {why}"), trust)
         }
         Err(ToolFailure::Refused(code, why)) => {
             // All other refusals are in the words of the gate.
             let trust = if ["host_not_granted", "plugin_denied"].contains(&code) { failing } else { Trust::Owner };
-            (StepStatus::Failed, format!("Refused ({code}): {why}"), trust)
+            (StepStatus::Failed, format!("Refused ({code}): {}", says(why, trust)), trust)
         }
-        Err(ToolFailure::Failed(why)) => (StepStatus::Failed, format!("It failed: {why}"), failing),
+        Err(ToolFailure::Failed(why)) => (StepStatus::Failed, format!("It failed: {}", says(why, failing)), failing),
         Err(ToolFailure::Unknown(why)) => {
+            let why = says(why, failing);
             let text = format!("Nobody knows whether it was done: {why} Look before you do it again.");
             (StepStatus::Unknown, text, failing)
         }
@@ -472,7 +482,9 @@ mod tests {
             (failed(), None, Trust::Web),
             (failed(), Some(Permission::Read), Trust::Owner),
         ] {
-            assert_eq!(told(done.clone(), tool).2, wanted, "{done:?} of {tool:?}");
+            let (_, text, trust) = told(done.clone(), "x", tool);
+            assert_eq!(trust, wanted, "{done:?} of {tool:?}");
+            assert_eq!(text.contains("comes from outside (x, "), wanted == Trust::Web, "{text}");
         }
     }
 }

@@ -129,7 +129,7 @@ async fn respond(context: &mut Context, id: &str, answer: Option<bool>, remember
 }
 
 fn show(context: &mut Context, asked: &Value) -> Result<(), Failure> {
-    let mut pairs: Vec<(&str, String)> = ["tool", "agent", "session", "principal", "trust", "reason"]
+    let mut pairs: Vec<(&str, String)> = ["tool", "source", "agent", "session", "principal", "trust", "reason"]
         .iter()
         .map(|name| (*name, text_or_dash(&asked[*name])))
         .collect();
@@ -153,6 +153,7 @@ async fn rules(context: &mut Context) -> Result<(), Failure> {
         vec![
             text(&one["id"]),
             text(&one["pattern"]),
+            text(&one["source"]),
             text_or_dash(&one["agent"]),
             text_or_dash(&one["session"]),
             text(&one["uses"]),
@@ -161,7 +162,7 @@ async fn rules(context: &mut Context) -> Result<(), Failure> {
         ]
     };
     let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "ALLOWS", "AGENT", "SESSION", "USES", "BY", "SINCE"], &rows)
+    context.out.table(&["ID", "ALLOWS", "OF", "AGENT", "SESSION", "USES", "BY", "SINCE"], &rows)
 }
 
 async fn revoke(context: &mut Context, id: &str) -> Result<(), Failure> {

@@ -106,6 +106,8 @@ pub struct Approval {
     pub digest: String,
     /// The tool.
     pub tool: String,
+    /// Who offers it.
+    pub source: String,
     /// JSON, without secrets.
     pub arguments: String,
     /// What it would touch, in words.
@@ -138,6 +140,8 @@ pub struct Approval {
     pub expires_ms: Millis,
     /// When it was answered.
     pub answered_ms: Option<Millis>,
+    /// When the call began to run; none = it did not, whatever the answer was.
+    pub begun_ms: Option<Millis>,
 }
 
 fn failed(error: rusqlite::Error) -> Error {
@@ -149,7 +153,7 @@ fn unread(error: rusqlite::Error) -> Error {
 }
 
 const COLUMNS: &str = "id, key, digest, tool, arguments, preview, pattern, reason, once, agent, session, principal, trust, \
-    trace, status, remember, answered_by, created_ms, expires_ms, answered_ms";
+    trace, status, remember, answered_by, created_ms, expires_ms, answered_ms, source, begun_ms";
 
 fn approval(row: &Row<'_>) -> rusqlite::Result<Approval> {
     Ok(Approval {
@@ -173,6 +177,8 @@ fn approval(row: &Row<'_>) -> rusqlite::Result<Approval> {
         created_ms: row.get(17)?,
         expires_ms: row.get(18)?,
         answered_ms: row.get(19)?,
+        source: row.get(20)?,
+        begun_ms: row.get(21)?,
     })
 }
 
@@ -215,7 +221,7 @@ pub fn ask(tx: &Tx<'_>, new: &Approval) -> Result<(Approval, bool), Error> {
         .map_err(failed)?;
     tx.conn
         .prepare_cached(&format!(
-            "INSERT INTO approval ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20)"
+            "INSERT INTO approval ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22)"
         ))
         .and_then(|mut s| {
             s.execute(params![
@@ -238,7 +244,9 @@ pub fn ask(tx: &Tx<'_>, new: &Approval) -> Result<(Approval, bool), Error> {
                 new.answered_by,
                 new.created_ms,
                 new.expires_ms,
-                new.answered_ms
+                new.answered_ms,
+                new.source,
+                new.begun_ms
             ])
         })
         .map_err(failed)?;
@@ -333,6 +341,15 @@ pub fn withdraw(tx: &Tx<'_>, id: &str, now_ms: Millis) -> Result<(), Error> {
         .map_err(failed)
 }
 
+/// Notes that a call begins to run behind the person's yes.
+pub fn begin(tx: &Tx<'_>, id: &str, now_ms: Millis) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached("UPDATE approval SET begun_ms = ?2 WHERE id = ?1")
+        .and_then(|mut s| s.execute(params![id, now_ms]))
+        .map(drop)
+        .map_err(failed)
+}
+
 /// What the person allowed once for all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
@@ -344,6 +361,8 @@ pub struct Rule {
     pub session: Option<String>,
     /// The tool.
     pub tool: String,
+    /// Who offers it.
+    pub source: String,
     /// Which calls of it.
     pub pattern: String,
     /// Who allowed it.
@@ -354,7 +373,7 @@ pub struct Rule {
     pub created_ms: Millis,
 }
 
-const RULE_COLUMNS: &str = "id, agent, session, tool, pattern, principal, uses, created_ms";
+const RULE_COLUMNS: &str = "id, agent, session, tool, pattern, principal, uses, created_ms, source";
 
 fn rule(row: &Row<'_>) -> rusqlite::Result<Rule> {
     Ok(Rule {
@@ -366,6 +385,7 @@ fn rule(row: &Row<'_>) -> rusqlite::Result<Rule> {
         principal: row.get(5)?,
         uses: row.get(6)?,
         created_ms: row.get(7)?,
+        source: row.get(8)?,
     })
 }
 
@@ -379,11 +399,12 @@ fn add_rule(
     let (known, all): (i64, i64) = tx
         .conn
         .prepare_cached(
-            "SELECT count(*) FILTER (WHERE tool = ?1 AND pattern = ?2 AND agent IS ?3 AND session IS ?4), count(*) \
-             FROM approval_rule",
+            "SELECT count(*) FILTER (WHERE tool = ?1 AND pattern = ?2 AND agent IS ?3 AND session IS ?4 AND source = ?5), \
+             count(*) FROM approval_rule",
         )
         .and_then(|mut s| {
-            s.query_row(params![asked.tool, asked.pattern, asked.agent, session], |row| Ok((row.get(0)?, row.get(1)?)))
+            let same = params![asked.tool, asked.pattern, asked.agent, session, asked.source];
+            s.query_row(same, |row| Ok((row.get(0)?, row.get(1)?)))
         })
         .map_err(unread)?;
     if known > 0 {
@@ -395,11 +416,12 @@ fn add_rule(
     }
     tx.conn
         .prepare_cached(
-            "INSERT INTO approval_rule (id, agent, session, tool, pattern, principal, uses, created_ms) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
+            "INSERT INTO approval_rule (id, agent, session, tool, pattern, principal, uses, created_ms, source) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8)",
         )
         .and_then(|mut s| {
-            s.execute(params![crate::id::fresh(), asked.agent, session, asked.tool, asked.pattern, principal, now_ms])
+            let (id, Approval { agent, tool, pattern, source, .. }) = (crate::id::fresh(), asked);
+            s.execute(params![id, agent, session, tool, pattern, principal, now_ms, source])
         })
         .map(drop)
         .map_err(failed)
@@ -412,18 +434,18 @@ pub fn rules(conn: &Connection) -> Result<Vec<Rule>, Error> {
         .map_err(unread)
 }
 
-/// The rules for a tool that count for `agent` in `session`.
+/// The rules for a tool, by its name and who offers it, that count for `agent` in `session`.
 pub fn rules_for(
     conn: &Connection,
-    tool: &str,
+    (tool, source): (&str, &str),
     agent: Option<&str>,
     session: Option<&str>,
 ) -> Result<Vec<Rule>, Error> {
     conn.prepare_cached(&format!(
         "SELECT {RULE_COLUMNS} FROM approval_rule WHERE tool = ?1 AND agent IS ?2 AND (session IS NULL OR session = ?3) \
-         ORDER BY number"
+         AND source = ?4 ORDER BY number"
     ))
-    .and_then(|mut s| s.query_map(params![tool, agent, session], rule)?.collect())
+    .and_then(|mut s| s.query_map(params![tool, agent, session, source], rule)?.collect())
     .map_err(unread)
 }
 

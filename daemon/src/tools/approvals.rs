@@ -52,6 +52,8 @@ pub struct Pending {
     pub status: Status,
     /// The tool.
     pub tool: String,
+    /// Who offers it.
+    pub source: String,
     /// Its arguments, without secrets.
     pub arguments: Value,
     /// What it would touch, in words.
@@ -93,6 +95,7 @@ impl Pending {
             id: asked.id.clone(),
             status: asked.status,
             tool: asked.tool.clone(),
+            source: asked.source.clone(),
             arguments: serde_json::from_str(&asked.arguments).unwrap_or_default(),
             preview: asked.preview.clone(),
             pattern: format!("{}: {}", asked.tool, asked.pattern),
@@ -118,6 +121,8 @@ pub struct RuleShown {
     pub id: String,
     /// What it allows, as `exec: git status *`.
     pub pattern: String,
+    /// Whose tool it is for: one of the same name that another offers is another tool.
+    pub source: String,
     /// For whose turns; none = for calls that no agent makes.
     pub agent: Option<String>,
     /// For which session; none = for every.
@@ -135,6 +140,7 @@ impl RuleShown {
         RuleShown {
             id: rule.id.clone(),
             pattern: format!("{}: {}", rule.tool, rule.pattern),
+            source: rule.source.clone(),
             agent: rule.agent.clone(),
             session: rule.session.clone(),
             principal: rule.principal.clone(),
@@ -183,7 +189,7 @@ impl Tools {
     /// Has the person agree to a call, by a rule or an answer.
     pub(super) async fn agreed(
         &self,
-        call: &Call,
+        (call, tool): (&Call, &Tool),
         preview: &Preview,
         need: Need,
         cancel: &CancellationToken,
@@ -193,8 +199,10 @@ impl Tools {
         let store = self.inner.bus.store();
         let digest = receipt.lock().digest.clone();
         if !need.once {
-            let (tool, agent, session) = (call.tool.clone(), call.caller.agent.clone(), call.caller.session.clone());
-            let rules = store.read(move |conn| rows::rules_for(conn, &tool, agent.as_deref(), session.as_deref()));
+            let (whose, agent, session) = (tool.clone(), call.caller.agent.clone(), call.caller.session.clone());
+            let rules = store.read(move |conn| {
+                rows::rules_for(conn, (&whose.name, &whose.source), agent.as_deref(), session.as_deref())
+            });
             let rules = rules.await.map_err(|error| unstored(&error))?;
             if let Some(rule) = rules.iter().find(|rule| super::pattern::fits(&rule.pattern, &preview.subject)) {
                 receipt.lock().rule = Some(rule.id.clone());
@@ -211,7 +219,7 @@ impl Tools {
                 let reason = format!("{} Nobody is there to answer, so it is refused at once.", need.reason);
                 return Err(ToolFailure::Refused("no_approver", reason));
             }
-            None => self.ask(call, preview, need, digest.clone().unwrap_or_default()).await?,
+            None => self.ask((call, tool), preview, need, digest.clone().unwrap_or_default()).await?,
         };
         receipt.lock().approval = Some(asked.id.clone());
         if Some(&asked.digest) != digest.as_ref() {
@@ -279,7 +287,13 @@ impl Tools {
     }
 
     /// Stores the question, with its event and what the person is told.
-    async fn ask(&self, call: &Call, preview: &Preview, need: Need, digest: String) -> Result<Approval, ToolFailure> {
+    async fn ask(
+        &self,
+        (call, tool): (&Call, &Tool),
+        preview: &Preview,
+        need: Need,
+        digest: String,
+    ) -> Result<Approval, ToolFailure> {
         let caller = &call.caller;
         let now_ms = self.inner.bus.clock().now_ms();
         let time_ms = i64::try_from(self.inner.settings.load().approval_time.as_millis()).unwrap_or(i64::MAX / 4);
@@ -296,6 +310,7 @@ impl Tools {
             key: call.key.clone(),
             digest,
             tool: call.tool.clone(),
+            source: tool.source.clone(),
             arguments: text,
             preview: preview.text.as_deref().map(shown),
             pattern: if preview.pattern.is_empty() { "*".to_owned() } else { preview.pattern.clone() },
@@ -315,6 +330,7 @@ impl Tools {
             created_ms: now_ms,
             expires_ms: now_ms.saturating_add(time_ms),
             answered_ms: None,
+            begun_ms: None,
         };
         let new = Approval { pattern: shown(&new.pattern), ..new };
         let event = self.event(&new, "aman.approval.requested").await;
@@ -335,7 +351,7 @@ impl Tools {
     async fn event(&self, asked: &Approval, kind: &str) -> OwnEvent {
         let shown = Pending::of(asked);
         let data = json!({
-            "id": shown.id, "tool": shown.tool, "pattern": shown.pattern, "preview": shown.preview, "reason": shown.reason,
+            "id": shown.id, "tool": shown.tool, "source": shown.source, "pattern": shown.pattern, "preview": shown.preview, "reason": shown.reason,
             "remember": shown.remember, "agent": shown.agent, "session": shown.session, "status": shown.status,
             "expires_at": shown.expires_at, "answered_by": shown.answered_by,
         });
@@ -395,15 +411,15 @@ impl Tools {
         Ok(waiting.iter().map(Pending::of).collect())
     }
 
-    /// Whether a call that was cut off can be made again: the tool is one where twice is as once, or the call was still
-    /// waiting for an answer and had not begun.
+    /// Whether a call that was cut off can be made again: the tool is one where twice is as once, or the person was asked
+    /// about the call first, and it had not begun since.
     pub async fn may_repeat(&self, tool: &str, key: &str) -> bool {
-        if self.find(tool).is_none_or(|(tool, _)| tool.repeatable) {
+        if self.find(tool).is_some_and(|(tool, _)| tool.repeatable) {
             return true;
         }
         let key = key.to_owned();
         let asked = self.inner.bus.store().read(move |conn| rows::by_key(conn, &key)).await;
-        asked.ok().flatten().is_some_and(|asked| matches!(asked.status, Status::Pending | Status::Expired))
+        asked.ok().flatten().is_some_and(|asked| asked.begun_ms.is_none())
     }
 
     /// One question, however it stands.

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use approvals::{Notice, Pending, RuleShown};
 pub use builtin::Ground;
+pub use gate::from_outside;
 
 use crate::bus::Bus;
 use crate::config::{Search, ToolsConfig};

@@ -9,8 +9,8 @@ use crate::bus;
 use crate::clock::Clock;
 use crate::store::{Durability, Store, audit};
 
-/// A provider of two tools of another program: one answers, one never does.
-struct Others;
+/// A provider of two tools of another program, which it names: one answers, one never does.
+struct Others(&'static str);
 
 impl Provider for Others {
     fn tools(&self) -> Vec<Tool> {
@@ -18,7 +18,7 @@ impl Provider for Others {
             name: name.to_owned(),
             description: String::new(),
             schema: json!({ "type": "object" }),
-            source: "mcp/others".to_owned(),
+            source: self.0.to_owned(),
             permission: Permission::Foreign,
             repeatable: false,
         };
@@ -54,7 +54,7 @@ fn gate() -> (Tools, Place) {
     let bus = Bus::new(store, Clock::default(), bus::Settings::default());
     let settings = Settings { policy: Arc::default(), approval_time: Duration::from_secs(60), search: None };
     let tools = Tools::new(&bus, Arc::new(|_, _| Ok(())), settings);
-    tools.offer("others", Arc::new(Others));
+    tools.offer("others", Arc::new(Others("mcp/others")));
     (tools, Place(folder))
 }
 
@@ -109,6 +109,12 @@ async fn agents_are_asked_about_what_others_do() {
     assert!(tools.call(call("4", "others_quick", "s1", &alone), &never, &|_| {}).await.is_ok(), "in that session");
     let other = tools.call(call("5", "others_quick", "s2", &alone), &never, &|_| {}).await;
     assert!(matches!(other, Err(ToolFailure::Refused("no_approver", _))), "in that session only: {other:?}");
+    // What comes in its place under the same name is something else.
+    tools.offer("others", Arc::new(Others("plugin/others")));
+    let another = tools.call(call("6", "others_quick", "s1", &alone), &never, &|_| {}).await;
+    assert!(matches!(another, Err(ToolFailure::Refused("no_approver", _))), "{another:?}");
+    let rules = tools.rules().await.expect("rules");
+    assert_eq!((rules.len(), rules[0].source.as_str()), (1, "mcp/others"));
 }
 
 #[tokio::test]

@@ -10,9 +10,8 @@ use crate::bus::{Awaited, Origin, Publish, Standing};
 use crate::error::Error;
 use crate::event::{Event, NewEvent, Trust};
 use crate::id::EventSeq;
-use crate::store::events;
-use crate::store::turns;
 use crate::store::workflows::InstanceRow;
+use crate::store::{audit, events, turns};
 use crate::telemetry::traces;
 use crate::tools::{self, Caller, ToolFailure, Tools};
 use crate::workflow::{Definition, Fault, Kind, Run, TaskId};
@@ -92,10 +91,6 @@ async fn tool(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, 
     let args = &job.args["tool"];
     let Some(name) = args["name"].as_str() else { return Err(Fault::expression("aman.tool: name is no text")) };
     let tools = &inner.settings.tools;
-    if job.was_cut_off && !job.definition.tasks[job.task].idempotent && !tools.may_repeat(name, &job.key).await {
-        let detail = format!("unknown_outcome: the daemon ended while {name} ran, and nobody knows how far it came");
-        return Err(Fault::new("runtime", 500, "unknown_outcome", detail).unknown());
-    }
     let trace = job.row.trace.parse().map_err(|()| Fault::runtime("the instance has no trace"))?;
     let cause = cause(inner, &job.row).await?;
     let call = tools::Call {
@@ -112,6 +107,13 @@ async fn tool(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, 
             policy: tools.policy(),
         },
     };
+    if job.was_cut_off && !job.definition.tasks[job.task].idempotent && !tools.may_repeat(name, &job.key).await {
+        let record = tools.cut_off(&call).await;
+        let recorded = inner.bus.store().write(move |tx| audit::append(tx, &record)).await;
+        recorded.map_err(|error| Fault::runtime(error.to_string()).unknown())?;
+        let detail = format!("unknown_outcome: the daemon ended while {name} ran, and nobody knows how far it came");
+        return Err(Fault::new("runtime", 500, "unknown_outcome", detail).unknown());
+    }
     let done = tools.call(call, &job.cancel, &|_| {}).await;
     *read = match &done {
         Ok(output) => output.trust,

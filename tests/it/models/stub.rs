@@ -46,12 +46,28 @@ impl Reply {
 
     /// A call of a tool in OpenAI's dialect, after these words.
     pub fn call(words: &str, id: &str, tool: &str, arguments: &serde_json::Value) -> Reply {
-        let call = serde_json::json!({ "index": 0, "id": id, "type": "function",
-            "function": { "name": tool, "arguments": arguments.to_string() } });
-        let asks = serde_json::json!({ "choices": [{ "delta": { "tool_calls": [call] } }] }).to_string();
+        Reply::calls(words, &[(id, tool, arguments.clone())])
+    }
+
+    /// As [`Reply::call`], with several calls in one answer.
+    pub fn calls(words: &str, calls: &[(&str, &str, serde_json::Value)]) -> Reply {
+        let call = |(n, (id, tool, arguments)): (usize, &(&str, &str, serde_json::Value))| {
+            serde_json::json!({ "index": n, "id": id, "type": "function",
+                "function": { "name": tool, "arguments": arguments.to_string() } })
+        };
+        let calls: Vec<serde_json::Value> = calls.iter().enumerate().map(call).collect();
+        let asks = serde_json::json!({ "choices": [{ "delta": { "tool_calls": calls } }] }).to_string();
         let end = "{\"choices\":[{\"delta\":{},\"finish_reason\":\"tool_calls\"}]}";
         let usage = "{\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}";
         Reply::events(&[&said(words), &asks, end, usage, "[DONE]"])
+    }
+
+    /// The same, at the cost of so many tokens.
+    pub fn costing(mut self, tokens: u64) -> Reply {
+        for (_, piece) in &mut self.pieces {
+            *piece = piece.replace("\"prompt_tokens\":3", &format!("\"prompt_tokens\":{tokens}"));
+        }
+        self
     }
 
     /// The same, broken off after so many pieces.
