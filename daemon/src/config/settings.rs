@@ -436,7 +436,8 @@ impl Layers {
                     self.wrong.push(field(section, reason));
                 }
             } else if section == "agents" {
-                self.warnings.push("[agents] has no effect: each agent is a file of its own, agents/<id>.toml.".to_owned());
+                self.warnings
+                    .push("[agents] has no effect: each agent is a file of its own, agents/<id>.toml.".to_owned());
             } else if !sections.contains(&section.as_str()) {
                 self.warn_unknown(section, section, &sections);
             } else if let Some(table) = content.as_table() {
