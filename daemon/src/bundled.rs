@@ -9,8 +9,20 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// The page at `/`.
-pub const PAGE: &str = include_str!("../console/page.html");
+/// The page at `/`: one document, whose only style and only script its policy names by their digests.
+pub const PAGE: &str = concat!(
+    "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
+    "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
+    "<link rel=\"icon\" href=\"data:,\">\n<title>aman</title>\n<style>\n",
+    include_str!("../console/page.css"),
+    "</style>\n</head>\n",
+    include_str!("../console/page.html"),
+    "<script>\n\"use strict\";\n",
+    include_str!("../console/approvals.js"),
+    include_str!("../console/chat.js"),
+    include_str!("../console/page.js"),
+    "</script>\n</body>\n</html>\n"
+);
 /// The page that ends a login; the session's value goes in the place of `{{session}}`.
 pub const LOGIN_PAGE: &str = include_str!("../console/login.html");
 /// What a browser is shown whose login link is used up or too old.

@@ -1,5 +1,7 @@
 //! The built-in page in a real browser: Chromium without a window, driven over pipes by the DevTools protocol.
 
+mod chat;
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -11,6 +13,12 @@ use crate::harness::{Daemon, Folder, free_address, write_skill};
 
 /// How long the browser may take for anything; its first start on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The page is there, and hears of what happens.
+const LIVE: &str = "location.pathname === '/' && document.getElementById('state')?.textContent === 'Live.'";
+
+/// A tab that is in the background.
+struct Tab(Option<String>);
 
 struct Browser {
     child: Child,
@@ -47,10 +55,48 @@ impl Browser {
             }
         });
         let mut browser = Browser { child, input, output, next: 0, session: None, _profile: profile };
-        let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
-        let attached = browser.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
-        browser.session = attached["sessionId"].as_str().map(str::to_owned);
+        browser.new_tab();
         browser
+    }
+
+    /// A browser that is logged in, with the page before it.
+    fn logged_in(daemon: &Daemon) -> Browser {
+        let mut browser = Browser::start();
+        browser.log_in(daemon);
+        browser
+    }
+
+    fn log_in(&mut self, daemon: &Daemon) {
+        let url = daemon.cli(&["open"]).1;
+        self.open(url.trim());
+        self.wait(LIVE);
+    }
+
+    /// Opens a tab and goes there; gives the one where it was.
+    fn new_tab(&mut self) -> Tab {
+        let before = Tab(self.session.take());
+        let target = self.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
+        let attached = self.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
+        self.session = attached["sessionId"].as_str().map(str::to_owned);
+        before
+    }
+
+    /// Goes to another tab; gives the one where it was.
+    fn go_to(&mut self, tab: Tab) -> Tab {
+        Tab(std::mem::replace(&mut self.session, tab.0))
+    }
+
+    /// Types into what has the focus, and presses Enter.
+    fn type_line(&mut self, text: &str) {
+        self.call("Input.insertText", json!({ "text": text }));
+        self.press("Enter", "\r");
+    }
+
+    fn press(&mut self, key: &str, text: &str) {
+        for kind in ["keyDown", "keyUp"] {
+            let text = if kind == "keyDown" { text } else { "" };
+            self.call("Input.dispatchKeyEvent", json!({ "type": kind, "key": key, "code": key, "text": text }));
+        }
     }
 
     fn call(&mut self, method: &str, params: Value) -> Value {
@@ -117,9 +163,7 @@ fn the_page_in_a_browser() {
     let mut browser = Browser::start();
     browser.open(&format!("http://{}/", daemon.address));
     browser.wait("!document.getElementById('login').hidden && document.getElementById('inside').hidden");
-    let url = daemon.cli(&["open"]).1;
-    browser.open(url.trim());
-    browser.wait("location.pathname === '/' && document.getElementById('state')?.textContent === 'Live.'");
+    browser.log_in(&daemon);
     assert_eq!(browser.eval("location.search + document.cookie"), "", "no secret where a script or a log sees it");
     browser.wait(&format!("{ROWS}.some(row => row.dataset.id === '{early}')"));
     let late = daemon.push("test.late", json!({ "n": 2 }));
@@ -165,10 +209,7 @@ fn a_browsers_event_source() {
     let (home, bind) = (Folder::new("home"), free_address());
     let start = || Daemon::try_start_in(home.path(), &[("AMAN_HTTP_BIND", &bind)]).expect("it starts");
     let mut daemon = start();
-    let mut browser = Browser::start();
-    let url = daemon.cli(&["open"]).1;
-    browser.open(url.trim());
-    browser.wait("document.getElementById('state')?.textContent === 'Live.'");
+    let mut browser = Browser::logged_in(&daemon);
     browser.eval(
         "(async () => {
             const listen = (query) => {
@@ -181,7 +222,7 @@ fn a_browsers_event_source() {
                 }
                 return { seen, source };
             };
-            const headers = { 'x-aman-session': sessionStorage.getItem('aman-session') };
+            const headers = { 'x-aman-session': localStorage.getItem('aman-session') };
             const { ticket } = await (await fetch('/auth/ticket', { method: 'POST', headers })).json();
             window.full = listen('&ticket=' + encodeURIComponent(ticket));
             window.cookie = listen('');
