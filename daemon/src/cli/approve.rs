@@ -80,8 +80,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
     let row = |one: &Value| {
         vec![text(&one["id"]), who(one), text(&one["pattern"]), text(&one["reason"]), time(&one["expires_at"])]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "WHO", "CALL", "WHY IT IS ASKED", "EXPIRES"], &rows)?;
+    context.table(&["ID", "WHO", "CALL", "WHY IT IS ASKED", "EXPIRES"], &list.items, row)?;
     context.out.line("`aman approve ID` shows one, and asks.")
 }
 
@@ -161,8 +160,7 @@ async fn rules(context: &mut Context) -> Result<(), Failure> {
             time(&one["created_at"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "ALLOWS", "OF", "AGENT", "SESSION", "USES", "BY", "SINCE"], &rows)
+    context.table(&["ID", "ALLOWS", "OF", "AGENT", "SESSION", "USES", "BY", "SINCE"], &list.items, row)
 }
 
 async fn revoke(context: &mut Context, id: &str) -> Result<(), Failure> {

@@ -95,12 +95,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
             text(&record["status"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["SEQ", "TIME", "WHO", "ACTION", "TARGET", "OUTCOME", "STATUS"], &rows)?;
-    if list.more {
-        context.out.line("There are more; --limit or --all shows them.")?;
-    }
-    Ok(())
+    context.rows(&["SEQ", "TIME", "WHO", "ACTION", "TARGET", "OUTCOME", "STATUS"], &list, row)
 }
 
 async fn verify(context: &mut Context, args: &VerifyArgs) -> Result<(), Failure> {

@@ -213,8 +213,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
             text_or_dash(&job["last_run"]["status"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "STATE", "PLAN", "ZONE", "FIRES", "NEXT", "LAST"], &rows)
+    context.table(&["ID", "STATE", "PLAN", "ZONE", "FIRES", "NEXT", "LAST"], &list.items, row)
 }
 
 async fn show(context: &mut Context, id: &str) -> Result<(), Failure> {
@@ -408,12 +407,7 @@ async fn runs(context: &mut Context, args: &RunsArgs) -> Result<(), Failure> {
             text_or_dash(&run["event_id"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["SCHEDULED", "KIND", "STATUS", "ENDED", "WHY", "EVENT"], &rows)?;
-    if list.more {
-        context.out.line("There are more: --limit or --all.")?;
-    }
-    Ok(())
+    context.rows(&["SCHEDULED", "KIND", "STATUS", "ENDED", "WHY", "EVENT"], &list, row)
 }
 
 #[cfg(test)]

@@ -148,13 +148,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
             shorten(&error_text(&item["error_chain"]), ERROR_CHARS),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    let head = ["ID", "FAILED", "CONSUMER", "TYPE", "REASON", "ATTEMPTS", "ERROR"];
-    context.out.table(&head, &rows)?;
-    if list.more {
-        context.out.line("There are more; --limit or --all shows them.")?;
-    }
-    Ok(())
+    context.rows(&["ID", "FAILED", "CONSUMER", "TYPE", "REASON", "ATTEMPTS", "ERROR"], &list, row)
 }
 
 async fn groups(context: &mut Context) -> Result<(), Failure> {
@@ -175,8 +169,7 @@ async fn groups(context: &mut Context) -> Result<(), Failure> {
             shorten(&error.unwrap_or_default(), ERROR_CHARS),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["FINGERPRINT", "COUNT", "CONSUMER", "TYPE", "REASON", "LAST FAILED", "ERROR"], &rows)
+    context.table(&["FINGERPRINT", "COUNT", "CONSUMER", "TYPE", "REASON", "LAST FAILED", "ERROR"], &list.items, row)
 }
 
 async fn show(context: &mut Context, id: &str) -> Result<(), Failure> {

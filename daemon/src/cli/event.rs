@@ -303,11 +303,10 @@ async fn trace(context: &mut Context, args: &TraceArgs) -> Result<(), Failure> {
 async fn types(context: &mut Context) -> Result<(), Failure> {
     let Some(list) = context.list(Call::get("/events/types"), super::PAGE_MAX, false).await? else { return Ok(()) };
     let row = |item: &Value| vec![text(&item["type"]), text(&item["count"]), time(&item["last_seen"])];
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    if rows.is_empty() {
+    if list.items.is_empty() {
         return context.out.line("No event yet. `aman event push --type hello` stores one.");
     }
-    context.out.table(&["TYPE", "COUNT", "LAST SEEN"], &rows)
+    context.table(&["TYPE", "COUNT", "LAST SEEN"], &list.items, row)
 }
 
 async fn recent(context: &mut Context, args: &RecentArgs) -> Result<(), Failure> {
@@ -325,17 +324,12 @@ async fn recent(context: &mut Context, args: &RecentArgs) -> Result<(), Failure>
             shorten(more.trim(), DATA_CHARS),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    if rows.is_empty() {
+    if list.items.is_empty() {
         return context
             .out
             .line("None yet. `aman event push --type hello` stores one; `aman event types` shows what is kept.");
     }
-    context.out.table(&["SEQUENCE", "TIME", "TYPE", "SOURCE", "ID", "SUBJECT, DATA"], &rows)?;
-    if list.more {
-        context.out.line("There are more; --limit or --all shows them.")?;
-    }
-    Ok(())
+    context.rows(&["SEQUENCE", "TIME", "TYPE", "SOURCE", "ID", "SUBJECT, DATA"], &list, row)
 }
 
 /// `10m` in milliseconds.

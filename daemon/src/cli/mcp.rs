@@ -74,8 +74,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
             text_or_dash(&server["detail"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["NAME", "TRANSPORT", "STATE", "TOOLS", "SERVER", "PROTOCOL", "DETAIL"], &rows)
+    context.table(&["NAME", "TRANSPORT", "STATE", "TOOLS", "SERVER", "PROTOCOL", "DETAIL"], &list.items, row)
 }
 
 async fn show(context: &mut Context, name: &str) -> Result<(), Failure> {

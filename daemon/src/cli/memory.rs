@@ -153,9 +153,7 @@ async fn list(context: &mut Context, call: Call, (limit, all): (u64, bool), none
         let source = format!("{} ({})", text(&one["source"]), text(&one["trust"]));
         vec![text(&one["id"]), agent, time(&one["updated_at"]), source, tags.join(" "), text_or_dash(&one["text"])]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "AGENT", "SINCE", "SAID BY", "TAGS", "TEXT"], &rows)?;
-    if list.more { context.out.line("There are more; --limit or --all shows them.") } else { Ok(()) }
+    context.rows(&["ID", "AGENT", "SINCE", "SAID BY", "TAGS", "TEXT"], &list, row)
 }
 
 async fn write(context: &mut Context, call: Call, body: &Value, done: &str) -> Result<(), Failure> {

@@ -44,7 +44,8 @@ mod tree;
 mod usage;
 mod workflow;
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -54,6 +55,7 @@ use self::client::{Call, Client, Reply};
 use self::failure::{Failure, unexpected};
 use self::out::Out;
 use crate::config::Paths;
+use crate::plain;
 
 pub use self::db::Files;
 pub use self::doctor::table as doctor_table;
@@ -324,6 +326,18 @@ impl Context {
         }
     }
 
+    /// Shows a list that was read as a table, and says when there is more.
+    fn rows(&mut self, head: &[&str], list: &List, row: impl Fn(&Value) -> Vec<String>) -> Result<(), Failure> {
+        self.table(head, &list.items, row)?;
+        if list.more { self.out.line("There are more; --limit or --all shows them.") } else { Ok(()) }
+    }
+
+    /// Shows items as a table, each as a row.
+    fn table(&mut self, head: &[&str], items: &[Value], row: impl Fn(&Value) -> Vec<String>) -> Result<(), Failure> {
+        let rows: Vec<Vec<String>> = items.iter().map(row).collect();
+        self.out.table(head, &rows)
+    }
+
     /// Makes sure that a person, or the caller by `--yes`, wants this.
     fn confirm(&mut self, yes: bool, question: &str) -> Result<(), Failure> {
         if yes {
@@ -360,6 +374,23 @@ fn take_items(page: &mut Value) -> Result<Vec<Value>, Failure> {
         Value::Array(items) => Ok(items),
         _ => Err(unexpected("items", page)),
     }
+}
+
+/// The text of a file of at most so many bytes, or with `-` of standard input.
+fn read_file(file: &Path, bytes_max: u64) -> Result<String, Failure> {
+    let failed = |error: std::io::Error| Failure::Failed(format!("{} cannot be read: {error}.", file.display()));
+    if file != Path::new("-") {
+        return plain::read(file, bytes_max).map_err(failed);
+    }
+    let mut text = String::new();
+    std::io::stdin().take(bytes_max + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > bytes_max {
+        return Err(Failure::Usage(format!(
+            "Standard input has more than {} KiB, which is the most.",
+            bytes_max >> 10
+        )));
+    }
+    Ok(text)
 }
 
 /// `--limit` and `--all` of every list.

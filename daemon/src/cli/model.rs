@@ -61,8 +61,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
              machine; daemon/docs/models.md shows how.",
         );
     }
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["MODEL", "KIND", "WINDOW", "PRICE", "ROLE", "NOTE"], &rows)
+    context.table(&["MODEL", "KIND", "WINDOW", "PRICE", "ROLE", "NOTE"], &list.items, row)
 }
 
 fn row(model: &Value) -> Vec<String> {

@@ -134,9 +134,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
         row.extend([text(&one["count"]), time(&one["last_at"]), text(&one["title"])]);
         row
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "SEVERITY", "STATUS", "CATEGORY", "TIMES", "LAST", "TITLE"], &rows)?;
-    if list.more { context.out.line("There are more; --limit or --all shows them.") } else { Ok(()) }
+    context.rows(&["ID", "SEVERITY", "STATUS", "CATEGORY", "TIMES", "LAST", "TITLE"], &list, row)
 }
 
 async fn show(context: &mut Context, id: &str) -> Result<(), Failure> {

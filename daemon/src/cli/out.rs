@@ -17,6 +17,8 @@ const WIDTH_MIN: usize = 40;
 
 /// Columns that are copied into the next command, and are never broken into lines.
 const WHOLE: [&str; 4] = ["ID", "DELIVERY", "FINGERPRINT", "SEQUENCE"];
+/// Hex digits of a digest that is shown.
+pub const DIGEST_CHARS: usize = 12;
 /// Characters of any other column that may still be read well when the rest is wrapped.
 const CELL_CHARS_LEAST: usize = 16;
 
@@ -188,6 +190,11 @@ pub fn shorten(text: &str, chars_max: usize) -> String {
         None => text.to_owned(),
         Some(_) => text.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect(),
     }
+}
+
+/// The begin of a digest: as much of it as lists show, and as tells it from others.
+pub fn digest(value: &Value) -> String {
+    shorten(&text(value), DIGEST_CHARS)
 }
 
 /// A JSON value as a cell: a string without quotes, null as nothing, the rest compact.

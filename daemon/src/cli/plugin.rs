@@ -7,12 +7,9 @@ use serde_json::{Value, json};
 
 use super::client::{Call, segment};
 use super::failure::Failure;
-use super::out::{shorten, text, text_or_dash, time};
+use super::out::{digest, text, text_or_dash, time};
 use super::{Context, PAGE_MAX, plugin_author};
 use crate::package::PACKED_MAX;
-
-/// Hex digits of a digest that is shown.
-const DIGEST_CHARS: usize = 12;
 
 /// What can be done with plugins.
 #[derive(Subcommand, Debug)]
@@ -215,7 +212,7 @@ fn tell_planned(context: &mut Context, planned: &Value) -> Result<(), Failure> {
         Some(key) => format!("signed by {key}"),
         None => "not signed".to_owned(),
     };
-    let digest = shorten(&text(&planned["digest"]), DIGEST_CHARS);
+    let digest = digest(&planned["digest"]);
     context.out.line(&format!(
         "{} {}, {signed}, digest {digest}",
         text(&planned["name"]),
@@ -250,8 +247,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
             text_or_dash(&plugin["description"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["NAME", "STATE", "VERSION", "SIGNED BY", "ROUTES", "DESCRIPTION"], &rows)
+    context.table(&["NAME", "STATE", "VERSION", "SIGNED BY", "ROUTES", "DESCRIPTION"], &list.items, row)
 }
 
 async fn show(context: &mut Context, name: &str) -> Result<(), Failure> {
@@ -271,7 +267,7 @@ async fn show(context: &mut Context, name: &str) -> Result<(), Failure> {
     }
     for (key, label) in [("pending", "waits"), ("previous", "before")] {
         if plugin[key].is_object() {
-            let digest = shorten(&text(&plugin[key]["digest"]), DIGEST_CHARS);
+            let digest = digest(&plugin[key]["digest"]);
             pairs.push((label, format!("{} (digest {digest})", text(&plugin[key]["version"]))));
         }
     }

@@ -162,8 +162,7 @@ pub fn rows(context: &mut Context, items: &[Value]) -> Result<(), Failure> {
         row.extend([time(&one["updated_at"]), text_or_dash(&one["title"])]);
         row
     };
-    let rows: Vec<Vec<String>> = items.iter().map(row).collect();
-    context.out.table(&["ID", "AGENT", "KIND", "STATE", "MESSAGES", "CHANGED", "TITLE"], &rows)
+    context.table(&["ID", "AGENT", "KIND", "STATE", "MESSAGES", "CHANGED", "TITLE"], items, row)
 }
 
 async fn show(context: &mut Context, args: &ShowArgs) -> Result<(), Failure> {
@@ -259,6 +258,5 @@ async fn search(context: &mut Context, args: &SearchArgs) -> Result<(), Failure>
             text(&one["snippet"]),
         ]
     };
-    let rows: Vec<Vec<String>> = items.iter().map(row).collect();
-    context.out.table(&["ID", "TITLE", "WHO", "WHEN", "WORDS"], &rows)
+    context.table(&["ID", "TITLE", "WHO", "WHEN", "WORDS"], items, row)
 }

@@ -163,8 +163,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
             text_or_dash(&sink["detail"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "KIND", "HEALTH", "STATE", "SENT", "WAITING", "FAILED", "DETAIL"], &rows)
+    context.table(&["ID", "KIND", "HEALTH", "STATE", "SENT", "WAITING", "FAILED", "DETAIL"], &list.items, row)
 }
 
 async fn show(context: &mut Context, id: &str) -> Result<(), Failure> {
@@ -214,8 +213,7 @@ async fn failures(context: &mut Context, args: &FailuresArgs) -> Result<(), Fail
         row.extend([time(&failed["failed_at"]), text_or_dash(&failed["error"])]);
         row
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["KEY", "TYPE", "EVENT", "ATTEMPTS", "FAILED", "ERROR"], &rows)?;
+    context.table(&["KEY", "TYPE", "EVENT", "ATTEMPTS", "FAILED", "ERROR"], &list.items, row)?;
     if list.more { context.out.line("There are more; --all shows them.") } else { Ok(()) }
 }
 

@@ -5,12 +5,9 @@ use serde_json::{Value, json};
 
 use super::client::{Call, segment};
 use super::failure::Failure;
-use super::out::{clean_lines, shorten, size, text, text_or_dash, time};
+use super::out::{clean_lines, digest, size, text, text_or_dash, time};
 use super::skill_author::{self, AuthorCommand};
 use super::{Context, PAGE_MAX};
-
-/// Hex digits of a digest that a list shows.
-const DIGEST_CHARS: usize = 12;
 
 /// What can be done with skills.
 #[derive(Subcommand, Debug)]
@@ -176,12 +173,11 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
             state(skill),
             text_or_dash(&skill["version"]),
             triggers(&skill["triggers"]),
-            shorten(&text(&skill["digest"]), DIGEST_CHARS),
+            digest(&skill["digest"]),
             text(&skill["description"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["NAME", "STATE", "VERSION", "REACTS TO", "DIGEST", "DESCRIPTION"], &rows)
+    context.table(&["NAME", "STATE", "VERSION", "REACTS TO", "DIGEST", "DESCRIPTION"], &list.items, row)
 }
 
 /// Active, disabled or untrusted.
@@ -267,8 +263,8 @@ async fn content(context: &mut Context, name: &str) -> Result<(), Failure> {
 async fn switch(context: &mut Context, name: &str, what: &str, body: &Value) -> Result<(), Failure> {
     let call = Call::post(format!("/skill/{}/{what}", segment(name))).body("application/json", body.to_string());
     let Some(answer) = context.answer(call).await? else { return Ok(()) };
-    let digest = text(&answer["digest"]);
-    let at = if digest.is_empty() { String::new() } else { format!(" (digest {})", shorten(&digest, DIGEST_CHARS)) };
+    let digest = digest(&answer["digest"]);
+    let at = if digest.is_empty() { String::new() } else { format!(" (digest {digest})") };
     context.out.line(&format!("Skill {name} is {what}d{at}."))
 }
 
@@ -277,11 +273,10 @@ async fn versions(context: &mut Context, name: &str) -> Result<(), Failure> {
     let Some(list) = context.list(call, PAGE_MAX, false).await? else { return Ok(()) };
     let row = |one: &Value| {
         let current = if one["current"] == true { "now" } else { "-" };
-        let digest = shorten(&text(&one["digest"]), DIGEST_CHARS);
+        let digest = digest(&one["digest"]);
         vec![text(&one["version"]), digest, time(&one["created_at"]), current.to_owned()]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["VERSION", "DIGEST", "SINCE", "CURRENT"], &rows)
+    context.table(&["VERSION", "DIGEST", "SINCE", "CURRENT"], &list.items, row)
 }
 
 async fn diff(context: &mut Context, args: &DiffArgs) -> Result<(), Failure> {
@@ -321,8 +316,7 @@ async fn search(context: &mut Context, args: &SearchArgs) -> Result<(), Failure>
         return context.out.line("No skill has all of these words.");
     }
     let row = |hit: &Value| vec![text(&hit["name"]), text(&hit["field"]), text(&hit["snippet"])];
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["NAME", "FOUND IN", "TEXT"], &rows)
+    context.table(&["NAME", "FOUND IN", "TEXT"], &list.items, row)
 }
 
 async fn rollback(context: &mut Context, args: &RollbackArgs) -> Result<(), Failure> {
@@ -336,7 +330,7 @@ async fn rollback(context: &mut Context, args: &RollbackArgs) -> Result<(), Fail
     }
     context.confirm(args.yes, &format!("Replace all files of {} by those of {}?", args.name, args.to))?;
     let Some(answer) = context.answer(call).await? else { return Ok(()) };
-    let digest = shorten(&text(&answer["digest"]), DIGEST_CHARS);
+    let digest = digest(&answer["digest"]);
     context.out.line(&format!("{} is {} again (digest {digest}).", args.name, text_or_dash(&answer["version"])))
 }
 

@@ -1,7 +1,6 @@
 //! `aman soul`: who the assistant is, and what it does not do.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -9,13 +8,10 @@ use serde_json::{Value, json};
 
 use super::client::Call;
 use super::failure::{FAILED, Failure};
-use super::out::{clean_lines, shorten, text, text_or_dash, time};
-use super::{Context, Paging, editor};
+use super::out::{DIGEST_CHARS, clean_lines, digest, text, text_or_dash, time};
+use super::{Context, Paging, editor, read_file};
 use crate::config;
-use crate::plain;
 
-/// Hex digits of a digest that a list shows.
-const DIGEST_CHARS: usize = 12;
 /// Longest file that is read; the daemon takes less, and says how much.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -124,7 +120,7 @@ async fn show(context: &mut Context, raw: bool) -> Result<(), Failure> {
     let Some(soul) = context.answer(Call::get("/soul/info")).await? else { return Ok(()) };
     let mut pairs = vec![
         ("name", text(&soul["name"])),
-        ("digest", shorten(&text(&soul["digest"]), DIGEST_CHARS)),
+        ("digest", digest(&soul["digest"])),
         ("since", time(&soul["last_changed_at"])),
         ("from", text(&soul["origin"])),
         ("file", text(&soul["path"])),
@@ -147,19 +143,7 @@ async fn show(context: &mut Context, raw: bool) -> Result<(), Failure> {
     };
     let row =
         |one: &Value| vec![text(&one["name"]), list(&one["topic"]), list(&one["tools"]), text_or_dash(&one["says"])];
-    let rows: Vec<Vec<String>> = boundaries.iter().map(row).collect();
-    context.out.table(&["BOUNDARY", "TOPICS", "TOOLS", "SAYS"], &rows)
-}
-
-/// The text of a file, or of standard input.
-fn read(file: &Path) -> Result<String, Failure> {
-    let failed = |error: std::io::Error| Failure::Failed(format!("{} cannot be read: {error}.", file.display()));
-    if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
-        return Ok(text);
-    }
-    plain::read(file, FILE_BYTES_MAX).map_err(failed)
+    context.table(&["BOUNDARY", "TOPICS", "TOOLS", "SAYS"], boundaries, row)
 }
 
 fn update(content: &str, expected: Option<&str>, dry_run: bool) -> Call {
@@ -172,7 +156,7 @@ async fn edit(context: &mut Context, from: Option<&Path>) -> Result<(), Failure>
     let before = context.call(Call::get("/soul/raw")).await?.json()?;
     let (old, digest) = (before["raw"].as_str().unwrap_or_default(), before["digest"].as_str().map(str::to_owned));
     if let Some(file) = from {
-        let new = read(file)?;
+        let new = read_file(file, FILE_BYTES_MAX)?;
         return tell(context, update(&new, digest.as_deref(), false)).await;
     }
     let copy = std::env::temp_dir().join(format!("aman-soul-{}.md", std::process::id()));
@@ -206,12 +190,12 @@ async fn edit(context: &mut Context, from: Option<&Path>) -> Result<(), Failure>
 
 async fn tell(context: &mut Context, call: Call) -> Result<(), Failure> {
     let Some(soul) = context.answer(call).await? else { return Ok(()) };
-    let digest = shorten(&text(&soul["digest"]), DIGEST_CHARS);
+    let digest = digest(&soul["digest"]);
     context.out.line(&format!("{} has this soul from now on (digest {digest}).", text(&soul["name"])))
 }
 
 async fn check(context: &mut Context, file: &Path) -> Result<(), Failure> {
-    let content = read(file)?;
+    let content = read_file(file, FILE_BYTES_MAX)?;
     match context.answer(update(&content, None, true)).await {
         Ok(Some(soul)) => {
             let count = soul["boundaries"].as_array().map_or(0, Vec::len);
@@ -231,13 +215,11 @@ async fn versions(context: &mut Context, paging: &Paging) -> Result<(), Failure>
     let Some(list) = context.list(Call::get("/soul/versions"), paging.limit, paging.all).await? else { return Ok(()) };
     let row = |one: &Value| {
         let current = if one["current"] == true { "now" } else { "-" };
-        let digest = shorten(&text(&one["digest"]), DIGEST_CHARS);
+        let digest = digest(&one["digest"]);
         let who = format!("{} ({})", text(&one["principal"]), text(&one["origin"]));
         vec![text(&one["version"]), digest, time(&one["created_at"]), who, current.to_owned()]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["VERSION", "DIGEST", "SINCE", "BY", "CURRENT"], &rows)?;
-    if list.more { context.out.line("There are more; --limit or --all shows them.") } else { Ok(()) }
+    context.rows(&["VERSION", "DIGEST", "SINCE", "BY", "CURRENT"], &list, row)
 }
 
 async fn rollback(context: &mut Context, args: &RollbackArgs) -> Result<(), Failure> {

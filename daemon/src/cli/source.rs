@@ -82,8 +82,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
             text_or_dash(&source["detail"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "KIND", "HEALTH", "STATE", "EVENTS", "LAST EVENT", "DETAIL"], &rows)
+    context.table(&["ID", "KIND", "HEALTH", "STATE", "EVENTS", "LAST EVENT", "DETAIL"], &list.items, row)
 }
 
 async fn show(context: &mut Context, id: &str) -> Result<(), Failure> {

@@ -114,12 +114,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
             text_or_dash(&token["minted_by"]),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "NAME", "SCOPE", "STATUS", "GOOD UNTIL", "MINTED BY"], &rows)?;
-    if list.more {
-        context.out.line("There are more; --limit or --all shows them.")?;
-    }
-    Ok(())
+    context.rows(&["ID", "NAME", "SCOPE", "STATUS", "GOOD UNTIL", "MINTED BY"], &list, row)
 }
 
 async fn revoke(context: &mut Context, args: &RevokeArgs) -> Result<(), Failure> {

@@ -84,9 +84,7 @@ async fn list(context: &mut Context, args: &ListArgs) -> Result<(), Failure> {
         let what = shorten(&text(&one["description"]), 80);
         vec![text(&one["name"]), text(&one["permission"]), text(&one["source"]), what]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["NAME", "CAN", "SOURCE", "WHAT IT DOES"], &rows)?;
-    if list.more { context.out.line("There are more; --limit or --all shows them.") } else { Ok(()) }
+    context.rows(&["NAME", "CAN", "SOURCE", "WHAT IT DOES"], &list, row)
 }
 
 async fn show(context: &mut Context, name: &str) -> Result<(), Failure> {

@@ -55,7 +55,6 @@ pub async fn run(context: &mut Context, args: &UsageArgs) -> Result<(), Failure>
             .map(|name| text(&one[name]))
             .to_vec()
     };
-    let rows: Vec<Vec<String>> = items.iter().map(row).collect();
-    context.out.table(&["SCOPE", "CALLS", "ASKED", "ANSWERED", "LOST", "RESERVED", "MONEY", "REFUSED"], &rows)?;
+    context.table(&["SCOPE", "CALLS", "ASKED", "ANSWERED", "LOST", "RESERVED", "MONEY", "REFUSED"], items, row)?;
     if answer["next_cursor"].is_string() { context.out.line("There are more; --limit shows them.") } else { Ok(()) }
 }

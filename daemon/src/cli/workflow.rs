@@ -1,19 +1,16 @@
 //! `aman workflow`: durable sequences of tasks.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Call, segment};
 use super::failure::{FAILED, Failure};
-use super::out::{clean_lines, count, shorten, text, text_or_dash, time};
-use super::{Context, PAGE_MAX, Paging};
-use crate::plain;
+use super::out::{clean_lines, count, digest, shorten, text, text_or_dash, time};
+use super::{Context, PAGE_MAX, Paging, read_file};
 use crate::workflow;
 
-/// Hex digits of a digest that a list shows.
-const DIGEST_CHARS: usize = 12;
 /// Characters of an error that a list shows.
 const ERROR_CHARS: usize = 80;
 /// Largest definition, in bytes.
@@ -262,15 +259,14 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
         vec![
             text(&one["name"]),
             text(&one["version"]),
-            shorten(&text(&one["digest"]), DIGEST_CHARS),
+            digest(&one["digest"]),
             text(&one["origin"]),
             starts(&one["schedule"]),
             text(&one["open_instances"]),
             shorten(&text_or_dash(&one["title"]), ERROR_CHARS),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["NAME", "VERSION", "DIGEST", "FROM", "STARTS", "OPEN", "TITLE"], &rows)
+    context.table(&["NAME", "VERSION", "DIGEST", "FROM", "STARTS", "OPEN", "TITLE"], &list.items, row)
 }
 
 /// What starts instances, in a word.
@@ -310,26 +306,17 @@ async fn show(context: &mut Context, args: &ShowArgs) -> Result<(), Failure> {
     let versions = shown["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let row = |one: &Value| {
         let mark = if one["current"] == true { "current" } else { "" };
-        vec![
-            text(&one["version"]),
-            shorten(&text(&one["digest"]), DIGEST_CHARS),
-            time(&one["created_at"]),
-            mark.to_owned(),
-        ]
+        vec![text(&one["version"]), digest(&one["digest"]), time(&one["created_at"]), mark.to_owned()]
     };
     context.out.line("")?;
     context.out.table(&["VERSION", "DIGEST", "STORED", ""], &versions.iter().map(row).collect::<Vec<_>>())?;
     context.out.line("\n`--source` prints the definition, `--mermaid` draws it.")
 }
 
-fn read_file(file: &Path) -> Result<String, Failure> {
-    plain::read(file, FILE_BYTES_MAX).map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
-}
-
 fn validate(context: &mut Context, args: &FileArgs) -> Result<(), Failure> {
     let mut bad = false;
     for file in &args.files {
-        let (shown, source) = (file.display().to_string(), read_file(file)?);
+        let (shown, source) = (file.display().to_string(), read_file(file, FILE_BYTES_MAX)?);
         match workflow::parse(&source) {
             Ok(definition) if args.mermaid => {
                 context.out.raw(workflow::render(&definition, &workflow::Marks::new()).as_bytes())?;
@@ -378,7 +365,7 @@ fn tell(context: &mut Context, file: &str, problems: &[workflow::Problem]) -> Re
 }
 
 async fn put(context: &mut Context, args: &PutArgs) -> Result<(), Failure> {
-    let source = read_file(&args.file)?;
+    let source = read_file(&args.file, FILE_BYTES_MAX)?;
     let definition = match workflow::parse(&source) {
         Ok(definition) => definition,
         Err(problems) => {
@@ -443,12 +430,7 @@ async fn instances(context: &mut Context, args: &InstancesArgs) -> Result<(), Fa
             if error.is_empty() { "-".to_owned() } else { shorten(&error, ERROR_CHARS) },
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "WORKFLOW", "STATUS", "AT", "STARTED", "ERROR"], &rows)?;
-    if list.more {
-        context.out.line("There are more: --limit or --all.")?;
-    }
-    Ok(())
+    context.rows(&["ID", "WORKFLOW", "STATUS", "AT", "STARTED", "ERROR"], &list, row)
 }
 
 async fn show_instance(context: &mut Context, args: &ShowInstanceArgs) -> Result<(), Failure> {
