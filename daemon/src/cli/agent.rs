@@ -1,18 +1,15 @@
 //! `aman agent`: who the agents are.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Call, segment};
 use super::failure::Failure;
-use super::out::{clean_lines, shorten, text, text_or_dash, time};
-use super::{Context, PAGE_MAX};
-use crate::plain;
+use super::out::{clean_lines, digest, shorten, text, text_or_dash, time};
+use super::{Context, PAGE_MAX, chat, read_file};
 
-/// Hex digits of a digest that a list shows.
-const DIGEST_CHARS: usize = 12;
 /// Characters of a description or an error that a list shows.
 const WORDS_CHARS: usize = 80;
 /// Largest definition, in bytes.
@@ -25,6 +22,8 @@ pub enum AgentCommand {
     List(ListArgs),
     /// Show one: its model, tools, limits and definition
     Show(ShowArgs),
+    /// Have one take a turn, and print its answer
+    Run(RunArgs),
     /// Store a definition, from a TOML or JSON file
     Put(PutArgs),
     /// Remove an agent; its sessions and its history stay
@@ -58,6 +57,29 @@ pub struct ShowArgs {
     /// Print its definition as it was written
     #[arg(long)]
     source: bool,
+}
+
+/// Takes a turn.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman agent run aman 'What failed today?'
+  git diff | aman agent run reviewer
+  aman agent run inbox 'File this' --attach letter.txt --json
+
+In a session of its own, which stays: `aman session list`. stdout has the answer and nothing else, with --json a line for
+each frame, {\"event\": …, \"data\": …}, to the last, `done` or `error`. Calls that must be allowed are asked about on a
+terminal; else they wait for `aman approve`. Ctrl-C stops the turn, once more leaves it.
+
+Exit codes: 0 the answer is there, 1 it failed, 3 the agent takes none now, 4 it was stopped, 5 it goes on without you.")]
+pub struct RunArgs {
+    /// The agent
+    id: String,
+    /// What it is told; without it, what is piped in
+    text: Option<String>,
+    /// Send a text file or a picture along; - is stdin
+    #[arg(long, value_name = "FILE")]
+    attach: Vec<PathBuf>,
 }
 
 /// Stores a definition.
@@ -121,6 +143,7 @@ pub async fn run(context: &mut Context, command: AgentCommand) -> Result<(), Fai
     match command {
         AgentCommand::List(_) => list(context).await,
         AgentCommand::Show(args) => show(context, &args).await,
+        AgentCommand::Run(args) => chat::run_once(context, args.id, args.text, &args.attach).await,
         AgentCommand::Put(args) => put(context, &args).await,
         AgentCommand::Remove(args) => remove(context, &args).await,
         AgentCommand::Enable(args) => act(context, &args.id, "status", &json!({ "status": "idle" })).await,
@@ -152,8 +175,7 @@ async fn list(context: &mut Context) -> Result<(), Failure> {
             shorten(&text_or_dash(&one["description"]), WORDS_CHARS),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["ID", "STATUS", "MODEL", "FROM", "TOKENS TODAY", "WHAT FOR"], &rows)
+    context.table(&["ID", "STATUS", "MODEL", "FROM", "TOKENS TODAY", "WHAT FOR"], &list.items, row)
 }
 
 async fn show(context: &mut Context, args: &ShowArgs) -> Result<(), Failure> {
@@ -173,12 +195,8 @@ async fn show(context: &mut Context, args: &ShowArgs) -> Result<(), Failure> {
     context.out.line(&format!("\n{}", source.trim_end()))
 }
 
-fn read_file(file: &Path) -> Result<String, Failure> {
-    plain::read(file, FILE_BYTES_MAX).map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
-}
-
 async fn put(context: &mut Context, args: &PutArgs) -> Result<(), Failure> {
-    let source = read_file(&args.file)?;
+    let source = read_file(&args.file, FILE_BYTES_MAX)?;
     let kind =
         if args.file.extension().is_some_and(|end| end == "json") { "application/json" } else { "application/toml" };
     let call = Call::put(path(&args.id)).body(kind, source);
@@ -204,7 +222,7 @@ async fn act(context: &mut Context, id: &str, what: &str, body: &Value) -> Resul
         .body("application/json", body.to_string())
         .header("x-aman-confirm", "yes");
     let Some(shown) = context.answer(call).await? else { return Ok(()) };
-    let digest = shorten(&text(&shown["digest"]), DIGEST_CHARS);
+    let digest = digest(&shown["digest"]);
     context.out.line(&format!("{id} is {} now, by the definition {digest}.", text(&shown["status"])))
 }
 
@@ -215,12 +233,11 @@ async fn versions(context: &mut Context, id: &str) -> Result<(), Failure> {
         let mark = if one["current"] == true { "current" } else { "" };
         vec![
             text(&one["version"]),
-            shorten(&text(&one["digest"]), DIGEST_CHARS),
+            digest(&one["digest"]),
             time(&one["created_at"]),
             text(&one["principal"]),
             mark.to_owned(),
         ]
     };
-    let rows: Vec<Vec<String>> = list.items.iter().map(row).collect();
-    context.out.table(&["VERSION", "DIGEST", "STORED", "BY", ""], &rows)
+    context.table(&["VERSION", "DIGEST", "STORED", "BY", ""], &list.items, row)
 }

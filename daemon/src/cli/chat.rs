@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::client::{Call, segment};
-use super::failure::{FAILED, Failure};
+use super::failure::{FAILED, Failure, LEFT, STOPPED};
 use super::out::{clean, text};
 use lines::Lines;
 use turn::{End, Turn};
@@ -32,7 +32,10 @@ Examples:
   echo 'Hello' | aman chat --json            frames as JSON lines
 
 On a terminal the answer appears as it is written, calls of tools that must be allowed are asked about, and Ctrl-C stops the
-answer. A line that ends with \\ goes on with the next one. The session stays: `aman session list`.")]
+answer. A line that ends with \\ goes on with the next one. The session stays: `aman session list`.
+
+Exit codes of one answer: 0 it is there, 1 it failed, 3 the session takes none now, 4 it was stopped, 5 it goes on without
+you.")]
 pub struct ChatArgs {
     /// Say this and end with the answer; without it, and with stdin piped, stdin is what is said
     #[arg(short, long, value_name = "TEXT")]
@@ -59,17 +62,34 @@ struct Talk {
 pub async fn run(context: &mut Context, args: ChatArgs) -> Result<(), Failure> {
     let mut talk = Talk { session: args.session, agent: args.agent };
     let attachments = attach::read(&args.attach)?;
-    let said = match args.message {
-        Some(message) => Some(message),
-        None if !io::stdin().is_terminal() => Some(piped()?),
-        None => None,
-    };
-    match said {
+    match said(args.message)? {
         Some(said) => once(context, &mut talk, &said, attachments).await,
         None if context.out.json() => Err(Failure::Usage(
             "With --json say something with -m, or by stdin: `echo Hello | aman chat --json`.".to_owned(),
         )),
         None => interactive(context, &mut talk, attachments).await,
+    }
+}
+
+/// Has an agent take one turn in a new session: `aman agent run`.
+pub async fn run_once(
+    context: &mut Context,
+    agent: String,
+    message: Option<String>,
+    attach: &[PathBuf],
+) -> Result<(), Failure> {
+    let attachments = attach::read(attach)?;
+    let none = || Failure::Usage("Say what it is to do: `aman agent run ID TEXT`, or text by stdin.".to_owned());
+    let said = said(message)?.ok_or_else(none)?;
+    once(context, &mut Talk { session: None, agent: Some(agent) }, &said, attachments).await
+}
+
+/// What is said: the words given, else what is piped in; none where a person is to be asked.
+fn said(message: Option<String>) -> Result<Option<String>, Failure> {
+    match message {
+        Some(message) => Ok(Some(message)),
+        None if !io::stdin().is_terminal() => piped().map(Some),
+        None => Ok(None),
     }
 }
 
@@ -81,20 +101,30 @@ fn piped() -> Result<String, Failure> {
         return Err(Failure::Usage("stdin holds more than 100,000 characters. Attach it: --attach -.".to_owned()));
     }
     if text.trim().is_empty() {
-        return Err(Failure::Usage("Nothing is said: give -m TEXT, or text by stdin.".to_owned()));
+        return Err(Failure::Usage("Nothing is said: give a text (`aman chat -m TEXT`), or pipe one in.".to_owned()));
     }
     Ok(text)
 }
 
-/// Says one thing, shows the answer and ends.
+/// Says one thing, shows the answer and ends; the exit code says how.
 async fn once(context: &mut Context, talk: &mut Talk, said: &str, attachments: Vec<Value>) -> Result<(), Failure> {
+    let is_new = talk.session.is_none();
     let session = session(context, talk).await?;
-    let lines = Lines::for_answers();
-    let end = say(context, &session, said, attachments, lines).await?;
+    let end = match say(context, &session, said, attachments, Lines::for_answers()).await {
+        // Nothing was said in it, so nobody misses it; that it could not be removed is nothing to tell then.
+        Err(failure @ Failure::Refused(_)) if is_new => {
+            let gone = Call::delete(format!("/chat/session/{}", segment(&session))).header("x-aman-confirm", "yes");
+            drop(context.call(gone).await);
+            return Err(failure);
+        }
+        said => said?,
+    };
+    // Why is told already.
     match end {
         End::Done => Ok(()),
-        // It is told already.
-        End::Stopped | End::Failed | End::Left => Err(Failure::Said(FAILED)),
+        End::Failed => Err(Failure::Said(FAILED)),
+        End::Stopped => Err(Failure::Said(STOPPED)),
+        End::Left => Err(Failure::Said(LEFT)),
     }
 }
 

@@ -16,6 +16,10 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// The exit code for a state that forbids it now (HTTP 409).
 pub const CONFLICT: u8 = 3;
+/// The exit code for a turn of an agent that was stopped before its end.
+pub const STOPPED: u8 = 4;
+/// The exit code for a turn of an agent that goes on, and nobody here sees its end.
+pub const LEFT: u8 = 5;
 
 /// What ended a command early.
 #[derive(Debug)]

@@ -78,7 +78,8 @@ Examples:
   aman tail                                   see events as they happen
   aman why 17                                 why something happened, or did not
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 the state forbids it now; of `serve` also 75: a keyring is locked.
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 the state forbids it now; of `chat` and `agent run` also 4 stopped and 5
+it goes on; of `serve` also 75: a keyring is locked.
 With --json, what a command shows is printed for programs: the daemon's answer, or a document about several."
 )]
 pub struct Cli {

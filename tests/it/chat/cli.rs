@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{begin, rest, say, scripted};
+use super::{begin, place, rest, say, scripted};
 use crate::harness::{Daemon, command};
 
 /// Runs the command line with something on its stdin.
@@ -49,7 +49,37 @@ fn one_question_one_answer() {
         assert!(code == 1 && err.contains("There is no "), "{err}");
     }
     let (code, _, err) = piped(&daemon, &["chat"], " \n");
-    assert!(code == 2 && err.contains("-m TEXT"), "{err}");
+    assert!(code == 2 && err.contains("chat -m TEXT"), "{err}");
+}
+
+/// Goal: an agent is run from a script: the answer alone on stdout or frames for programs, and an exit code that says how it
+/// ended; a refusal leaves nothing behind.
+#[test]
+fn an_agent_is_run_once() {
+    let daemon = scripted("");
+    assert_eq!(daemon.cli(&["agent", "run", "aman", "hello"]), (0, "Hello there, my friend.\n".into(), String::new()));
+    let (code, out, _) = piped(&daemon, &["agent", "run", "aman", "--json"], "hello");
+    let last = out.lines().last().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).expect("a line");
+    assert_eq!((code, &last["event"], &last["data"]["status"]), (0, &"done".into(), &"done".into()));
+    let (code, out, err) = daemon.cli(&["agent", "run", "aman", "broken"]);
+    assert!(code == 1 && out.is_empty() && err.contains("model_auth"), "{code} {out} {err}");
+    let (code, _, err) = daemon.cli(&["agent", "run", "nobody", "hello"]);
+    assert!(code == 1 && err.contains("There is no agent 'nobody'."), "{code} {err}");
+    let stopped = std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.cli(&["agent", "run", "aman", "slow"]));
+        let of_slow = |one: &Value| (one["title"] == "slow").then(|| one["id"].as_str().expect("an id").to_owned());
+        let id = daemon.wait("the session", || daemon.get("/chat/sessions").items().iter().find_map(of_slow));
+        assert_eq!(daemon.post(&place(&id, "/stop"), &json!({})).json["stopped"], true);
+        run.join().expect("it ends")
+    });
+    assert!(stopped.0 == 4 && stopped.2.contains("[stopped]"), "{stopped:?}");
+    assert_eq!(daemon.post("/agent/aman/status", &json!({ "status": "disabled" })).status, 200);
+    assert_eq!(daemon.cli(&["agent", "run", "aman", "hello"]).0, 3);
+    drop(daemon);
+    let daemon = Daemon::configured("[models]\ndetect = \"\"\n");
+    let (code, _, err) = daemon.cli(&["agent", "run", "aman", "hello"]);
+    assert!(code == 1 && err.contains("no_model") && err.contains("Ollama"), "{code} {err}");
+    assert!(daemon.get("/chat/sessions").items().is_empty(), "nothing was said");
 }
 
 /// Goal: what was talked is listed, shown, found, written to a new file and removed from the command line.
