@@ -9,7 +9,7 @@ use crate::contract::client;
 use crate::harness::{Answer, Daemon, Folder, TOKEN, command, wait};
 
 /// A server of npm, as a command of the configuration.
-fn node_server(name: &str, rest: &[&str]) -> String {
+pub fn node_server(name: &str, rest: &[&str]) -> String {
     let script = client("").join(format!("../node_modules/@modelcontextprotocol/server-{name}/dist/index.js"));
     let (node, script) = (client("node").display().to_string(), script.display().to_string());
     let words: Vec<&str> = [node.as_str(), script.as_str()].into_iter().chain(rest.iter().copied()).collect();

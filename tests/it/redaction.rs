@@ -1,6 +1,7 @@
 //! No secret that the daemon knows gets into anything that it writes: files, logs, answers, outputs of commands.
 
 mod agents;
+mod tools;
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,16 @@ const TOKEN: &str = "canary-token-3f9a7c51e2";
 const HOOK: &str = "canary-hook/\"secret\" ü";
 
 /// Parts of the secrets that survive escaping.
-const TRACES: [&str; 5] = ["canary-token-3f9a7c51e2", "canary-hook", "3f9a7c51e2", "canary-model/", "77ab01"];
+const TRACES: [&str; 8] = [
+    "canary-token-3f9a7c51e2",
+    "canary-hook",
+    "3f9a7c51e2",
+    "canary-model/",
+    "77ab01",
+    "canary-program",
+    "canary-service",
+    "canary-search",
+];
 
 fn files(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder").flatten() {

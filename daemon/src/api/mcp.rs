@@ -3,9 +3,11 @@
 //! Each tool is a route of the table, asked for in the caller's own name: what that route wants of its callers (scope,
 //! phase, confirmation) and its audit record hold here as they do there, and are decided in the same place.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use aman_mcp::{Asked, Given, Server, Shown};
+use bytes::Bytes;
 use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -17,6 +19,7 @@ use super::handle::{self, Caller};
 use super::problem::Problem;
 use super::routes::Found;
 use super::{App, Call};
+use crate::redact;
 
 /// What a model is told of everything here.
 const INSTRUCTIONS: &str = "aman runs on the user's own machine and turns events into work. Search events to see what \
@@ -238,7 +241,17 @@ pub(super) async fn serve(app: Arc<App>, mut call: Call) -> Result<Reply, Proble
     let kept = |name: &hyper::header::HeaderName| *name != CONTENT_TYPE && *name != CONTENT_LENGTH;
     let headers = head.headers.iter().filter(|(name, _)| kept(name));
     let headers = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
-    Ok(Reply { status: head.status, content_type, headers, body: Body::full(body), trace: None })
+    let body = Body::full(clean(body, content_type == "application/json"));
+    Ok(Reply { status: head.status, content_type, headers, body, trace: None })
+}
+
+/// Without secrets: the protocol's own errors repeat what they were asked.
+fn clean(body: Bytes, is_json: bool) -> Bytes {
+    let Ok(text) = std::str::from_utf8(&body) else { return body };
+    match if is_json { redact::json(text) } else { redact::text(text) } {
+        Cow::Borrowed(_) => body,
+        Cow::Owned(clean) => clean.into(),
+    }
 }
 
 /// Whether the caller has the scope that a tool's route asks for.
@@ -292,7 +305,7 @@ fn confirm(one: &Served, target: &str, confirmed: &Option<bool>, can_ask: bool) 
 }
 
 /// The path with its query, and the body, that the arguments of a call come to.
-fn request(one: &Served, arguments: Map<String, Value>) -> Result<(String, bytes::Bytes), Problem> {
+fn request(one: &Served, arguments: Map<String, Value>) -> Result<(String, Bytes), Problem> {
     let known = one.shown.schema["properties"].as_object().cloned().unwrap_or_default();
     let mut fields = Fields::of(arguments);
     let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
@@ -321,7 +334,7 @@ fn request(one: &Served, arguments: Map<String, Value>) -> Result<(String, bytes
     if one.path == "/events/push" {
         body.entry("source").or_insert_with(|| json!("mcp"));
     }
-    let body = if one.method == Method::GET { bytes::Bytes::new() } else { Value::Object(body).to_string().into() };
+    let body = if one.method == Method::GET { Bytes::new() } else { Value::Object(body).to_string().into() };
     Ok((target, body))
 }
 
@@ -329,7 +342,7 @@ fn request(one: &Served, arguments: Map<String, Value>) -> Result<(String, bytes
 fn failed(problem: &Problem) -> Given {
     let fields = problem.fields.iter().map(|field| format!(" {}: {}", field.field, field.reason));
     let text = format!("{}: {}{}", problem.code, problem.detail, fields.collect::<String>());
-    let text = crate::redact::text(&text).into_owned();
+    let text = redact::text(&text).into_owned();
     Given::Failed(text, Some(json!({ "code": problem.code, "status": problem.status.as_u16() })))
 }
 

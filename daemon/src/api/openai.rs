@@ -514,7 +514,7 @@ async fn whole(app: &Arc<App>, mut viewer: Viewer, mut chunks: Chunks) -> Result
 
 /// An error as OpenAI spells it.
 fn envelope(code: &str, message: &str, kind: &str, param: Option<&str>) -> Value {
-    json!({ "error": { "message": redact::text(message), "type": kind, "param": param, "code": code } })
+    json!({ "error": { "message": redact::text(message), "type": kind, "param": param.map(redact::text), "code": code } })
 }
 
 /// A refusal as clients of this API read it.
