@@ -140,6 +140,18 @@ pub fn fresh() -> String {
     Uuid::now_v7().to_string()
 }
 
+/// A UUIDv8 (RFC 9562) that is the same for the same parts, and for no others.
+pub fn named(parts: &[&str]) -> String {
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    for part in parts {
+        hash.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut bytes = [0_u8; 16];
+    bytes.copy_from_slice(&hash.finish().as_ref()[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
+}
+
 /// What a span with a computed id is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpanOf {

@@ -6,7 +6,7 @@ CREATE TABLE session (
     agent      TEXT NOT NULL,                  -- whose it is
     title      TEXT,                           -- NULL = none yet
     titled     INTEGER NOT NULL,               -- 1 = the title was given, not made
-    kind       INTEGER NOT NULL,               -- 0 a person's, 1 an event's or a schedule's, 2 asked by an agent, a workflow or a plugin
+    kind       INTEGER NOT NULL,               -- 0 a person's, 1 an event's or a schedule's, 2 asked by an agent or a workflow, 3 a plugin's
     principal  TEXT NOT NULL,                  -- who began it
     trust      INTEGER NOT NULL,               -- the lowest of what is in it
     version    INTEGER NOT NULL,               -- goes up with every change that a client could miss

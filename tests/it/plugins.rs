@@ -5,14 +5,17 @@ mod data;
 mod events;
 mod kills;
 mod load;
+mod talks;
 mod trust;
 
 use std::path::Path;
+use std::process::Command;
 
 use aman::package::pack::Content;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
+use crate::bundled_plugins;
 use crate::harness::{Answer, Daemon, Folder, TOKEN, manifest};
 use crate::package as packages;
 
@@ -53,6 +56,14 @@ pub const TWO: &[u8] = include_bytes!("../fixtures/guests/two.wasm");
 /// The package of a plugin that says `text` ("one" or "two"); `more` goes behind its manifest.
 fn packed(version: &str, text: &str, more: &str) -> Vec<u8> {
     package(&format!("version = \"{version}\"\n{MANIFEST}{more}"), if text == "one" { ONE } else { TWO })
+}
+
+/// The component of a plugin of the repository, built from its source.
+fn built(name: &str) -> Vec<u8> {
+    let packed = bundled_plugins::package(name);
+    let tar = Command::new("tar").arg("-xzOf").arg(packed).arg("plugin.wasm").output().expect("tar starts");
+    assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+    tar.stdout
 }
 
 /// Writes the folder of a plugin.

@@ -42,11 +42,11 @@ fn answer_of(call: JoinHandle<Result<Answer, String>>) -> Answer {
 }
 
 /// What waits for an answer, once something does.
-fn asked(daemon: &Daemon) -> Value {
+pub fn asked(daemon: &Daemon) -> Value {
     daemon.wait("an approval", || daemon.get("/tool-auth/pending").items().pop())
 }
 
-fn respond(daemon: &Daemon, asked: &Value, approved: bool, remember: &str) -> Answer {
+pub fn respond(daemon: &Daemon, asked: &Value, approved: bool, remember: &str) -> Answer {
     daemon.post("/tool-auth/respond", &json!({ "auth_id": asked["id"], "approved": approved, "remember": remember }))
 }
 

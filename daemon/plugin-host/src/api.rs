@@ -3,8 +3,9 @@
 use std::pin::Pin;
 
 use crate::values::{
-    Caller, Error, Instance, KvChange, KvPage, Level, Metric, NewEvent, NewInstance, Notification, OutgoingRequest,
-    OutgoingResponse, Rows, SignalEvent, Started, Statement,
+    AgentDefinition, AgentShown, AgentStored, Caller, Error, Frame, Instance, KvChange, KvPage, Level, MessagePage,
+    Metric, NewEvent, NewInstance, NewSession, NewTurn, Notification, OutgoingRequest, OutgoingResponse, Rows, Session,
+    SessionPage, SignalEvent, Started, Statement, TurnAnswer, TurnInfo,
 };
 
 /// The future of a function of [`HostApi`].
@@ -12,6 +13,12 @@ use crate::values::{
 /// It is polled on the guests' own runtime, which has timers and no I/O, and dropped when the call ends early. What needs
 /// the daemon's runtime, or must not be cut off half-way, is spawned there.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// What happens in a turn of an agent, as a plugin looks at it. Dropping it stops nothing.
+pub trait TurnFrames: Send + Sync {
+    /// Waits for the next frame; none after the last one. May be dropped before it is ready, and asked again.
+    fn next(&mut self) -> Reply<'_, Option<Frame>>;
+}
 
 /// The daemon as a plugin sees it. One object serves one plugin; it may be made anew for each call.
 ///
@@ -61,6 +68,56 @@ pub trait HostApi: Send + Sync {
 
     /// How an instance stands.
     fn workflow_read<'a>(&'a self, id: &'a str) -> Reply<'a, Instance>;
+
+    /// Every agent, by id.
+    fn agents_list<'a>(&'a self, caller: &'a Caller) -> Reply<'a, Vec<AgentShown>>;
+
+    /// One agent with its definition.
+    fn agent_read<'a>(&'a self, caller: &'a Caller, id: &'a str) -> Reply<'a, AgentDefinition>;
+
+    /// Stores a definition, durably.
+    fn agent_put<'a>(&'a self, caller: &'a Caller, id: &'a str, definition: &'a str) -> Reply<'a, AgentStored>;
+
+    /// Removes an agent, durably.
+    fn agent_remove<'a>(&'a self, caller: &'a Caller, id: &'a str) -> Reply<'a, ()>;
+
+    /// Creates a session, durably. What a call changes here is never staged; when its effects are, the same call again finds
+    /// what it made.
+    fn chat_create<'a>(&'a self, caller: &'a Caller, session: NewSession) -> Reply<'a, Session>;
+
+    /// Some of the plugin's sessions, at most `limit`.
+    fn chat_list<'a>(
+        &'a self,
+        caller: &'a Caller,
+        agent: Option<String>,
+        after: Option<String>,
+        limit: u32,
+    ) -> Reply<'a, SessionPage>;
+
+    /// How a session stands.
+    fn chat_read<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, Session>;
+
+    /// Some of what was said in a session, at most `limit` messages.
+    fn chat_history<'a>(
+        &'a self,
+        caller: &'a Caller,
+        session: &'a str,
+        after: Option<String>,
+        limit: u32,
+    ) -> Reply<'a, MessagePage>;
+
+    /// Has a turn taken and waits for its end. Ended by the host when the call has waited for as long as it may; the turn goes
+    /// on all the same.
+    fn chat_turn<'a>(&'a self, caller: &'a Caller, turn: NewTurn) -> Reply<'a, TurnAnswer>;
+
+    /// Has a turn taken, and looks at it.
+    fn chat_stream<'a>(&'a self, caller: &'a Caller, turn: NewTurn) -> Reply<'a, (TurnInfo, Box<dyn TurnFrames>)>;
+
+    /// Stops the turn that is under way in a session; whether there was one.
+    fn chat_stop<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, bool>;
+
+    /// Removes a session.
+    fn chat_delete<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, ()>;
 
     /// The operator's settings for the plugin.
     fn settings(&self) -> Vec<(String, String)>;

@@ -12,6 +12,8 @@ wasmtime::component::bindgen!({
         "aman:plugin/http-client": async,
         "aman:plugin/workflows": async,
         "aman:plugin/notify": async,
+        "aman:plugin/agents": async,
+        "aman:plugin/chat": async,
         "aman:plugin/clock.sleep": async,
     },
     exports: { default: async },

@@ -8,17 +8,17 @@ use crate::bindings::aman::plugin::{
     bus, clock, config, http_client, kv, log, metrics, notify, random, sql, types, workflows,
 };
 use crate::limits::{self, Meter, Waiting};
-use crate::state::{Call, Mode, State};
+use crate::state::{Call, Common, Mode, State};
 use crate::values::{
     Error, Instance, InvalidField, KvChange, KvPage, Level, Metric, NewEvent, NewInstance, Notification,
     OutgoingRequest, OutgoingResponse, Retry, Rows, SignalEvent, Started, Statement,
 };
 
-fn invalid(field: &str, reason: impl Into<String>) -> Error {
+pub(crate) fn invalid(field: &str, reason: impl Into<String>) -> Error {
     Error::Invalid(InvalidField { field: field.to_owned(), reason: reason.into() })
 }
 
-fn busy(what: &str) -> Error {
+pub(crate) fn busy(what: &str) -> Error {
     Error::Unavailable(Retry { reason: format!("too many {what} in this second"), after_ms: Some(1_000) })
 }
 
@@ -260,6 +260,24 @@ impl notify::Host for State {
     }
 }
 
+/// Waits for what is done elsewhere, for at most `time_max` and as long as the call may wait at all; it does not run meanwhile.
+pub(crate) async fn wait_for<T>(
+    meter: &Meter,
+    common: &Common,
+    time_max: Duration,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let time = time_max.min(meter.left_to_wait());
+    if time.is_zero() {
+        return Err(Error::Timeout("the call may wait no longer".to_owned()));
+    }
+    let _pause = Pause::new(meter, &common.ticker);
+    match tokio::time::timeout(time, work).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(Error::Timeout(format!("no answer after {} ms", time.as_millis()))),
+    }
+}
+
 /// While this lives, the call waits and the ticker need not tick for it.
 struct Pause<'a> {
     _waiting: Waiting<'a>,
@@ -296,20 +314,12 @@ impl http_client::Host for State {
             return Err(busy("outgoing requests"));
         }
         let wanted = request.timeout_ms.map_or(limits::OUTGOING_TIME, Duration::from_millis);
-        let time = wanted.min(self.meter.left_to_wait());
-        if time.is_zero() {
-            return Err(Error::Timeout("the call may wait no longer".to_owned()));
-        }
         let (meter, common) = (self.meter.clone(), self.common.clone());
         let call = self.call()?;
         if call.mode == Mode::Begin {
             return Err(Error::Denied("http-client is not there within lifecycle.init".to_owned()));
         }
-        let _pause = Pause::new(&meter, &common.ticker);
-        match tokio::time::timeout(time, call.api.http_send(&call.caller, request)).await {
-            Ok(answer) => answer,
-            Err(_elapsed) => Err(Error::Timeout(format!("no answer after {} ms", time.as_millis()))),
-        }
+        wait_for(&meter, &common, wanted, call.api.http_send(&call.caller, request)).await
     }
 }
 

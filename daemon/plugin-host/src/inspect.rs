@@ -104,6 +104,8 @@ fn read_imports(surface: &mut Surface, imports: &[&str], grants: &Grants) -> Res
                 "http-client" => grants.http,
                 "workflows" => grants.workflows,
                 "notify" => grants.notify,
+                "agents" => grants.agents_read || grants.agents_manage,
+                "chat" => grants.chat,
                 other if FREE.contains(&other) => true,
                 _ => {
                     foreign.insert(full.to_owned());
@@ -136,7 +138,17 @@ fn read_imports(surface: &mut Surface, imports: &[&str], grants: &Grants) -> Res
 mod tests {
     use super::*;
 
-    const ALL: Grants = Grants { publish: true, kv: true, sql: true, http: true, workflows: true, notify: true };
+    const ALL: Grants = Grants {
+        publish: true,
+        kv: true,
+        sql: true,
+        http: true,
+        workflows: true,
+        notify: true,
+        agents_read: true,
+        agents_manage: true,
+        chat: true,
+    };
 
     fn check(imports: &[&str], exports: &[&str], grants: Grants) -> Result<Vec<String>, String> {
         surface(imports, exports, &grants).map(|surface| surface.imports).map_err(|fault| fault.to_string())
@@ -150,16 +162,28 @@ mod tests {
         let no = |imports: &[&str], grants| check(imports, &handler, grants).expect_err("is refused");
         assert_eq!(ok(&["aman:plugin/log@0.1.0", "aman:plugin/types@0.1.0"], Grants::default()), ["log"]);
         assert_eq!(ok(&["aman:plugin/kv@0.1.3", "wasi:io/streams@0.2.6"], ALL), ["kv"]);
-        let names =
-            ["kv", "bus", "workflows", "notify", "sql", "http-client"].map(|name| format!("aman:plugin/{name}@0.1.0"));
+        let names = ["kv", "bus", "workflows", "notify", "sql", "http-client", "agents", "chat"];
+        let names = names.map(|name| format!("aman:plugin/{name}@0.1.0"));
         let denied = no(&names.each_ref().map(String::as_str), Grants::default());
-        for name in ["bus, aman:plugin/http-client, aman:plugin/kv", "notify", "sql", "workflows"] {
+        for name in
+            ["agents, aman:plugin/bus, aman:plugin/chat, aman:plugin/http-client, aman:plugin/kv", "notify", "sql"]
+        {
             assert!(denied.contains(&format!("aman:plugin/{name}")), "{denied}");
         }
         for foreign in ["wasi:sockets/tcp@0.2.0", "wasi:http/types@0.2.0", "wasi:io/poll@0.3.0", "env", "a:b/c"] {
             assert!(no(&[foreign], ALL).contains(foreign), "{foreign}");
         }
-        assert!(no(&["aman:plugin/agents@0.1.0"], ALL).contains("aman:plugin/agents"));
+        for (granted, may) in [("agents_read", true), ("agents_manage", true), ("chat", false)] {
+            let grants = Grants {
+                agents_read: granted == "agents_read",
+                agents_manage: granted == "agents_manage",
+                chat: granted == "chat",
+                ..Grants::default()
+            };
+            let is_granted = check(&["aman:plugin/agents@0.1.0"], &handler, grants).is_ok();
+            assert_eq!((is_granted, check(&["aman:plugin/chat@0.1.0"], &handler, grants).is_ok()), (may, !may));
+        }
+        assert!(no(&["aman:plugin/files@0.1.0"], ALL).contains("aman:plugin/files"));
     }
 
     /// Goal: a plugin of another interface is refused in words before anything else is looked at.

@@ -6,6 +6,7 @@
 //!
 //! Nothing is made before the first plugin is loaded: no engine, no thread, no timer.
 
+mod agents;
 mod api;
 mod bindings;
 mod body;
@@ -25,7 +26,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-pub use api::{HostApi, Reply};
+pub use api::{HostApi, Reply, TurnFrames};
 pub use body::BodyStream;
 pub use compile::{Artifact, COMPONENT_BYTES_MAX, compile_child, sha256_hex};
 pub use fault::{Fault, Which};
@@ -55,6 +56,12 @@ pub struct Grants {
     pub workflows: bool,
     /// `notify`.
     pub notify: bool,
+    /// `list` and `read` of `agents`.
+    pub agents_read: bool,
+    /// `put` and `remove` of `agents`.
+    pub agents_manage: bool,
+    /// `chat`.
+    pub chat: bool,
 }
 
 /// What a plugin is loaded with.

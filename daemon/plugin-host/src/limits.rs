@@ -26,6 +26,16 @@ pub const STAGED_BYTES_MAX: usize = 8 << 20;
 pub const STAGED_ACTS_MAX: usize = 64;
 /// Most bytes of the input of a workflow, or of the data of a signal.
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
+/// Longest definition of an agent, in bytes.
+pub const DEFINITION_BYTES_MAX: usize = 256 << 10;
+/// Longest text that is said to an agent, in bytes, and all bytes of what comes with it.
+pub const SAID_BYTES_MAX: usize = 512 << 10;
+/// See [`SAID_BYTES_MAX`].
+pub const ATTACHED_BYTES_MAX: usize = 8 << 20;
+/// Most sessions or messages of one page.
+pub const PAGE_ITEMS_MAX: u32 = 100;
+/// Turns that one call may look at, at once.
+pub const TURNS_MAX: usize = 16;
 /// Most statements in one batch of SQL.
 pub const STATEMENTS_MAX: usize = 1_000;
 /// Longest body of an outgoing request, in bytes.
@@ -53,6 +63,8 @@ const STORE_CALLS_PER_SECOND: u32 = 50_000;
 const OUTGOING_PER_SECOND: u32 = 50;
 /// Starts and signals of workflows, and notifications, that a plugin may ask for in a second.
 const ACTS_PER_SECOND: u32 = 1_000;
+/// Changes of agents and sessions, and turns, that a plugin may ask for in a second.
+const ASKS_PER_SECOND: u32 = 200;
 
 /// Elements of tables, altogether, in one instance of a plugin.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
@@ -79,7 +91,7 @@ pub struct Limits {
     pub memory_bytes: usize,
     /// Running time of a call.
     pub time: Duration,
-    /// How long a call may wait, altogether, in outgoing requests and sleeps.
+    /// How long a call may wait, altogether, in outgoing requests, sleeps and turns of agents.
     pub wait: Duration,
     /// Calls at once; each has an instance.
     pub max_instances: usize,
@@ -216,6 +228,7 @@ pub(crate) struct Rates {
     store: Rate,
     outgoing: Rate,
     acts: Rate,
+    asks: Rate,
 }
 
 impl Rates {
@@ -227,6 +240,7 @@ impl Rates {
             store: rate(STORE_CALLS_PER_SECOND),
             outgoing: rate(OUTGOING_PER_SECOND),
             acts: rate(ACTS_PER_SECOND),
+            asks: rate(ASKS_PER_SECOND),
         }
     }
 
@@ -247,6 +261,11 @@ impl Rates {
     /// Whether one more workflow may be started or signalled, or one more notification sent.
     pub fn may_act(&self) -> bool {
         self.acts.take(self.second())
+    }
+
+    /// Whether one more change of agents or sessions, or one more turn, may be asked for.
+    pub fn may_ask(&self) -> bool {
+        self.asks.take(self.second())
     }
 
     /// Whether one more request may be sent.

@@ -1,9 +1,10 @@
 //! What the host keeps for one instance of a plugin, and for the call that it handles.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::api::HostApi;
+use crate::api::{HostApi, TurnFrames};
 use crate::engine::Ticker;
 use crate::fault::{Fault, Which};
 use crate::limits::{Limiter, Meter, Rates};
@@ -31,11 +32,22 @@ pub(crate) struct Call {
     pub events: usize,
     /// What it asked of workflows and of the person, which the daemon keeps.
     pub acts: usize,
+    /// The turns that it looks at, by the number of the guest's handle. They end with it.
+    pub turns: HashMap<u32, Box<dyn TurnFrames>>,
 }
 
 impl Call {
     pub fn new(api: Arc<dyn HostApi>, caller: Caller, mode: Mode) -> Call {
-        Call { api, caller, mode, staged: Staged::default(), staged_bytes: 0, events: 0, acts: 0 }
+        Call {
+            api,
+            caller,
+            mode,
+            staged: Staged::default(),
+            staged_bytes: 0,
+            events: 0,
+            acts: 0,
+            turns: HashMap::new(),
+        }
     }
 }
 
@@ -55,6 +67,8 @@ pub(crate) struct State {
     pub meter: Arc<Meter>,
     pub origin: Instant,
     pub call: Option<Call>,
+    /// Turns that its calls have looked at; numbers the next one.
+    pub turns: u32,
     /// The end of what the guest wrote to its standard error: a panic's message.
     pub complaint: String,
 }
@@ -76,7 +90,7 @@ impl std::error::Error for TimeIsOver {}
 
 impl State {
     pub fn new(common: Arc<Common>, limiter: Limiter, meter: Arc<Meter>) -> State {
-        State { common, limiter, meter, origin: Instant::now(), call: None, complaint: String::new() }
+        State { common, limiter, meter, origin: Instant::now(), call: None, turns: 0, complaint: String::new() }
     }
 
     /// The call that the guest handles.

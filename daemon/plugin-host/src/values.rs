@@ -12,6 +12,13 @@ use crate::body::BodyStream;
 pub use exported::events::Outcome;
 pub use exported::http_handler::Request;
 pub use exported::source::Polled;
+pub use imported::agents::{
+    Agent as AgentShown, Definition as AgentDefinition, Status as AgentStatus, Stored as AgentStored,
+};
+pub use imported::chat::{
+    Answer as TurnAnswer, Asked, Attachment, Edited, Failure as TurnFailure, Frame, Message, MessagePage, NewSession,
+    NewTurn, Outcome as TurnOutcome, Role, Said, Session, SessionPage, SessionState, TurnInfo,
+};
 pub use imported::http_client::{Request as OutgoingRequest, Response as OutgoingResponse};
 pub use imported::kv::Page as KvPage;
 pub use imported::log::Level;

@@ -1,6 +1,7 @@
 //! Agents: who they are, and the turns that they take. A message is an event, a turn its delivery, and every answer of a
 //! model and every result of a tool a step in the journal: whatever cuts a turn off, it goes on behind its last step.
 
+mod agency;
 mod ask;
 pub mod attachments;
 mod consumer;
@@ -10,6 +11,7 @@ mod delegate;
 mod delivery;
 pub mod frames;
 pub mod idle;
+mod narrow;
 mod registry;
 mod send;
 mod sessions;
@@ -31,7 +33,7 @@ pub use consumer::SkillRun;
 use consumer::name as consumer_name;
 pub use definition::{Definition, check_id};
 pub use registry::{Change, Put};
-pub use send::{Asked, Asking, Begun, SAID_CHARS_MAX};
+pub use send::{Asked, Asking, Begun, SAID_CHARS_MAX, check_text};
 pub use sessions::{Format, HITS_MAX, Range, Visitor, WantedSession};
 
 use crate::budget::Budget;
@@ -181,6 +183,7 @@ impl Agents {
         };
         let delegate = delegate::Delegate { agents: Arc::downgrade(&agents.inner) };
         agents.inner.parts.tools.offer("agents", Arc::new(delegate));
+        bus.serve_agency(agency::agency(&agents.inner));
         agents.inner.load().await?;
         agents.end_orphans().await?;
         Ok(agents)

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::{Agent, Agents, Audit, Definition, Inner, check_id, view};
+use super::{Agent, Agents, Audit, Definition, Inner, check_id, narrow, view};
 use crate::bundled;
 use crate::error::Error;
 use crate::plain;
@@ -23,6 +23,8 @@ pub struct Put {
     pub definition: Definition,
     /// Who says so.
     pub principal: String,
+    /// True when it may give the agent nothing that it does not have already.
+    pub narrow: bool,
     /// Check only.
     pub dry_run: bool,
 }
@@ -92,6 +94,10 @@ impl Agents {
         }
         let _turn = self.inner.changing.lock().await;
         let before = self.inner.agent(&put.id).ok();
+        if put.narrow {
+            let limits = self.inner.of_operator(&put.id).await?;
+            narrow::check(before.as_ref().map(|agent| &*agent.definition), limits.as_ref(), &put.definition)?;
+        }
         if before.is_none() && self.inner.held(|held| held.agents.len()) >= AGENTS_MAX {
             let reason = format!("There are {AGENTS_MAX} agents, which is the most. Remove one first.");
             return Err(Error::conflict("invalid_state", reason));
@@ -209,6 +215,13 @@ fn bundled(id: &str) -> Option<&'static str> {
 impl Inner {
     fn path(&self, id: &str) -> PathBuf {
         self.settings.folder.join(format!("{id}.toml"))
+    }
+
+    /// What its operator said last that an agent is.
+    async fn of_operator(&self, id: &str) -> Result<Option<Definition>, Error> {
+        let owner = id.to_owned();
+        let row = self.bus.store().read(move |conn| rows::newest_of_operator(conn, &owner)).await?;
+        row.map(|row| Definition::parse(&row.text)).transpose()
     }
 
     async fn file_digest(&self, id: &str) -> Result<Option<String>, Error> {

@@ -12,11 +12,12 @@ use super::{Agents, Audit, Inner, MESSAGE};
 use crate::bus::{Origin, Publish, StateWrite};
 use crate::clock::Millis;
 use crate::error::Error;
-use crate::event::{NewEvent, Priority, Trust};
+use crate::event::{Event, NewEvent, Priority, Trust};
 use crate::id::{self, TraceId};
 use crate::models::ErrorKind;
 use crate::store::Tx;
 use crate::store::chat::{self as rows, Attachment, Body, MessageRow, NewMessage, Role, SessionRow};
+use crate::store::events::Cause;
 use crate::store::turns::{self, NewTurn};
 
 /// Characters of a person's text.
@@ -56,6 +57,17 @@ pub struct Asking {
     pub trace: TraceId,
 }
 
+/// What is particular to a turn that no person asks for.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Errand {
+    /// The id of the turn; `Conflict` `already_exists` when it is there. None = a fresh one.
+    pub turn: Option<String>,
+    /// The event that led to it.
+    pub cause: Option<Arc<Event>>,
+    /// So many turns may the asker have under way; none = any number.
+    pub open_max: Option<i64>,
+}
+
 /// A turn that will be taken.
 pub struct Begun {
     /// `{message_id, turn_id, session_id, version, trace_id}`.
@@ -68,6 +80,7 @@ pub struct Begun {
 struct Plan {
     about: About,
     asked: Asked,
+    errand: Errand,
     expected_version: Option<i64>,
     trust: Trust,
     /// Who asks; the session's principal, unless an administrator does.
@@ -81,15 +94,28 @@ impl Agents {
     /// changed since it was seen, `invalid_state` when it is closed or its agent is not there; `Forbidden` `soul_boundary`,
     /// `Invalid` `content_policy`, `Busy` `no_model`.
     pub async fn ask(&self, who: &Visitor, session: &str, asking: Asking, audit: Audit) -> Result<Begun, Error> {
+        self.ask_on(who, session, asking, Errand::default(), audit).await
+    }
+
+    /// As [`Agents::ask`], for somebody else than a person.
+    pub(super) async fn ask_on(
+        &self,
+        who: &Visitor,
+        session: &str,
+        asking: Asking,
+        errand: Errand,
+        audit: Audit,
+    ) -> Result<Begun, Error> {
         let row = self.inner.seen(who, session).await?;
         check_open(&row)?;
         let definition = self.ready(&row.agent).map_err(|error| without_agent(error, &row.agent))?;
         self.inner.admit(&definition, &asking.asked).await?;
         let first = match &asking.asked {
-            Asked::Send { text, .. } if row.title.is_none() => Some(text.clone()),
+            Asked::Send { text, .. } if row.title.is_none() && row.kind == rows::Kind::Person => Some(text.clone()),
             _ => None,
         };
-        let turn = id::fresh();
+        let turn = errand.turn.clone().unwrap_or_else(id::fresh);
+        let cause = errand.cause.clone().map(|event| Cause { event, delivery: None, span: None });
         let about = About {
             session: row.id.clone(),
             turn: turn.clone(),
@@ -102,6 +128,7 @@ impl Agents {
         let plan = Plan {
             about,
             asked: asking.asked,
+            errand,
             expected_version: asking.expected_version,
             trust: who.trust,
             asker: who.principal.clone(),
@@ -120,7 +147,7 @@ impl Agents {
         });
         let origin = Origin { principal: who.principal.clone(), trust: who.trust, internal: true };
         let publish = Publish { events: vec![event], origin, idempotency: None, state: Some(state) };
-        let published = self.inner.bus.publish(publish).await;
+        let published = self.inner.bus.publish_caused(publish, cause).await;
         let begun = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (published, begun) {
             (Ok(_), Some(begun)) => {
@@ -161,6 +188,22 @@ impl Agents {
     }
 }
 
+/// Whether somebody may say this at all.
+pub fn check_text(text: &str) -> Result<(), Error> {
+    if text.trim().is_empty() {
+        return Err(Error::invalid("text", "must have more than blanks."));
+    }
+    let chars = text.chars().count();
+    if chars > SAID_CHARS_MAX {
+        let reason = format!("has {chars} characters; at most {SAID_CHARS_MAX}. Attach longer texts as files.");
+        return Err(Error::invalid("text", reason));
+    }
+    if text.contains('\0') {
+        return Err(Error::invalid("text", "must not contain null characters."));
+    }
+    Ok(())
+}
+
 fn check_open(row: &SessionRow) -> Result<(), Error> {
     if row.closed {
         return Err(Error::conflict("invalid_state", "This session is closed. Begin a new one to talk on."));
@@ -191,9 +234,24 @@ fn event(row: &SessionRow, message: &str, turn: &str, trace: TraceId) -> NewEven
     }
 }
 
+impl Errand {
+    fn check(&self, tx: &Tx<'_>, plan: &Plan) -> Result<(), Error> {
+        if self.turn.is_some() && turns::by_id_in(tx, &plan.about.turn)?.is_some() {
+            return Err(Error::conflict("already_exists", "This turn is there already."));
+        }
+        let Some(open_max) = self.open_max else { return Ok(()) };
+        if rows::open_turns_in(tx, &plan.asker, rows::Kind::Plugin)? < open_max {
+            return Ok(());
+        }
+        let what = format!("{open_max} turns are under way for {}; wait for the end of one.", plan.asker);
+        Err(Error::Busy { code: "overloaded", what, retry_after_ms: 1000 })
+    }
+}
+
 impl Plan {
     /// Checks what may have changed meanwhile, and stores message and turn.
     fn store(&self, tx: &Tx<'_>) -> Result<Value, Error> {
+        self.errand.check(tx, self)?;
         let gone = || Error::not_found("session", self.about.session.clone());
         let row = rows::session_in(tx, &self.about.session)?.ok_or_else(gone)?;
         check_open(&row)?;

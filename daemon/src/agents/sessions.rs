@@ -33,6 +33,8 @@ pub struct Visitor {
     pub trust: Trust,
     /// True for administrators.
     pub sees_all: bool,
+    /// The only kind of sessions that is theirs; none = of every kind.
+    pub only: Option<Kind>,
 }
 
 /// A session that is wanted.
@@ -239,6 +241,7 @@ impl Agents {
 impl Visitor {
     /// `filter` with what this visitor may not see left out.
     fn limited(&self, filter: Filter) -> Filter {
+        let filter = Filter { kind: self.only.or(filter.kind), ..filter };
         if self.sees_all { filter } else { Filter { principal: Some(self.principal.clone()), ..filter } }
     }
 }
@@ -249,7 +252,9 @@ impl Inner {
     pub(super) async fn seen(&self, who: &Visitor, id: &str) -> Result<SessionRow, Error> {
         let wanted = id.to_owned();
         let found = self.bus.store().read(move |conn| rows::session(conn, &wanted)).await?;
-        let is_open = |row: &SessionRow| who.sees_all || row.principal == who.principal;
+        let is_open = |row: &SessionRow| {
+            who.sees_all || row.principal == who.principal && who.only.is_none_or(|kind| row.kind == kind)
+        };
         found.filter(is_open).ok_or_else(|| Error::not_found("session", id))
     }
 
@@ -281,7 +286,7 @@ pub(super) fn under_way() -> Error {
     Error::conflict("in_progress", reason)
 }
 
-fn checked_title(title: &str) -> Result<String, Error> {
+pub(super) fn checked_title(title: &str) -> Result<String, Error> {
     if title.trim().is_empty() || title.chars().count() > TITLE_CHARS_MAX || title.chars().any(char::is_control) {
         return Err(Error::invalid("title", format!("must be one line of 1 to {TITLE_CHARS_MAX} characters.")));
     }

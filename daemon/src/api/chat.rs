@@ -15,7 +15,7 @@ use super::query::{self, LIMIT_DEFAULT, Query};
 use super::turn_stream::TurnStream;
 use super::{App, Call};
 use crate::agents::attachments;
-use crate::agents::{Asked, Asking, Audit, Format, HITS_MAX, Range, SAID_CHARS_MAX, Visitor, WantedSession};
+use crate::agents::{Asked, Asking, Audit, Format, HITS_MAX, Range, Visitor, WantedSession, check_text};
 use crate::error::Error;
 use crate::event::{Trust, whole};
 use crate::store::Tx;
@@ -31,6 +31,7 @@ pub(super) fn visitor(call: &Call) -> Visitor {
         principal: who.map_or("anonymous", |who| &who.name).to_owned(),
         trust: who.map_or(Trust::Unknown, |who| who.trust),
         sees_all: who.is_some_and(|who| who.may(Scope::Admin)),
+        only: None,
     }
 }
 
@@ -52,7 +53,7 @@ fn audit_new(call: &Call, session: &str, detail: fn(&Value) -> Value) -> Audit {
 /// `GET /chat/sessions`, those that changed last first.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let query = Query::read(&call, &["agent_id", "kind", "state", "limit", "cursor"])?;
-    let known = "must be person, event or asked.";
+    let known = "must be person, event, asked or plugin.";
     let kind = query.parsed("kind", known, Kind::of_name)?;
     let closed = |text: &str| match text {
         "open" => Some(false),
@@ -207,21 +208,6 @@ fn expected_version(fields: &mut Fields) -> Result<Option<i64>, Problem> {
         || Error::invalid("expected_version", "must be a whole number: the version of the state that was seen.");
     let given = fields.value("expected_version");
     Ok(given.map(|value| whole(&value).filter(|version| *version >= 0).ok_or_else(wrong)).transpose()?)
-}
-
-fn check_text(text: &str) -> Result<(), Error> {
-    if text.trim().is_empty() {
-        return Err(Error::invalid("text", "must have more than blanks."));
-    }
-    let chars = text.chars().count();
-    if chars > SAID_CHARS_MAX {
-        let reason = format!("has {chars} characters; at most {SAID_CHARS_MAX}. Attach longer texts as files.");
-        return Err(Error::invalid("text", reason));
-    }
-    if text.contains('\0') {
-        return Err(Error::invalid("text", "must not contain null characters."));
-    }
-    Ok(())
 }
 
 /// Has the turn taken; answers once it is stored, or with what happens in it.

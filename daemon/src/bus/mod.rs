@@ -1,6 +1,7 @@
 //! The one way through: everything enters by [`Bus::publish`], is matched by the [`router`], delivered by
 //! [`dispatch`], and what consumers ask for ([`effects`]) is applied where their delivery is settled.
 
+pub mod agency;
 mod awaited;
 pub mod cadence;
 mod chains;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::StateWrite;
+use super::agency::Agency;
 use super::chains::Chains;
 use super::flows::Flows;
 use super::lane::Lane;
@@ -225,6 +226,8 @@ pub(super) struct Inner {
     /// Changes whenever a delivery ends.
     pub ended: tokio::sync::watch::Sender<u64>,
     pub links: Links,
+    /// What agents do for others.
+    pub agency: OnceLock<Agency>,
     /// How instances of workflows are changed.
     pub flows: OnceLock<Flows>,
 }
@@ -256,6 +259,7 @@ impl Bus {
             consumers: tokio::sync::watch::Sender::new(0),
             ended: tokio::sync::watch::Sender::new(0),
             links: Links::default(),
+            agency: OnceLock::new(),
             flows: OnceLock::new(),
         });
         let weak = Arc::downgrade(&inner);

@@ -39,14 +39,14 @@ Examples:
   aman session list --agent aman --kind event
   aman session list --all --json
 
-Without --kind all are listed: those in which a person talks, those that an event or a schedule began, and those that a
-workflow, a plugin or another agent asked for.")]
+Without --kind all are listed: those in which a person talks, those that an event or a schedule began, those that a workflow
+or another agent asked for, and those of plugins.")]
 pub struct ListArgs {
     /// Only those with this agent
     #[arg(long, value_name = "ID")]
     agent: Option<String>,
     /// Only those of this kind
-    #[arg(long, value_parser = ["person", "event", "asked"])]
+    #[arg(long, value_parser = ["person", "event", "asked", "plugin"])]
     kind: Option<String>,
     #[command(flatten)]
     paging: Paging,

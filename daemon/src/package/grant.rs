@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::manifest::Manifest;
-use super::permission::{Host, HttpGrant, WorkflowGrant, WorkflowRight};
+use super::permission::{AgentRight, Host, HttpGrant, WorkflowGrant, WorkflowRight};
 use crate::event::TypePattern;
 
 /// One thing that a plugin may do.
@@ -33,6 +33,7 @@ impl Grant {
         }
         grants.extend(permissions.http.iter().flat_map(http));
         grants.extend(permissions.workflows.iter().flat_map(workflows));
+        grants.extend(permissions.agents.iter().map(|right| agents(*right)));
         if permissions.notify {
             grants.push(Grant::new("notify", "show you notifications"));
         }
@@ -81,6 +82,20 @@ fn workflows(grant: &WorkflowGrant) -> impl Iterator<Item = Grant> {
         };
         Grant::new(format!("workflows {} {}", right.name(), grant.name), text)
     })
+}
+
+fn agents(right: AgentRight) -> Grant {
+    let text = match right {
+        AgentRight::Read => "see your agents, with what they are told and may use",
+        AgentRight::Chat => {
+            "talk with your agents, which takes tokens: what they know, and read in the folders and at the hosts that they have, \
+             can reach it"
+        }
+        AgentRight::Manage => {
+            "make, change and remove agents, within the folders, hosts, commands, events and budgets that each has already"
+        }
+    };
+    Grant::new(format!("agents {}", right.name()), text)
 }
 
 /// A grant for each method, and one for each thing beyond plain calls: what is added later is seen as added.

@@ -26,7 +26,7 @@ pub use archive::{ENTRIES_MAX, INFLATED_MAX, Unpacked};
 pub use envelope::{Envelope, Spelled};
 pub use grant::Grant;
 pub use manifest::{INTERFACES, Limits, Manifest, PUBLIC_BODY_MAX, Page, Route, Source, Subscription, Tool};
-pub use permission::{Host, HttpGrant, Permissions, SecretHeader, WorkflowGrant, WorkflowRight};
+pub use permission::{AgentRight, Host, HttpGrant, Permissions, SecretHeader, WorkflowGrant, WorkflowRight};
 
 /// Bytes of a packed plugin.
 pub const PACKED_MAX: u64 = 64 << 20;

@@ -28,6 +28,8 @@ pub struct Permissions {
     pub workflows: Vec<WorkflowGrant>,
     /// Whether it may tell the person something.
     pub notify: bool,
+    /// What it may do with agents.
+    pub agents: Vec<AgentRight>,
 }
 
 /// A host that a plugin may call.
@@ -107,6 +109,31 @@ impl WorkflowRight {
     }
 }
 
+/// What a plugin may do with agents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentRight {
+    /// See which there are, and their definitions.
+    Read,
+    /// Talk with them, in sessions of its own.
+    Chat,
+    /// Make, change and remove them.
+    Manage,
+}
+
+impl AgentRight {
+    pub(super) const ALL: [AgentRight; 3] = [AgentRight::Read, AgentRight::Chat, AgentRight::Manage];
+
+    /// As manifests spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            AgentRight::Read => "read",
+            AgentRight::Chat => "chat",
+            AgentRight::Manage => "manage",
+        }
+    }
+}
+
 /// A header whose value the plugin never sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,7 +159,17 @@ impl Checker {
             sql: raw.sql.as_deref().and_then(|text| self.size("permissions.sql", text)),
             workflows: (0..).zip(&raw.workflows).map(|(n, grant)| self.workflows(n, grant)).collect(),
             notify: raw.notify,
+            agents: self.agents(&raw.agents),
         }
+    }
+
+    fn agents(&mut self, raw: &[String]) -> Vec<AgentRight> {
+        let rights: Vec<AgentRight> =
+            AgentRight::ALL.into_iter().filter(|right| raw.iter().any(|name| name == right.name())).collect();
+        if rights.len() != raw.len() {
+            self.wrong("permissions.agents", "must be some of read, chat, manage, each once.");
+        }
+        rights
     }
 
     fn workflows(&mut self, n: usize, raw: &raw::Workflows) -> WorkflowGrant {

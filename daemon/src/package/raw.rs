@@ -40,6 +40,7 @@ pub(super) struct Permissions {
     pub sql: Option<String>,
     pub workflows: Vec<Workflows>,
     pub notify: bool,
+    pub agents: Vec<String>,
 }
 
 #[derive(Deserialize)]

@@ -7,8 +7,11 @@ use std::time::Duration;
 use super::install::{blocking, remove, take};
 use super::{Known, Plugins, Running, Version, consumer, host, polls, running_of};
 use crate::bus::StateWrite;
+use crate::bus::agency::{Asker, Request};
 use crate::clock::Millis;
 use crate::error::Error;
+use crate::event::Trust;
+use crate::id::TraceId;
 use crate::package::Manifest;
 use crate::store::Tx;
 use crate::store::plugins as records;
@@ -134,8 +137,7 @@ impl Plugins {
         let name = known.record.name.clone();
         self.show(Known { running: None, ..known.clone() }).await;
         if let Some(old) = &known.running {
-            old.cut.cancel();
-            old.close().await;
+            self.quiet(old).await;
         }
         let mut alone = self.inner.ground.services.alone_with(&name).await;
         let (put_aside, alone) = blocking(move || Ok((alone.put_aside(), alone))).await?;
@@ -236,15 +238,41 @@ impl Plugins {
                 polls::start(running, &inner.ground.bus).await;
             }
             if let Some(old) = before {
-                if running.is_none() {
-                    old.cut.cancel();
-                }
+                let (plugins, is_off) = (self.clone(), running.is_none());
                 // Nobody waits for the calls that run.
-                drop(tokio::spawn(async move { old.close().await }));
+                drop(tokio::spawn(async move {
+                    if is_off {
+                        plugins.quiet(&old).await;
+                    } else {
+                        old.close().await;
+                    }
+                }));
             }
         }
         self.sweep(gone).await;
         Ok(())
+    }
+
+    /// Ends what a plugin that is switched off does: its bodies are cut, the turns that it asked agents for are stopped, and its
+    /// calls end.
+    async fn quiet(&self, old: &Arc<Running>) {
+        old.cut.cancel();
+        // Calls that wait for a turn end with it; one that asks for another in this moment is stopped with the last of them.
+        self.stop_turns(&old.version.name).await;
+        old.close().await;
+        if self.running(&old.version.name).is_none() {
+            self.stop_turns(&old.version.name).await;
+        }
+    }
+
+    async fn stop_turns(&self, name: &str) {
+        let bus = &self.inner.ground.bus;
+        let Ok(agency) = bus.agency() else { return };
+        let (principal, trust, trace) = (consumer::name(name), Trust::Plugin, TraceId::random());
+        let asker = Asker { principal, trust, trace, cause: None };
+        if let Err(error) = (agency.ask)(asker, Request::StopAll).await {
+            tracing::warn!(plugin = name, error = error.chain().join(": "), "Turns that a plugin asked for go on.");
+        }
     }
 
     /// Lets callers, the bus and HTTP see what a plugin is now. What the disk refuses is tried until it takes it.

@@ -16,7 +16,7 @@ use crate::bus::{
 };
 use crate::clock::rfc3339;
 use crate::event::{Data, Delivery, Event, Priority, Trust};
-use crate::package::Manifest;
+use crate::package::{AgentRight, Manifest};
 
 /// How much longer than a plugin's own limits the bus waits, so that the plugin host ends a call and says so.
 const SLACK: Duration = Duration::from_secs(10);
@@ -54,7 +54,8 @@ pub fn spec(manifest: &Manifest, runs: bool) -> Option<ConsumerSpec> {
         trust: Trust::Plugin,
         // What matches while it is switched off waits for it.
         standing: if runs { Standing::Active } else { Standing::Paused },
-        acts_outside: !manifest.permissions.http.is_empty(),
+        acts_outside: !manifest.permissions.http.is_empty()
+            || manifest.permissions.agents.iter().any(|right| *right != AgentRight::Read),
     })
 }
 

@@ -22,7 +22,7 @@ use super::polls::Polled;
 use super::{Ground, artifact_of, tools};
 use crate::error::Error;
 use crate::id::TraceId;
-use crate::package::{Manifest, Package};
+use crate::package::{AgentRight, Manifest, Package};
 use crate::registry::Schema;
 use crate::store::plugins as records;
 
@@ -126,6 +126,9 @@ impl Running {
                 http: !permissions.http.is_empty(),
                 workflows: !permissions.workflows.is_empty(),
                 notify: permissions.notify,
+                agents_read: permissions.agents.contains(&AgentRight::Read),
+                agents_manage: permissions.agents.contains(&AgentRight::Manage),
+                chat: permissions.agents.contains(&AgentRight::Chat),
             },
             limits: Limits {
                 memory_bytes: small(limits.memory),

@@ -117,7 +117,8 @@ pub fn define(tx: &Tx<'_>, agent: &str, new: &DefinitionRow) -> Result<(), Error
     tx.conn
         .prepare_cached(
             "DELETE FROM agent_definition WHERE agent = ?1 AND number <= (SELECT number FROM agent_definition \
-             WHERE agent = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+             WHERE agent = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2) AND number NOT IN (SELECT max(number) FROM \
+             agent_definition WHERE agent = ?1 AND principal NOT LIKE 'plugin/%')",
         )
         .and_then(|mut s| s.execute(params![agent, KEPT]))
         .map(drop)
@@ -131,6 +132,16 @@ pub fn definition(conn: &Connection, agent: &str, digest: &str) -> Result<Option
          ORDER BY number DESC LIMIT 1",
     )
     .and_then(|mut s| s.query_row([agent, digest], definition_of).optional())
+    .map_err(unread)
+}
+
+/// The newest definition of an agent that no plugin made; it is kept however many follow.
+pub fn newest_of_operator(conn: &Connection, agent: &str) -> Result<Option<DefinitionRow>, Error> {
+    conn.prepare_cached(
+        "SELECT number, digest, text, principal, created_ms FROM agent_definition WHERE agent = ?1 AND principal NOT LIKE \
+         'plugin/%' ORDER BY number DESC LIMIT 1",
+    )
+    .and_then(|mut s| s.query_row([agent], definition_of).optional())
     .map_err(unread)
 }
 

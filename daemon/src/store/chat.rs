@@ -18,7 +18,7 @@ use crate::text::words::spaced;
 
 pub use listing::{Filter, Hit, search, sessions};
 pub(super) use removal::{DUE_BACKGROUND, DUE_HIDDEN, DUE_PERSONS, remove_due};
-pub use removal::{hide, purge};
+pub use removal::{hide, hide_all, purge};
 
 /// Messages that one session may have, on all its branches.
 pub const MESSAGES_MAX: i64 = 10_000;
@@ -32,13 +32,15 @@ pub enum Kind {
     Person,
     /// An event, or a schedule.
     Event,
-    /// Another agent, a workflow or a plugin.
+    /// Another agent, or a workflow.
     Asked,
+    /// A plugin, which made it and has it as its own.
+    Plugin,
 }
 
 impl Kind {
     /// The names in JSON, in the order of the codes.
-    pub const NAMES: [&'static str; 3] = ["person", "event", "asked"];
+    pub const NAMES: [&'static str; 4] = ["person", "event", "asked", "plugin"];
 
     /// Its name in JSON.
     pub fn name(self) -> &'static str {
@@ -47,13 +49,14 @@ impl Kind {
 
     /// Reads [`Kind::name`] back.
     pub fn of_name(name: &str) -> Option<Kind> {
-        [Kind::Person, Kind::Event, Kind::Asked].into_iter().find(|kind| kind.name() == name)
+        [Kind::Person, Kind::Event, Kind::Asked, Kind::Plugin].into_iter().find(|kind| kind.name() == name)
     }
 
     fn of_code(code: i64) -> Kind {
         match code {
             0 => Kind::Person,
             1 => Kind::Event,
+            3 => Kind::Plugin,
             _ => Kind::Asked,
         }
     }
@@ -314,6 +317,47 @@ pub fn session(conn: &Connection, id: &str) -> Result<Option<SessionRow>, Error>
 /// As [`session`], in a transaction that writes.
 pub fn session_in(tx: &Tx<'_>, id: &str) -> Result<Option<SessionRow>, Error> {
     session(tx.conn, id)
+}
+
+/// Whether an id is one of a session, also of one that is being removed.
+pub fn is_known_in(tx: &Tx<'_>, id: &str) -> Result<bool, Error> {
+    tx.conn.prepare_cached("SELECT 1 FROM session WHERE id = ?1").and_then(|mut s| s.exists([id])).map_err(unread)
+}
+
+/// How many sessions of a kind a principal has.
+pub fn count_in(tx: &Tx<'_>, principal: &str, kind: Kind) -> Result<i64, Error> {
+    tx.conn
+        .prepare_cached("SELECT count(*) FROM session WHERE principal = ?1 AND kind = ?2 AND closed < 2")
+        .and_then(|mut s| s.query_row(params![principal, kind as i64], |row| row.get(0)))
+        .map_err(unread)
+}
+
+/// How many turns are under way in the sessions of a kind that a principal has.
+pub fn open_turns_in(tx: &Tx<'_>, principal: &str, kind: Kind) -> Result<i64, Error> {
+    tx.conn
+        .prepare_cached(
+            "SELECT count(*) FROM turn t JOIN session s ON s.number = t.session \
+             WHERE t.status < 2 AND s.principal = ?1 AND s.kind = ?2",
+        )
+        .and_then(|mut s| s.query_row(params![principal, kind as i64], |row| row.get(0)))
+        .map_err(unread)
+}
+
+/// Those of the sessions of a kind that a principal has in which a turn is under way, by their numbers.
+pub fn at_work(conn: &Connection, principal: &str, kind: Kind) -> Result<Vec<i64>, Error> {
+    conn.prepare_cached(
+        "SELECT DISTINCT s.number FROM turn t JOIN session s ON s.number = t.session \
+         WHERE t.status < 2 AND s.principal = ?1 AND s.kind = ?2",
+    )
+    .and_then(|mut s| s.query_map(params![principal, kind as i64], |row| row.get(0))?.collect())
+    .map_err(unread)
+}
+
+/// The agent's last words in a turn that ended: the id of the message, and the text.
+pub fn answer_of(conn: &Connection, turn: i64) -> Result<Option<(String, String)>, Error> {
+    conn.prepare_cached("SELECT id, text FROM message WHERE turn = ?1 AND role = 1 ORDER BY number DESC LIMIT 1")
+        .and_then(|mut s| s.query_row([turn], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+        .map_err(unread)
 }
 
 /// The session with that number, unless it was removed.

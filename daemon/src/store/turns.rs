@@ -260,6 +260,11 @@ pub fn open_count(conn: &Connection, agent: &str) -> Result<i64, Error> {
         .map_err(unread)
 }
 
+/// As [`by_id`], in a transaction that writes.
+pub fn by_id_in(tx: &Tx<'_>, id: &str) -> Result<Option<TurnRow>, Error> {
+    by_id(tx.conn, id)
+}
+
 /// Notes that a turn was begun, or is taken up once more; false when somebody stopped it before.
 pub fn run(tx: &Tx<'_>, turn: i64, now_ms: Millis) -> Result<bool, Error> {
     tx.conn

@@ -22,7 +22,9 @@
 //! [`sql`], never into a `static`. Functions of the host work within the daemon only; in a test on your own machine they
 //! panic, so keep what you test apart from them.
 
+pub mod agents;
 pub mod bindings;
+pub mod chat;
 mod error;
 mod event;
 pub mod http;

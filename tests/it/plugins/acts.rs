@@ -1,13 +1,11 @@
 //! Plugins that start, signal and read workflows and notify: only as their manifest says, at once in routes, with the end of
 //! the delivery in handlers, with the trust and the cause of what they act for.
 
-use std::process::Command;
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
-use super::{install, installed, package};
-use crate::bundled_plugins;
+use super::{built, install, installed, package};
 use crate::harness::{Answer, Daemon};
 use crate::workflows::{instance, room, start, stored, until};
 
@@ -20,12 +18,7 @@ const WAITS: &str = "do: [{hear: {listen: {to: {one: {with: {type: order.paid}}}
 /// The component, built from its source.
 fn component() -> &'static [u8] {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let packed = bundled_plugins::package("acts");
-        let tar = Command::new("tar").arg("-xzOf").arg(packed).arg("plugin.wasm").output().expect("tar starts");
-        assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
-        tar.stdout
-    })
+    BUILT.get_or_init(|| built("acts"))
 }
 
 fn packed(version: &str, permissions: &str) -> Vec<u8> {

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aman_plugin_host::{
-    Artifact, Caller, Error, Event, Fault, Grants, Host, HostApi, Instance, KvChange, KvPage, Level, Limits, Metric,
-    NewEvent, NewInstance, Notification, OutgoingRequest, OutgoingResponse, Plugin, Priority, Reply, Request, Rows,
-    Setup, SignalEvent, SqlValue, Started, Statement, Status, Trust,
+    AgentDefinition, AgentShown, AgentStored, Artifact, Caller, Error, Event, Fault, Grants, Host, HostApi, Instance,
+    KvChange, KvPage, Level, Limits, MessagePage, Metric, NewEvent, NewInstance, NewSession, NewTurn, Notification,
+    OutgoingRequest, OutgoingResponse, Plugin, Priority, Reply, Request, Rows, Session, SessionPage, Setup,
+    SignalEvent, SqlValue, Started, Statement, Status, Trust, TurnAnswer, TurnFrames, TurnInfo,
 };
 
 use crate::guest::Guest;
@@ -18,7 +19,22 @@ use crate::guest::Guest;
 pub const LONG: Duration = Duration::from_secs(60);
 
 /// All permissions.
-pub const ALL: Grants = Grants { publish: true, kv: true, sql: true, http: true, workflows: true, notify: true };
+pub const ALL: Grants = Grants {
+    publish: true,
+    kv: true,
+    sql: true,
+    http: true,
+    workflows: true,
+    notify: true,
+    agents_read: true,
+    agents_manage: true,
+    chat: true,
+};
+
+/// What is asked of the fake's agents: it has none.
+fn nobody<'a, T>() -> Reply<'a, T> {
+    Box::pin(async { Err(Error::NotFound("there are no agents here".to_owned())) })
+}
 
 /// The end of a name that makes this test binary the compiler; see `compile::compile_child`.
 const COMPILER: [&str; 3] = ["compile::compile_child", "--exact", "--nocapture"];
@@ -256,6 +272,66 @@ impl HostApi for Fake {
             extensions: Vec::new(),
         };
         Box::pin(async { Ok(instance) })
+    }
+
+    fn agents_list<'a>(&'a self, _caller: &'a Caller) -> Reply<'a, Vec<AgentShown>> {
+        nobody()
+    }
+
+    fn agent_read<'a>(&'a self, _caller: &'a Caller, _id: &'a str) -> Reply<'a, AgentDefinition> {
+        nobody()
+    }
+
+    fn agent_put<'a>(&'a self, _caller: &'a Caller, _id: &'a str, _text: &'a str) -> Reply<'a, AgentStored> {
+        nobody()
+    }
+
+    fn agent_remove<'a>(&'a self, _caller: &'a Caller, _id: &'a str) -> Reply<'a, ()> {
+        nobody()
+    }
+
+    fn chat_create<'a>(&'a self, _caller: &'a Caller, _session: NewSession) -> Reply<'a, Session> {
+        nobody()
+    }
+
+    fn chat_list<'a>(
+        &'a self,
+        _caller: &'a Caller,
+        _agent: Option<String>,
+        _after: Option<String>,
+        _limit: u32,
+    ) -> Reply<'a, SessionPage> {
+        nobody()
+    }
+
+    fn chat_read<'a>(&'a self, _caller: &'a Caller, _session: &'a str) -> Reply<'a, Session> {
+        nobody()
+    }
+
+    fn chat_history<'a>(
+        &'a self,
+        _caller: &'a Caller,
+        _session: &'a str,
+        _after: Option<String>,
+        _limit: u32,
+    ) -> Reply<'a, MessagePage> {
+        nobody()
+    }
+
+    fn chat_turn<'a>(&'a self, _caller: &'a Caller, _turn: NewTurn) -> Reply<'a, TurnAnswer> {
+        nobody()
+    }
+
+    fn chat_stream<'a>(&'a self, _caller: &'a Caller, _turn: NewTurn) -> Reply<'a, (TurnInfo, Box<dyn TurnFrames>)> {
+        nobody()
+    }
+
+    fn chat_stop<'a>(&'a self, _caller: &'a Caller, _session: &'a str) -> Reply<'a, bool> {
+        nobody()
+    }
+
+    fn chat_delete<'a>(&'a self, _caller: &'a Caller, _session: &'a str) -> Reply<'a, ()> {
+        nobody()
     }
 
     fn settings(&self) -> Vec<(String, String)> {

@@ -22,7 +22,7 @@ use crate::store::workflows::{self as rows, Change, InstanceRow, Status};
 /// Longest key of a start, in bytes.
 const KEY_BYTES_MAX: usize = 200;
 
-fn invalid(field: &str, reason: impl Into<String>) -> Refusal {
+pub(super) fn invalid(field: &str, reason: impl Into<String>) -> Refusal {
     Refusal::Invalid(InvalidField { field: field.to_owned(), reason: reason.into() })
 }
 
@@ -88,7 +88,7 @@ impl Api {
     }
 
     /// How far what a caller asks for is trusted: no further than plugins, nor than the event that led to it.
-    fn trust(caller: &Caller, cause: Option<&Event>) -> Trust {
+    pub(super) fn trust(caller: &Caller, cause: Option<&Event>) -> Trust {
         let trust = trust_from(caller.trust).min(Trust::Plugin);
         cause.map_or(trust, |event| trust.min(event.trust))
     }

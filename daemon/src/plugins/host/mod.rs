@@ -4,6 +4,7 @@
 //! effects commit with its end.
 
 mod acts;
+mod agents;
 mod convert;
 mod http;
 mod metrics;
@@ -16,8 +17,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aman_plugin_host::{
-    Caller, Error as Refusal, HostApi, Instance, KvChange, KvPage, Level, Metric, NewEvent as Sent, NewInstance,
-    Notification, OutgoingRequest, OutgoingResponse, Reply, Rows, SignalEvent, Started, Statement,
+    AgentDefinition, AgentShown, AgentStored, Caller, Error as Refusal, HostApi, Instance, KvChange, KvPage, Level,
+    MessagePage, Metric, NewEvent as Sent, NewInstance, NewSession, NewTurn, Notification, OutgoingRequest,
+    OutgoingResponse, Reply, Rows, Session, SessionPage, SignalEvent, Started, Statement, TurnAnswer, TurnFrames,
+    TurnInfo,
 };
 use arc_swap::ArcSwap;
 use serde::Serialize;
@@ -32,11 +35,12 @@ use crate::event::{NewEvent, Trust};
 use crate::package::Manifest;
 use crate::redact;
 use crate::store::private::Private;
-use crate::store::{Tx, plugin_data};
+use crate::store::{Tx, chat, plugin_data};
 
 pub use convert::{trust_from, trust_of};
 pub use staging::{Begun, Ready, Staging, Work};
 
+use agents::Within;
 use convert::{change_of, refusal};
 use metrics::Metrics;
 
@@ -190,9 +194,10 @@ fn if_there(done: std::io::Result<()>) -> Result<(), Error> {
     }
 }
 
-/// Removes the keys and values of a plugin.
+/// Removes the keys and values of a plugin, and its sessions with agents.
 pub fn purge_rows(tx: &mut Tx<'_>, plugin: &str) -> Result<(), Error> {
-    plugin_data::purge(tx, plugin)
+    plugin_data::purge(tx, plugin)?;
+    chat::hide_all(tx, &format!("plugin/{plugin}"), chat::Kind::Plugin)
 }
 
 /// How much of what it may keep a plugin keeps, in bytes; no quota = not granted.
@@ -360,6 +365,66 @@ impl HostApi for Api {
 
     fn workflow_read<'a>(&'a self, id: &'a str) -> Reply<'a, Instance> {
         Box::pin(self.look_at(id))
+    }
+
+    fn agents_list<'a>(&'a self, caller: &'a Caller) -> Reply<'a, Vec<AgentShown>> {
+        Box::pin(self.list_agents(caller))
+    }
+
+    fn agent_read<'a>(&'a self, caller: &'a Caller, id: &'a str) -> Reply<'a, AgentDefinition> {
+        Box::pin(self.read_agent(caller, id))
+    }
+
+    fn agent_put<'a>(&'a self, caller: &'a Caller, id: &'a str, definition: &'a str) -> Reply<'a, AgentStored> {
+        Box::pin(self.put_agent(caller, id, definition))
+    }
+
+    fn agent_remove<'a>(&'a self, caller: &'a Caller, id: &'a str) -> Reply<'a, ()> {
+        Box::pin(self.remove_agent(caller, id))
+    }
+
+    fn chat_create<'a>(&'a self, caller: &'a Caller, session: NewSession) -> Reply<'a, Session> {
+        Box::pin(self.create_session(caller, session, Within::DIRECT))
+    }
+
+    fn chat_list<'a>(
+        &'a self,
+        caller: &'a Caller,
+        agent: Option<String>,
+        after: Option<String>,
+        limit: u32,
+    ) -> Reply<'a, SessionPage> {
+        Box::pin(self.list_sessions(caller, (agent, after, limit)))
+    }
+
+    fn chat_read<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, Session> {
+        Box::pin(self.read_session(caller, session))
+    }
+
+    fn chat_history<'a>(
+        &'a self,
+        caller: &'a Caller,
+        session: &'a str,
+        after: Option<String>,
+        limit: u32,
+    ) -> Reply<'a, MessagePage> {
+        Box::pin(self.read_history(caller, (session, after, limit)))
+    }
+
+    fn chat_turn<'a>(&'a self, caller: &'a Caller, turn: NewTurn) -> Reply<'a, TurnAnswer> {
+        Box::pin(self.take_turn(caller, turn, Within::DIRECT))
+    }
+
+    fn chat_stream<'a>(&'a self, caller: &'a Caller, turn: NewTurn) -> Reply<'a, (TurnInfo, Box<dyn TurnFrames>)> {
+        Box::pin(self.watch_turn(caller, turn, Within::DIRECT))
+    }
+
+    fn chat_stop<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, bool> {
+        Box::pin(self.stop_session(caller, session))
+    }
+
+    fn chat_delete<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, ()> {
+        Box::pin(self.delete_session(caller, session))
     }
 
     fn settings(&self) -> Vec<(String, String)> {

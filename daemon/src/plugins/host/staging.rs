@@ -5,16 +5,19 @@
 //! ends with what it holds; the guest is not called again.
 
 use std::mem;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use aman_plugin_host::{
-    Caller, Error as Refusal, HostApi, Instance, KvChange, KvPage, Level, Metric, NewEvent as Sent, NewInstance,
-    Notification, OutgoingRequest, OutgoingResponse, Polled, Reply, Rows, SignalEvent, Staged, Started, Statement,
-    Words,
+    AgentDefinition, AgentShown, AgentStored, Caller, Error as Refusal, HostApi, Instance, KvChange, KvPage, Level,
+    MessagePage, Metric, NewEvent as Sent, NewInstance, NewSession, NewTurn, Notification, OutgoingRequest,
+    OutgoingResponse, Polled, Reply, Rows, Session as Talk, SessionPage, SignalEvent, Staged, Started, Statement,
+    TurnAnswer, TurnFrames, TurnInfo, Words,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use super::agents::{Within, name_of};
 use super::convert::{change_of, refusal, rows, statement};
 use super::sql::Session;
 use super::{Api, acts};
@@ -125,6 +128,8 @@ pub struct Staging {
     work: Work,
     sql: Mutex<Sql>,
     acts: Mutex<Acts>,
+    /// Sessions and turns that it asked for: a number for each, the same when the work is done again.
+    asked: AtomicU32,
     /// What was published, in order.
     events: std::sync::Mutex<Vec<NewEvent>>,
     /// The attempt that this is part of, if its trace is collected: calls come from another runtime.
@@ -165,8 +170,8 @@ impl Api {
             sql = Sql::Turn(session);
         }
         let (api, sql, context) = (Arc::clone(self), Mutex::new(sql), traces::current());
-        let (acts, events) = (Mutex::default(), std::sync::Mutex::default());
-        Ok(Begun::Fresh(Arc::new(Staging { api, work, sql, acts, events, context })))
+        let (acts, asked, events) = (Mutex::default(), AtomicU32::default(), std::sync::Mutex::default());
+        Ok(Begun::Fresh(Arc::new(Staging { api, work, sql, acts, asked, events, context })))
     }
 
     /// What is to commit with the end of the work.
@@ -269,6 +274,14 @@ impl Staging {
         Ok(Kept { publish, changes: staged.kv.into_iter().map(change_of).collect(), acts, cursor, next_ms })
     }
 
+    /// What is asked of agents next in this work. Should the work be done again and ask the same in the same order, it finds
+    /// what was made the first time.
+    fn within(&self, what: &str) -> Within<'_> {
+        let (key, number) = self.work.key();
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        Within { cause: self.work.cause(), key: Some(format!("{key}/{number}/{asked}\n{what}")) }
+    }
+
     fn events(&self) -> std::sync::MutexGuard<'_, Vec<NewEvent>> {
         // Nothing panics while it is held.
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
@@ -308,7 +321,7 @@ impl Staging {
     }
 
     /// Runs SQL within the one transaction of the work.
-    async fn within<R: Send + 'static>(
+    async fn in_sql<R: Send + 'static>(
         &self,
         run: impl FnOnce(&mut Private, &Until) -> Result<R, Error> + Send + 'static,
     ) -> Result<R, Refusal> {
@@ -366,12 +379,12 @@ impl HostApi for Staging {
 
     fn sql_execute<'a>(&'a self, statements: Vec<Statement>) -> Reply<'a, Vec<u64>> {
         let statements: Vec<_> = statements.into_iter().map(statement).collect();
-        Box::pin(self.within(move |private, until| private.execute(&statements, until)))
+        Box::pin(self.in_sql(move |private, until| private.execute(&statements, until)))
     }
 
     fn sql_query<'a>(&'a self, query: Statement) -> Reply<'a, Rows> {
         let query = statement(query);
-        Box::pin(async move { self.within(move |private, until| private.query(&query, until)).await.map(rows) })
+        Box::pin(async move { self.in_sql(move |private, until| private.query(&query, until)).await.map(rows) })
     }
 
     fn http_send<'a>(&'a self, caller: &'a Caller, request: OutgoingRequest) -> Reply<'a, OutgoingResponse> {
@@ -395,6 +408,69 @@ impl HostApi for Staging {
 
     fn workflow_read<'a>(&'a self, id: &'a str) -> Reply<'a, Instance> {
         self.api.workflow_read(id)
+    }
+
+    fn agents_list<'a>(&'a self, caller: &'a Caller) -> Reply<'a, Vec<AgentShown>> {
+        self.api.agents_list(caller)
+    }
+
+    fn agent_read<'a>(&'a self, caller: &'a Caller, id: &'a str) -> Reply<'a, AgentDefinition> {
+        self.api.agent_read(caller, id)
+    }
+
+    fn agent_put<'a>(&'a self, caller: &'a Caller, id: &'a str, definition: &'a str) -> Reply<'a, AgentStored> {
+        self.api.agent_put(caller, id, definition)
+    }
+
+    fn agent_remove<'a>(&'a self, caller: &'a Caller, id: &'a str) -> Reply<'a, ()> {
+        self.api.agent_remove(caller, id)
+    }
+
+    fn chat_create<'a>(&'a self, caller: &'a Caller, session: NewSession) -> Reply<'a, Talk> {
+        let within = self.within(session.agent.as_deref().unwrap_or_default());
+        Box::pin(self.api.create_session(caller, session, within))
+    }
+
+    fn chat_list<'a>(
+        &'a self,
+        caller: &'a Caller,
+        agent: Option<String>,
+        after: Option<String>,
+        limit: u32,
+    ) -> Reply<'a, SessionPage> {
+        self.api.chat_list(caller, agent, after, limit)
+    }
+
+    fn chat_read<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, Talk> {
+        self.api.chat_read(caller, session)
+    }
+
+    fn chat_history<'a>(
+        &'a self,
+        caller: &'a Caller,
+        session: &'a str,
+        after: Option<String>,
+        limit: u32,
+    ) -> Reply<'a, MessagePage> {
+        self.api.chat_history(caller, session, after, limit)
+    }
+
+    fn chat_turn<'a>(&'a self, caller: &'a Caller, turn: NewTurn) -> Reply<'a, TurnAnswer> {
+        let within = self.within(&name_of(&turn));
+        Box::pin(self.api.take_turn(caller, turn, within))
+    }
+
+    fn chat_stream<'a>(&'a self, caller: &'a Caller, turn: NewTurn) -> Reply<'a, (TurnInfo, Box<dyn TurnFrames>)> {
+        let within = self.within(&name_of(&turn));
+        Box::pin(self.api.watch_turn(caller, turn, within))
+    }
+
+    fn chat_stop<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, bool> {
+        self.api.chat_stop(caller, session)
+    }
+
+    fn chat_delete<'a>(&'a self, caller: &'a Caller, session: &'a str) -> Reply<'a, ()> {
+        self.api.chat_delete(caller, session)
     }
 
     fn settings(&self) -> Vec<(String, String)> {

@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::unwritten;
+use super::{Kind, unwritten};
 use crate::clock::Millis;
 use crate::error::Error;
 use crate::store::Tx;
@@ -26,6 +26,14 @@ pub fn hide(tx: &Tx<'_>, session: i64) -> Result<(), Error> {
             .execute("UPDATE session SET closed = 2, title = NULL, head = NULL WHERE number = ?1", [session])
             .map(drop)
             .map_err(unwritten)
+    })
+}
+
+/// As [`hide`], of all sessions of a kind that a principal has; their rows go with the next run of retention.
+pub fn hide_all(tx: &Tx<'_>, principal: &str, kind: Kind) -> Result<(), Error> {
+    overwriting(tx, || {
+        let sql = "UPDATE session SET closed = 2, title = NULL, head = NULL WHERE principal = ?1 AND kind = ?2";
+        tx.conn.execute(sql, params![principal, kind as i64]).map(drop).map_err(unwritten)
     })
 }
 
