@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Folder, PATIENCE, Stream, command};
+use crate::harness::{Daemon, Folder, PATIENCE, Stream, command, on_terminal};
 use crate::peer::Peer;
 
 /// A setting as `/runtime/config` shows it.
@@ -440,16 +440,9 @@ fn a_broken_edit_is_offered_again() {
     fs::write(&file, "# mine\n[log]\nlevel = \"info\" # loud enough\n").expect("aman.toml");
     let edit = |script: &str, answers: &str| {
         fs::write(&editor, script).expect("an editor");
-        // `script` is the terminal that the question is asked on.
-        let line = format!("{} config edit", env!("CARGO_BIN_EXE_aman"));
-        let mut on_terminal = command(folder.path());
-        let program = std::mem::replace(&mut on_terminal, std::process::Command::new("script"));
-        let variables: Vec<_> =
-            program.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
-        on_terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_clear().envs(variables);
-        on_terminal.env("EDITOR", format!("sh {}", editor.display())).env("SHELL", "/bin/sh");
-        let stdio = Stdio::piped;
-        let mut child = on_terminal.stdin(stdio()).stdout(stdio()).spawn().expect("script is there");
+        let mut terminal = on_terminal(folder.path(), "config edit");
+        terminal.env("EDITOR", format!("sh {}", editor.display()));
+        let mut child = terminal.spawn().expect("script is there");
         let mut stdin = child.stdin.take().expect("stdin is piped");
         std::io::Write::write_all(&mut stdin, answers.as_bytes()).expect("it reads the answers");
         let output = child.wait_with_output().expect("it ends");

@@ -392,6 +392,18 @@ pub fn command(home: &Path) -> Command {
     command
 }
 
+/// The command line with these words on a terminal, which the program `script` is: what is written to it is typed.
+pub fn on_terminal(home: &Path, words: &str) -> Command {
+    // In the place of the shell, which Ctrl-C would end.
+    let line = format!("exec {} {words}", env!("CARGO_BIN_EXE_aman"));
+    let plain = command(home);
+    let variables = plain.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_clear().envs(variables);
+    terminal.env("SHELL", "/bin/sh").stdin(Stdio::piped()).stdout(Stdio::piped());
+    terminal
+}
+
 /// Sends a signal by name.
 pub fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().expect("kill starts");

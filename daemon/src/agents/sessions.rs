@@ -282,7 +282,8 @@ impl Inner {
 
 /// 409 while a turn is under way.
 pub(super) fn under_way() -> Error {
-    let reason = "A turn is under way in this session. Wait for its end, or stop it with POST /chat/session/{id}/stop.";
+    let reason = "A turn is under way in this session. Wait for its end, or stop it with POST /chat/session/{id}/stop \
+                  (`aman session stop`).";
     Error::conflict("in_progress", reason)
 }
 

@@ -67,9 +67,10 @@ pub(super) async fn execute(app: Arc<App>, mut call: Call) -> Result<Reply, Prob
 fn problem(failure: ToolFailure) -> Problem {
     match failure {
         ToolFailure::Arguments(pointer, reason) => Error::invalid(format!("input{pointer}"), reason).into(),
-        ToolFailure::Refused("tool_unknown", reason) => {
-            Problem::new((StatusCode::NOT_FOUND, "not_found"), format!("{} GET /tools lists them.", sentence(&reason)))
-        }
+        ToolFailure::Refused("tool_unknown", reason) => Problem::new(
+            (StatusCode::NOT_FOUND, "not_found"),
+            format!("{} GET /tools lists them (`aman tool list`).", sentence(&reason)),
+        ),
         ToolFailure::Refused(code, reason) => Problem::new((StatusCode::FORBIDDEN, code), sentence(&reason)),
         ToolFailure::Failed(reason) => Problem::new((StatusCode::BAD_GATEWAY, "tool_failed"), sentence(&reason)),
         ToolFailure::Unknown(reason) => {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{clean_lines, digest, shorten, text, text_or_dash, time};
+use super::usage::spent;
 use super::{Context, PAGE_MAX, chat, read_file};
 
 /// Characters of a description or an error that a list shows.
@@ -187,7 +188,10 @@ async fn show(context: &mut Context, args: &ShowArgs) -> Result<(), Failure> {
     let mut pairs: Vec<(&str, String)> = Vec::new();
     let names = ["id", "status", "reason", "description", "model", "trust", "origin", "digest", "updated_at", "usage"];
     for name in names {
-        if !shown[name].is_null() && shown[name] != "" {
+        if name == "usage" {
+            let usage = &shown[name];
+            pairs.push((name, format!("today {}; ever {}", spent(&usage["today"]), spent(&usage["ever"]))));
+        } else if !shown[name].is_null() && shown[name] != "" {
             pairs.push((name, shorten(&text(&shown[name]), 400)));
         }
     }

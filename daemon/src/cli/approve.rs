@@ -101,6 +101,11 @@ async fn respond(context: &mut Context, id: &str, answer: Option<bool>, remember
     let asked = waiting(context, id).await?;
     let approved = match answer {
         Some(answer) => answer,
+        None if context.out.json() => {
+            return Err(Failure::Usage(
+                "With --json answer with --yes or --no; `aman approve --json` shows it.".to_owned(),
+            ));
+        }
         None => {
             show(context, &asked)?;
             match context.out.ask("May it?") {

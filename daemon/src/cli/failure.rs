@@ -145,6 +145,9 @@ fn advice(status: u16, code: &str) -> Option<&'static str> {
         (403, "insufficient_scope") => {
             Some("The daemon's own token may do everything; it is used when no other is given.")
         }
+        (403, "tool_denied") => {
+            Some("Yours stand under [tools] of the configuration file; daemon/docs/tools.md has them.")
+        }
         (409, "confirmation_required") => Some("Repeat it with --yes."),
         (421, _) => Some("Use 127.0.0.1 or localhost in --url, or list the name in http.allowed_hosts."),
         (429, _) => Some("Wait a moment, then try again."),

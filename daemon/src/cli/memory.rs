@@ -9,7 +9,6 @@ use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{text, text_or_dash, time};
 use super::{Context, Paging};
-use crate::config;
 
 /// What can be done with memory.
 #[derive(Subcommand, Debug)]
@@ -94,7 +93,7 @@ pub struct EditArgs {
 
 /// Forgets a fact.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  aman memory forget 0193…")]
+#[command(after_help = "Example:\n  aman memory forget 0193…\n\nWith --json a line for each.")]
 pub struct ForgetArgs {
     /// Its id, from `memory list`
     #[arg(required = true)]
@@ -111,7 +110,7 @@ pub struct ExportArgs {
     /// What this agent knows [default: everything]
     #[arg(long, value_name = "ID")]
     agent: Option<String>,
-    /// Into this file, which only you may read [default: print it]
+    /// Into this file, where nothing is yet, and which only you may read [default: print it]
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
 }
@@ -174,9 +173,5 @@ async fn forget(context: &mut Context, ids: &[String]) -> Result<(), Failure> {
 async fn export(context: &mut Context, args: &ExportArgs) -> Result<(), Failure> {
     let call = Call::get("/memory/export").query("format", &args.format).query_some("agent_id", args.agent.as_ref());
     let reply = context.call(call).await?;
-    let Some(file) = &args.to else { return context.out.raw(&reply.body) };
-    let text = String::from_utf8_lossy(&reply.body);
-    config::write_private(file, &text)
-        .map_err(|error| Failure::Failed(format!("{} cannot be written: {error}.", file.display())))?;
-    context.out.line(&format!("Everything that is remembered is in {}.", file.display()))
+    context.give(&reply.body, args.to.as_deref())
 }

@@ -44,7 +44,8 @@ mod tree;
 mod usage;
 mod workflow;
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -155,7 +156,7 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Talk with an agent
     Chat(chat::ChatArgs),
-    /// What was talked with agents: list, show, export, search, remove
+    /// What was talked with agents: list, show, stop, export, search, remove
     #[command(subcommand)]
     Session(session::SessionCommand),
     /// Store, see and explain events
@@ -337,6 +338,24 @@ impl Context {
     fn table(&mut self, head: &[&str], items: &[Value], row: impl Fn(&Value) -> Vec<String>) -> Result<(), Failure> {
         let rows: Vec<Vec<String>> = items.iter().map(row).collect();
         self.out.table(head, &rows)
+    }
+
+    /// Prints what is written out for somebody, or puts it into a new file that only its owner may read.
+    fn give(&mut self, bytes: &[u8], to: Option<&Path>) -> Result<(), Failure> {
+        let Some(to) = to else { return self.out.raw(bytes) };
+        let unwritten = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Failure::Usage(format!("{} is there already; name another file.", to.display()))
+            }
+            _ => Failure::Failed(format!("{} cannot be written: {error}.", to.display())),
+        };
+        let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(to).map_err(unwritten)?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(unwritten)?;
+        let shown = to.display().to_string();
+        if self.out.json() {
+            return self.out.line(&serde_json::json!({ "file": shown, "bytes": bytes.len() }).to_string());
+        }
+        self.out.line(&format!("{} has it, {} bytes.", out::clean(&shown), bytes.len()))
     }
 
     /// Makes sure that a person, or the caller by `--yes`, wants this.

@@ -1,7 +1,5 @@
 //! `aman session`: what was talked with agents.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -23,6 +21,8 @@ pub enum SessionCommand {
     Export(ExportArgs),
     /// Give one a title
     Rename(RenameArgs),
+    /// Stop the turn that is under way in one; what came of it stays
+    Stop(StopArgs),
     /// Let one take no messages any more
     Close(CloseArgs),
     /// Remove one with all that was said in it
@@ -70,13 +70,14 @@ Examples:
   aman session export 0193… > talk.md
   aman session export 0193… --format json --output talk.json
 
-Markdown is the branch that is shown, for people; JSON is all branches, with attachments.")]
+Markdown is the branch that is shown, for people, and what is written unless --json asks for JSON: all branches, with
+attachments.")]
 pub struct ExportArgs {
     /// Its id, from `session list`
     id: String,
     /// How it is written
-    #[arg(long, value_parser = ["md", "json"], default_value = "md")]
-    format: String,
+    #[arg(long, value_parser = ["md", "json"])]
+    format: Option<String>,
     /// Write it here, where nothing is yet, instead of stdout
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -90,6 +91,14 @@ pub struct RenameArgs {
     id: String,
     /// One line
     title: String,
+}
+
+/// Stops a turn.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  aman session stop 0193…")]
+pub struct StopArgs {
+    /// Its id, from `session list`
+    id: String,
 }
 
 /// Closes one.
@@ -131,8 +140,12 @@ pub async fn run(context: &mut Context, command: SessionCommand) -> Result<(), F
     match command {
         SessionCommand::List(args) => list(context, &args).await,
         SessionCommand::Show(args) => show(context, &args).await,
-        SessionCommand::Export(args) => export_to(context, &args.id, &args.format, args.output.as_deref()).await,
+        SessionCommand::Export(args) => {
+            let format = args.format.as_deref().unwrap_or(if context.out.json() { "json" } else { "md" });
+            export_to(context, &args.id, format, args.output.as_deref()).await
+        }
         SessionCommand::Rename(args) => rename(context, &args).await,
+        SessionCommand::Stop(args) => stop(context, &args.id).await,
         SessionCommand::Close(args) => close(context, &args.id).await,
         SessionCommand::Delete(args) => delete(context, &args).await,
         SessionCommand::Search(args) => search(context, &args).await,
@@ -198,21 +211,7 @@ async fn show(context: &mut Context, args: &ShowArgs) -> Result<(), Failure> {
 /// Writes a conversation to a new file, or to stdout.
 pub async fn export_to(context: &mut Context, id: &str, format: &str, to: Option<&Path>) -> Result<(), Failure> {
     let reply = context.call(Call::get(place(id, "/export")).query("format", format)).await?;
-    let Some(to) = to else { return context.out.raw(&reply.body) };
-    let unwritten = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            Failure::Usage(format!("{} is there already; name another file.", to.display()))
-        }
-        _ => Failure::Failed(format!("{} cannot be written: {error}.", to.display())),
-    };
-    // What was said is nobody else's business.
-    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(to).map_err(unwritten)?;
-    file.write_all(&reply.body).and_then(|()| file.sync_all()).map_err(unwritten)?;
-    let bytes = reply.body.len();
-    if context.out.json() {
-        return context.out.line(&json!({ "file": to.display().to_string(), "bytes": bytes }).to_string());
-    }
-    context.out.line(&format!("{} has it, {} bytes.", to.display(), bytes))
+    context.give(&reply.body, to)
 }
 
 async fn rename(context: &mut Context, args: &RenameArgs) -> Result<(), Failure> {
@@ -220,6 +219,12 @@ async fn rename(context: &mut Context, args: &RenameArgs) -> Result<(), Failure>
     let call = Call::post(place(&args.id, "/rename")).body("application/json", body);
     let Some(renamed) = context.answer(call).await? else { return Ok(()) };
     context.out.line(&format!("Its title is '{}' now.", text(&renamed["title"])))
+}
+
+async fn stop(context: &mut Context, id: &str) -> Result<(), Failure> {
+    let Some(stopped) = context.answer(Call::post(place(id, "/stop"))).await? else { return Ok(()) };
+    let what = if stopped["stopped"] == true { "Stopped. What was said stays." } else { "No turn was under way." };
+    context.out.line(what)
 }
 
 async fn close(context: &mut Context, id: &str) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::Context;
 use super::client::Call;
 use super::failure::Failure;
-use super::out::text;
+use super::out::{count, text};
 
 /// Shows it.
 #[derive(Args, Debug)]
@@ -32,29 +32,59 @@ pub struct UsageArgs {
     limit: u64,
 }
 
+/// Names in an answer, and what stands above them.
+const COLUMNS: [(&str, &str); 8] = [
+    ("scope", "SCOPE"),
+    ("calls", "CALLS"),
+    ("input", "ASKED"),
+    ("output", "ANSWERED"),
+    ("lost", "LOST"),
+    ("reserved", "RESERVED"),
+    ("money", "MONEY"),
+    ("refused", "REFUSED"),
+];
+const RARE: [&str; 4] = ["lost", "reserved", "money", "refused"];
+
+/// What was spent, in words.
+pub fn spent(usage: &Value) -> String {
+    let calls = count(usage["calls"].as_u64().unwrap_or(0), "call");
+    let tokens = count(usage["tokens"].as_u64().unwrap_or(0), "token");
+    match usage["money"].as_f64().filter(|money| *money > 0.0) {
+        Some(money) => format!("{tokens} in {calls}, {money} of money"),
+        None => format!("{tokens} in {calls}"),
+    }
+}
+
+/// The limits of a day for all agents together, in words.
+fn limits(limits: &Value) -> String {
+    let set = |name: &str| limits[name].as_f64().filter(|limit| *limit > 0.0);
+    let tokens = set("day_tokens").map(|limit| format!("{limit} tokens"));
+    let money = set("day_money").map(|limit| format!("{limit} of money"));
+    let all: Vec<String> = tokens.into_iter().chain(money).collect();
+    match (all.is_empty(), set("soft")) {
+        (true, _) => "No limit is set for a day.".to_owned(),
+        (false, None) => format!("Limits of a day: {}.", all.join(", ")),
+        (false, Some(soft)) => format!("Limits of a day: {}; a cheaper model from {} %.", all.join(", "), soft * 100.0),
+    }
+}
+
 /// Runs `aman usage`.
 pub async fn run(context: &mut Context, args: &UsageArgs) -> Result<(), Failure> {
     let day = if args.ever { Some("all") } else { args.day.as_deref() };
     let call = Call::get("/usage").query_some("day", day).query_some("scope", args.scope.as_ref());
     let Some(answer) = context.answer(call.query("limit", args.limit)).await? else { return Ok(()) };
-    let limits = &answer["limits"];
-    let or_none = |value: &Value| if value.as_f64() == Some(0.0) { "none".to_owned() } else { text(value) };
-    context.out.line(&format!(
-        "{}; limits of a day for all agents together: {} tokens, {} of money; from {} of a limit on a cheaper model.",
-        answer["day"].as_str().map_or("Of all time".to_owned(), |day| format!("On {day} (UTC)")),
-        or_none(&limits["day_tokens"]),
-        or_none(&limits["day_money"]),
-        text(&limits["soft"]),
-    ))?;
+    let when = answer["day"].as_str().map_or("Of all time.".to_owned(), |day| format!("On {day} (UTC)."));
+    context.out.line(&format!("{when} {}", limits(&answer["limits"])))?;
     let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     if items.is_empty() {
         return context.out.line("No model was called.");
     }
-    let row = |one: &Value| {
-        ["scope", "calls", "input", "output", "lost", "reserved", "money", "refused"]
-            .map(|name| text(&one[name]))
-            .to_vec()
+    // What rarely is more than nothing is a column only then.
+    let is_there = |(name, _): &(&str, &str)| {
+        !RARE.contains(name) || items.iter().any(|one| one[*name].as_f64().is_some_and(|value| value > 0.0))
     };
-    context.table(&["SCOPE", "CALLS", "ASKED", "ANSWERED", "LOST", "RESERVED", "MONEY", "REFUSED"], items, row)?;
+    let columns: Vec<(&str, &str)> = COLUMNS.into_iter().filter(is_there).collect();
+    let head: Vec<&str> = columns.iter().map(|(_, head)| *head).collect();
+    context.table(&head, items, |one| columns.iter().map(|(name, _)| text(&one[*name])).collect())?;
     if answer["next_cursor"].is_string() { context.out.line("There are more; --limit shows them.") } else { Ok(()) }
 }

@@ -1,12 +1,13 @@
 //! `aman chat` and `aman session`.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
 use super::{begin, place, rest, say, scripted};
-use crate::harness::{Daemon, command};
+use crate::harness::{Daemon, command, on_terminal};
 
 /// Runs the command line with something on its stdin.
 fn piped(daemon: &Daemon, args: &[&str], input: &str) -> (i32, String, String) {
@@ -82,6 +83,37 @@ fn an_agent_is_run_once() {
     assert!(daemon.get("/chat/sessions").items().is_empty(), "nothing was said");
 }
 
+/// Goal: on a terminal Ctrl-C stops the answer, and the conversation goes on.
+#[test]
+fn a_conversation_on_a_terminal() {
+    let daemon = scripted("");
+    let mut child = on_terminal(daemon.home(), "chat").spawn().expect("script is there");
+    let (mut output, shown) = (child.stdout.take().expect("stdout is piped"), Arc::new(Mutex::new(Vec::new())));
+    let to = Arc::clone(&shown);
+    let reading = std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(length) = output.read(&mut piece)
+            && length > 0
+        {
+            to.lock().expect("not poisoned").extend_from_slice(&piece[..length]);
+        }
+    });
+    let mut input = child.stdin.take().expect("stdin is piped");
+    for (typed, wanted) in
+        [("", "you> "), ("slow\n", "w1 w2 "), ("\u{3}", "[stopped]"), ("hello\n", "Hello there, my friend.")]
+    {
+        input.write_all(typed.as_bytes()).expect("it reads");
+        daemon.wait(wanted, || {
+            String::from_utf8_lossy(&shown.lock().expect("not poisoned")).contains(wanted).then_some(())
+        });
+    }
+    input.write_all(b"\x04").expect("it reads");
+    assert!(child.wait().expect("it ends").success());
+    reading.join().expect("no panic");
+    let sessions = daemon.get("/chat/sessions").items();
+    assert_eq!((sessions.len(), &sessions[0]["message_count"]), (1, &json!(4)), "{sessions:?}");
+}
+
 /// Goal: what was talked is listed, shown, found, written to a new file and removed from the command line.
 #[test]
 fn sessions_on_the_command_line() {
@@ -105,6 +137,8 @@ fn sessions_on_the_command_line() {
     let (code, _, err) = daemon.cli(&["session", "export", &session, "--output", &file]);
     assert!(code == 2 && err.contains("there already"), "{err}");
     assert!(run(&["session", "export", &session, "--format", "json"]).starts_with("{\"format\":\"aman-chat/1\""));
+    assert!(run(&["session", "export", &session, "--json"]).starts_with("{\"format\":\"aman-chat/1\""));
+    assert!(run(&["session", "stop", &session]).contains("No turn was under way."));
     let (code, _, err) = daemon.cli(&["session", "delete", &session]);
     assert!(code == 2 && err.contains("--yes"), "{err}");
     run(&["session", "delete", &session, "--yes"]);

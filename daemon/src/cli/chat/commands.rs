@@ -9,6 +9,7 @@ use super::super::client::{Call, segment};
 use super::super::failure::Failure;
 use super::super::out::{clean, clean_lines, text, text_or_dash, time};
 use super::super::session::{export_to, rows};
+use super::super::usage::spent;
 use super::lines::Lines;
 use super::{Talk, take};
 
@@ -142,9 +143,7 @@ async fn edit(context: &mut Context, talk: &Talk, said: &str, lines: &Lines) -> 
 
 async fn usage(context: &mut Context, talk: &Talk) -> Result<(), Failure> {
     let state = state(context, talk).await?;
-    let Some(usage) = state["usage"].as_object() else { return context.out.line("Nothing is known of it.") };
-    let pairs: Vec<(&str, String)> = usage.iter().map(|(name, value)| (name.as_str(), text_or_dash(value))).collect();
-    context.out.pairs(&pairs)
+    context.out.line(&format!("It took {}.", spent(&state["usage"])))
 }
 
 /// Shows the last messages of a state, what tools did left out.

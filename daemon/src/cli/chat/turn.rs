@@ -20,6 +20,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(50);
 const FRAME_BYTES_MAX: usize = 16 << 20;
 /// Characters of arguments and results that a line shows.
 const SHOWN_CHARS: usize = 200;
+/// Characters of what a question is about that are shown with it.
+const ARGUMENTS_CHARS: usize = 2000;
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +46,14 @@ pub struct Turn {
     fresh: bool,
     /// The question that is open.
     asked: Option<String>,
+    /// Whether the cursor stands behind a question.
+    prompted: bool,
     stops: u32,
 }
 
 impl Turn {
     pub fn new(client: Client, session: &str, lines: Option<Lines>) -> Turn {
-        Turn { client, session: session.to_owned(), lines, fresh: true, asked: None, stops: 0 }
+        Turn { client, session: session.to_owned(), lines, fresh: true, asked: None, prompted: false, stops: 0 }
     }
 
     /// Shows what comes until the turn ends.
@@ -111,6 +115,9 @@ impl Turn {
             "error" => Some(End::Failed),
             _ => None,
         };
+        if kind != "usage" {
+            self.leave_prompt();
+        }
         if context.out.json() {
             context.out.line(&json!({ "event": kind, "data": data }).to_string())?;
             if kind == "approval_required" {
@@ -167,6 +174,13 @@ impl Turn {
         context.out.flush()
     }
 
+    /// Goes on below a question that nobody answers here any more.
+    fn leave_prompt(&mut self) {
+        if std::mem::take(&mut self.prompted) {
+            lines::show("\n");
+        }
+    }
+
     /// A line beside the words.
     fn note(&mut self, context: &mut Context, line: &str) -> Result<(), Failure> {
         self.end_line(context)?;
@@ -180,7 +194,12 @@ impl Turn {
         let agent = Some(text(&data["agent"])).filter(|agent| !agent.is_empty());
         let who = agent.unwrap_or_else(|| "The agent".to_owned());
         let mut lines = vec![format!("{who} wants to run {}", text(&data["tool"]))];
-        lines.push(format!("  with   {}", shorten(&text(&data["arguments"]), 2000)));
+        let arguments = text(&data["arguments"]);
+        let shown = shorten(&arguments, ARGUMENTS_CHARS);
+        lines.push(format!("  with   {shown}"));
+        if shown != arguments {
+            lines.push(format!("         `aman approve {id}` shows all of it"));
+        }
         for (name, key) in [("  does   ", "preview"), ("  why    ", "reason"), ("  always allows   ", "pattern")] {
             let shown = data[key].as_str().map(clean_lines).unwrap_or_default();
             if !shown.is_empty() {
@@ -191,6 +210,7 @@ impl Turn {
         if let Some(lines) = &self.lines {
             lines.forget();
             lines::show("Allow it? [y]es, [n]o, for this [s]ession, [a]lways: ");
+            self.prompted = true;
         } else {
             context.out.complain(&format!("It waits for an answer: `aman approve {id}`."));
         }
@@ -205,6 +225,7 @@ impl Turn {
             self.lines = None;
             return Ok(());
         };
+        self.prompted = false;
         let (approved, remember) = match line.trim().to_ascii_lowercase().as_str() {
             "y" | "yes" => (true, "once"),
             "n" | "no" => (false, "once"),
@@ -212,6 +233,7 @@ impl Turn {
             "a" | "always" => (true, "always"),
             _ => {
                 lines::show("Please answer y, n, s or a: ");
+                self.prompted = true;
                 return Ok(());
             }
         };
@@ -227,6 +249,7 @@ impl Turn {
     /// Ctrl-C: the first stops the turn, the second leaves it.
     fn interrupt(&mut self, context: &mut Context) -> Option<End> {
         self.stops += 1;
+        self.leave_prompt();
         if self.stops > 1 {
             context.out.complain("[left; the turn ends by itself]");
             return Some(End::Left);
