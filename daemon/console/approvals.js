@@ -55,6 +55,7 @@ function approvalCard(asked) {
   title.id = `asked-${++cards}`;
   const canRemember = (asked.remember ?? []).length > 1;
   const facts = [
+    ["Offered by", asked.source],
     ["It", asked.preview && make("span", asked.preview, "words")],
     ["With", pre(JSON.stringify(asked.arguments, null, 2))],
     ["Why it is asked", asked.reason],

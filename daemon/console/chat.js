@@ -111,9 +111,9 @@ function agentEntry(agent) {
     },
     restart() { words?.remove(); words = null; },
     call: box,
-    name(known) { element.firstChild.textContent = agent = known; },
+    name(known) { element.firstChild.textContent = known; },
     result(id, name, text, isError) { (tools.get(id) ?? box(id, name)).result(text, isError); },
-    ask(asked) { add(approvalCard({ ...asked, agent })); },
+    ask(asked) { add(approvalCard(asked)); },
     note(text) { add(make("p", text, "empty")); },
   };
 }
@@ -192,7 +192,7 @@ function take(view, name, data) {
     case "tool_call": view.call(data.id, data.name, data.arguments); break;
     case "tool_result": view.result(data.id, data.name, data.text, data.is_error); break;
     case "approval_required":
-      view.ask({ ...data, id: data.auth_id });
+      view.ask(data);
       approvalsSoon();
       break;
     case "done": case "error": return true;

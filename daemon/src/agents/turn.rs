@@ -415,11 +415,8 @@ fn asking(frames: TurnFrames, asks: Arc<AtomicBool>, asked: Arc<Notify>) -> impl
         asks.store(matches!(notice, Notice::Asks(_)), Ordering::Release);
         asked.notify_one();
         let Notice::Asks(pending) = notice else { return };
-        let data = json!({
-            "auth_id": pending.id, "tool": pending.tool, "arguments": pending.arguments, "preview": pending.preview,
-            "reason": pending.reason, "pattern": pending.pattern, "remember": pending.remember,
-            "expires_at": pending.expires_at,
-        });
+        let mut data = json!(pending);
+        data["auth_id"] = data["id"].clone();
         frames.emit(FrameKind::ApprovalRequired, data);
     }
 }
