@@ -287,11 +287,12 @@ impl Budget {
         self.bus.store().read(find).await
     }
 
-    /// What every scope whose name begins with `prefix` used on `day` (none = of all time), by name.
-    pub async fn list(&self, day: Option<String>, prefix: String, rows_max: usize) -> Result<Vec<Shown>, Error> {
+    /// What every scope whose name begins with `prefix` used on `day` (none = of all time), by name:
+    /// `page` = how many are left out, and how many follow at the most.
+    pub async fn list(&self, day: Option<String>, prefix: String, page: (usize, usize)) -> Result<Vec<Shown>, Error> {
         let find = move |conn: &Reading| {
             let open = rows::reservations(conn)?;
-            let found = rows::list(conn, day.as_deref().unwrap_or(EVER), &prefix, rows_max)?;
+            let found = rows::list(conn, day.as_deref().unwrap_or(EVER), &prefix, page)?;
             Ok(found.into_iter().map(|used| shown(used, &open)).collect())
         };
         self.bus.store().read(find).await

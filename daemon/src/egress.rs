@@ -281,7 +281,10 @@ type Answering = (Response<Incoming>, Driving);
 
 /// A connection, driven by whoever waits for something that comes off it: a task of its own would have to be woken, and
 /// would have to wake the one that waits, for each piece of an answer.
-struct Driving(Option<Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>>);
+struct Driving(Option<Driven>);
+
+/// A connection until its end.
+type Driven = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 
 impl Driving {
     /// Drives the connection until `wanted` is there, which hears of its end by itself.

@@ -436,7 +436,7 @@ fn tools(
         places: Places { home: config.paths.home_dir.clone(), data: config.paths.data.clone() },
         work: config.paths.runtime.join("work/tools"),
     });
-    tools.offer("memory", Arc::new(MemoryTools(memory.clone())));
+    tools.offer("builtin/memory", Arc::new(MemoryTools(memory.clone())));
     tools
 }
 
@@ -478,7 +478,7 @@ fn index_of(skills: &Skills) -> agents::SkillIndex {
 async fn introduce(skills: &Skills, agents: &Agents, tools: &Tools, models: &Models) -> Result<(), Error> {
     let readers = agents.clone();
     let may_read = move |agent: Option<&str>, skill: &str| agent.is_none_or(|agent| readers.may_read(agent, skill));
-    tools.offer("skills", Arc::new(SkillTools { skills: skills.clone(), may_read: Arc::new(may_read) }));
+    tools.offer("builtin/skills", Arc::new(SkillTools { skills: skills.clone(), may_read: Arc::new(may_read) }));
     let (takers, models) = (agents.clone(), models.clone());
     let take = move |wanted: ForAgent| {
         let agents = takers.clone();

@@ -35,6 +35,11 @@ for chunk in stream:
     usage = chunk.usage or usage
 say(said="".join(pieces), finish=finish, tokens=usage.total_tokens)
 
+# What was said last is said anew, as after an edit: another conversation.
+talk[-1] = {"role": "user", "content": "Or now?"}
+again = client.chat.completions.create(model="aman", messages=talk)
+say(said=again.choices[0].message.content)
+
 tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 for wrong in (
     {"model": "aman", "messages": talk, "tools": [tool]},

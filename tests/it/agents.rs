@@ -60,16 +60,23 @@ fn definitions_are_kept_checked_and_taken_back() {
     let back = daemon.post_confirmed("/agent/helper/rollback", &body);
     assert_eq!((back.status, &back.json["description"]), (200, &json!("one")), "{back:?}");
 
+    // The condition is put together with others: a comment at its end takes none of them along.
+    let hears = json!({ "on": ["note.*"], "when": ".data.n == 1 # the first" });
+    assert_eq!(put(&daemon, "hears", &hears).status, 201);
+    // What it was once allowed may not come back over HTTP, either.
     std::fs::write(place.join("runner.toml"), "description = \"Walks\"\n").expect("a file");
     let reloaded = daemon.post("/agent/runner/reload", &json!({}));
     assert_eq!((reloaded.status, &reloaded.json["description"]), (200, &json!("Walks")), "{reloaded:?}");
+    let runs = daemon.get("/agent/runner/versions").items().pop().expect("the first");
+    let body = json!({ "version": runs["version"].to_string() });
+    assert_eq!(daemon.post_confirmed("/agent/runner/rollback", &body).code(), "exec_not_allowed");
     assert_eq!(daemon.post("/agent/helper/reload", &json!({})).status, 409);
     let off = daemon.post("/agent/aman/status", &json!({ "status": "disabled" }));
     assert_eq!((off.status, &off.json["status"]), (200, &json!("disabled")), "{off:?}");
     assert_eq!(daemon.call("DELETE", "/agent/runner", None).json["deleted"], true);
     daemon.kill();
     daemon.again();
-    assert_eq!(ids(&daemon), ["aman", "helper"], "what was removed does not come back with its file");
+    assert_eq!(ids(&daemon), ["aman", "hears", "helper"], "what was removed does not come back with its file");
     assert_eq!(daemon.get("/agent/helper").json["description"], "one");
     assert_eq!(daemon.get("/agent/aman").json["status"], "disabled");
     let told = daemon.wait("the status to be told", || {

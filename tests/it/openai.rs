@@ -9,7 +9,7 @@ use crate::harness::{Daemon, Folder, TOKEN};
 
 /// What a model says here, whoever asks.
 const SCRIPT: &str = "turns:\n- say: Good day to you, too.\n  usage: {input: 10, output: 5}\n\
-    - say: [Now it, ' is', ' evening.']\n  usage: {input: 20, output: 5}\n";
+    - say: [Now it, ' is', ' evening.']\n  usage: {input: 20, output: 5}\n- say: Still.\n";
 
 /// Goal: a conversation that the client keeps is one session here, answered whole or streamed, with its usage; what agents do not
 /// do is refused in the client's own terms; off, nobody gets in.
@@ -34,14 +34,18 @@ fn agents_are_models_to_other_programs() {
     assert!(said[0]["models"].as_array().is_some_and(|all| all.contains(&json!("aman"))), "{}", said[0]);
     assert_eq!(said[1], json!({ "said": "Good day to you, too.", "finish": "stop", "tokens": 15, "model": "aman" }));
     assert_eq!(said[2], json!({ "said": "Now it is evening.", "finish": "stop", "tokens": 25 }), "{}", said[2]);
-    let codes: Vec<(&Value, &Value)> = said[3..].iter().map(|line| (&line["status"], &line["code"])).collect();
+    let codes: Vec<(&Value, &Value)> = said[4..].iter().map(|line| (&line["status"], &line["code"])).collect();
     let wanted = [(400, "unsupported_parameter"), (404, "not_found"), (400, "invalid_input")];
     let wanted: Vec<(Value, Value)> = wanted.iter().map(|(status, code)| (json!(status), json!(code))).collect();
     assert_eq!(codes, wanted.iter().map(|(status, code)| (status, code)).collect::<Vec<_>>(), "{said:?}");
 
     let sessions = daemon.all("/chat/sessions?limit=10");
-    assert_eq!(sessions.len(), 1, "a conversation that goes on stays in its session: {sessions:?}");
-    let id = sessions[0]["id"].as_str().expect("an id");
+    assert_eq!(
+        sessions.len(),
+        2,
+        "a conversation that goes on stays in its session, an edited one begins another: {sessions:?}"
+    );
+    let id = sessions.last().expect("two")["id"].as_str().expect("an id");
     let history = daemon.all(&format!("/chat/session/{id}/history?limit=50"));
     let texts: Vec<&str> = history.iter().filter_map(|one| one["text"].as_str()).collect();
     assert_eq!(
@@ -51,7 +55,7 @@ fn agents_are_models_to_other_programs() {
     );
     let audited = daemon.all("/audit-log?action=chat.complete");
     let done = audited.iter().filter(|row| row["outcome"] == "done" && row["principal"] == "editor").count();
-    assert_eq!((audited.len(), done), (5, 2), "{audited:?}");
+    assert_eq!((audited.len(), done), (6, 3), "{audited:?}");
 
     let wrong = daemon.send("GET", "/v1/models", &[("authorization", "Bearer wrong")], None);
     assert_eq!((wrong.status, &wrong.json["error"]["code"]), (401, &json!("unauthorized")), "{wrong:?}");

@@ -103,6 +103,15 @@ fn every_end_of_a_call_is_on_record() {
     }
     assert_eq!(daemon.get("/tool-auth/pending").items().len(), 0, "nobody is asked about what is refused");
 
+    let pushed = daemon.push("note.added", json!({ "text": "buy milk" }));
+    let found = done(&daemon, "search_events", json!({ "types": ["note.*"], "limit": 1 }));
+    assert!(
+        found.as_str().is_some_and(|text| text.contains("note.added") && text.contains("buy milk")),
+        "{found} {pushed}"
+    );
+    let none = done(&daemon, "search_events", json!({ "types": ["note.*"], "since": "2999-01-01T00:00:00Z" }));
+    assert_eq!(none, "There is no such event.");
+
     let input = json!({ "type": "made.up", "data": { "n": 1, "key": TOKEN } });
     let shown = json!({ "type": "made.up", "data": { "n": 1, "key": "redacted" } });
     let call = later(&daemon, "publish_event", &input, "one");
@@ -230,7 +239,7 @@ fn questions_survive_a_kill() {
 /// time it writes; no rule is made of that.
 #[test]
 fn tainted_calls_lose_what_they_must_not_have() {
-    let sources = ["run", "ask", "keep", "table", "save"]
+    let sources = ["run", "ask", "keep", "plan", "table", "save"]
         .map(|name| format!("[sources.{name}]\nkind = \"webhook\"\ntype = \"web.{name}\"\n"));
     let grants = format!("{ASKS}\nhosts = [\"example.org\"]\nsqlite = [\"rw:~/n.db\"]\n");
     let daemon = Daemon::configured(&format!("{}[tools]\n{grants}", sources.concat()));
@@ -249,6 +258,7 @@ fn tainted_calls_lose_what_they_must_not_have() {
         ("run", "exec", json!({ "argv": ["echo", "pwned"] })),
         ("ask", "http_fetch", json!({ "url": "https://evil.example/" })),
         ("keep", "memory_save", json!({ "text": "the owner likes it" })),
+        ("plan", "schedule_add", json!({ "id": "later", "expression": "0 9 * * *" })),
     ] {
         let id = call(name, tool, &input);
         let ended = until(&daemon, &id, "faulted");

@@ -23,6 +23,8 @@ use crate::{MESSAGE_BYTES_MAX, implementation};
 const PAGES_MAX: usize = 32;
 /// How long a connection that is ended may take to say so.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// How soon a server is listened to again that ended that.
+const LISTEN_AGAIN: Duration = Duration::from_secs(60);
 
 /// The pipes of a program that speaks on its standard input and output.
 pub struct Pipes {
@@ -114,7 +116,8 @@ impl Connection {
             }
             Way::Http(url, send) => {
                 let config = streamable::config(&url);
-                let transport = StreamableHttpClientTransport::with_client(Out { send }, config);
+                let transport =
+                    StreamableHttpClientTransport::with_client(Out { send, streamed: Arc::default() }, config);
                 listener.serve_with_lifecycle(transport, lifecycle).await
             }
         };
@@ -199,13 +202,20 @@ async fn attend(
     let stop = service.cancellation_token();
     let waiting = service.waiting();
     let listening = async {
-        if listens && let Ok(mut heard) = peer.listen(SubscriptionFilter::builder().tools_list_changed().build()).await
-        {
-            while let Ok(Some(_)) = heard.next().await {
-                changed.notify_one();
-            }
+        if !listens {
+            return std::future::pending().await;
         }
-        std::future::pending::<()>().await;
+        loop {
+            let wanted = SubscriptionFilter::builder().tools_list_changed().build();
+            if let Ok(mut heard) = peer.listen(wanted).await {
+                while let Ok(Some(_)) = heard.next().await {
+                    changed.notify_one();
+                }
+            }
+            // Nobody told what changed meanwhile.
+            tokio::time::sleep(LISTEN_AGAIN).await;
+            changed.notify_one();
+        }
     };
     let mut waiting = std::pin::pin!(waiting);
     tokio::select! {

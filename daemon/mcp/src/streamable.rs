@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,8 @@ use crate::MESSAGE_BYTES_MAX;
 
 /// How much of an error page is told.
 const PAGE_BYTES_MAX: usize = 2 << 10;
+/// How long a stream is not asked for again after one has ended.
+const STREAM_WAIT: Duration = Duration::from_secs(1);
 const SESSION: &str = "mcp-session-id";
 const LAST_EVENT: &str = "last-event-id";
 const JSON: &str = "application/json";
@@ -81,9 +84,9 @@ pub(crate) fn config(url: &str) -> StreamableHttpClientTransportConfig {
     let mut config = StreamableHttpClientTransportConfig::with_uri(url);
     config.max_sse_event_size = MESSAGE_BYTES_MAX;
     config.max_json_response_size = MESSAGE_BYTES_MAX;
-    // A stream that ends for good ends the connection; its owner then connects anew, as slowly as it likes.
+    // A stream is asked for again as long as the connection lasts: its end does not end that.
     let mut retry = ExponentialBackoff::default();
-    (retry.max_times, retry.max_delay) = (Some(4), Some(Duration::from_secs(8)));
+    (retry.max_times, retry.max_delay) = (None, Some(Duration::from_secs(60)));
     config.retry_config = Arc::new(retry);
     config
 }
@@ -93,6 +96,8 @@ pub(crate) fn config(url: &str) -> StreamableHttpClientTransportConfig {
 pub(crate) struct Out {
     /// The way out.
     pub send: WayOut,
+    /// True once a stream was asked for.
+    pub streamed: Arc<AtomicBool>,
 }
 
 type Failed = StreamableHttpError<Unsent>;
@@ -305,6 +310,10 @@ impl StreamableHttpClient for Out {
         auth_header: Option<String>,
         custom_headers: Headers,
     ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Failed> {
+        // The library asks again at once when a stream breaks, however often that is.
+        if self.streamed.swap(true, Ordering::Relaxed) {
+            tokio::time::sleep(STREAM_WAIT).await;
+        }
         let had_session = session_id.is_some();
         let mut more = vec![(ACCEPT.as_str(), EVENTS)];
         more.extend(last_event_id.as_deref().map(|id| (LAST_EVENT, id)));

@@ -55,7 +55,7 @@ impl Turn {
         let key = self.key(number);
         let mut request = self.request(self.definition.model.clone(), tools, shrinks);
         let (input, output) = (request.tokens(), request.max_tokens.map_or(ANSWER_TOKENS as u64, u64::from));
-        let price = parts.models.price(&request.model);
+        let price = parts.models.dearest(&request.model, &request.fallback);
         let micros = price.map_or(0, |price| Usage { input, output, ..Usage::default() }.cost(&price));
         let scopes = Scopes {
             agent: self.row.agent.clone(),
@@ -77,11 +77,18 @@ impl Turn {
             }
             Ok(_) => {}
         }
+        let model = request.model.clone();
         let asked = self.listen(request).await;
         match asked {
             Ok(answer) => self.answered(number, key, answer).await,
             Err(end) => {
-                self.give_back(&key, input).await;
+                // A refusal costs nothing; what was cut off was read, and answered as far as it came.
+                let was_read = match &end {
+                    End::Failed(fault) => matches!(fault.code, "turn_timeout" | "model_timeout"),
+                    _ => true,
+                };
+                let input = if was_read || !self.partial.is_empty() { Some(input) } else { None };
+                self.give_back(&key, &model, input).await;
                 Err(end)
             }
         }
@@ -150,15 +157,18 @@ impl Turn {
         Ok(answer)
     }
 
-    /// Settles what was reserved for an answer that did not come: nothing, or what had come of it.
-    async fn give_back(&self, key: &str, input: u64) {
+    /// Settles what was reserved for an answer that did not come: nothing, or the `input` that the model has read and what
+    /// had come of its answer.
+    async fn give_back(&self, key: &str, model: &str, input: Option<u64>) {
         let budget = &self.inner.parts.budget;
-        let settled = if self.partial.is_empty() {
-            budget.release(key).await
-        } else {
-            let price = self.inner.parts.models.price(&self.definition.model);
-            let usage = Usage { input, output: models::estimate(&self.partial), estimated: true, ..Usage::default() };
-            budget.settle(key, usage, price.map_or(0, |price| usage.cost(&price))).await
+        let settled = match input {
+            None => budget.release(key).await,
+            Some(input) => {
+                let price = self.inner.parts.models.price(model);
+                let output = models::estimate(&self.partial);
+                let usage = Usage { input, output, estimated: true, ..Usage::default() };
+                budget.settle(key, usage, price.map_or(0, |price| usage.cost(&price))).await
+            }
         };
         if let Err(error) = settled {
             tracing::debug!(%error, "What was reserved for a call counts until the next start.");

@@ -87,10 +87,12 @@ impl Inner {
     pub(super) fn consumer(self: &Arc<Self>, agent: &Agent) -> Result<(ConsumerSpec, Arc<dyn Consumer>), Error> {
         let (id, definition) = (&agent.row.id, &agent.definition);
         let mut rules = vec![rule("**", &router::for_agent(id))?];
-        // What it says itself does not begin another turn.
-        let own = format!(".source != {}", serde_json::Value::from(name(id)));
+        // What it says itself does not begin another turn, nor does word of what it does at the moment: each turn would
+        // tell of two more.
+        let own = format!(".source != {} and .source != \"{}\"", serde_json::Value::from(name(id)), super::SOURCE);
         let condition = match &definition.when {
-            Some(when) => format!("{own} and ({})", when.source()),
+            // The line break ends a comment that the condition may end with.
+            Some(when) => format!("{own} and ({}\n)", when.source()),
             None => own,
         };
         for pattern in &definition.on {

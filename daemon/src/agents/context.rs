@@ -19,7 +19,9 @@ const EVENT_BYTES_MAX: usize = 64 << 10;
 /// What was said before the turn, and how far the least believed of it is.
 pub(super) fn history(rows: &[MessageRow]) -> (Vec<Message>, Trust) {
     let trust = rows.iter().map(|row| row.trust).min().unwrap_or(Trust::Owner);
-    (rows.iter().map(shown).collect(), trust)
+    // What is read may begin in the middle of a turn, and a result without its call is refused by every provider.
+    let begin = rows.iter().position(|row| row.role == Role::User).unwrap_or(0);
+    (rows[begin..].iter().map(shown).collect(), trust)
 }
 
 fn shown(row: &MessageRow) -> Message {

@@ -82,7 +82,12 @@ impl Inner {
         let opened = match self.open(&job, &agent).await {
             Ok(Some(opened)) => opened,
             Ok(None) => return Outcome::Done(Effects::default()),
-            Err(error @ (Error::Invalid { .. } | Error::NotFound { .. } | Error::Conflict { .. })) => {
+            Err(
+                error @ (Error::Invalid { .. }
+                | Error::Forbidden { .. }
+                | Error::NotFound { .. }
+                | Error::Conflict { .. }),
+            ) => {
                 return Outcome::Reject(Failure { chain: error.chain(), timed_out: false });
             }
             Err(error) => return Outcome::Retry(Failure { chain: error.chain(), timed_out: false }, None),
@@ -140,7 +145,11 @@ impl Inner {
     /// Stores the session, the message and the turn of an event that is no message.
     async fn begin(self: &Arc<Self>, job: &Job, agent: &Arc<Agent>) -> Result<TurnRow, Error> {
         let event = Arc::clone(&job.attempt.event);
-        let (text, kind, session, make) = match asked(&event)? {
+        let asked = asked(&event)?;
+        if let Some(asked) = &asked {
+            self.parts.soul.admit_text(&asked.prompt)?;
+        }
+        let (text, kind, session, make) = match asked {
             Some(asked) => (asked.prompt, Kind::Asked, asked.session.clone(), asked.make || asked.session.is_none()),
             None => (context::event_text(&event), Kind::Event, None, true),
         };
@@ -208,6 +217,7 @@ impl Inner {
         let system = self.system(job, agent, text).await?;
         let form = asked(&event)?.and_then(|asked| asked.form);
         let trace = row.trace.parse().unwrap_or(TraceId([0; 16]));
+        let limit = job.time_max.unwrap_or(definition.turn_timeout);
         let about = About {
             session: session.id.clone(),
             turn: row.id.clone(),
@@ -224,7 +234,8 @@ impl Inner {
         Ok(Turn {
             inner: Arc::clone(self),
             trust: row.trust.min(read).min(definition.trust),
-            left: job.time_max.unwrap_or(definition.turn_timeout),
+            limit,
+            left: limit,
             policy: Arc::new(definition.tools.clone()),
             own: said.len().saturating_sub(1),
             job: job_of(job),
@@ -284,6 +295,10 @@ impl Inner {
     /// What the end of a turn means for its delivery.
     async fn settle(self: &Arc<Self>, job: &Job, mut turn: Turn, end: End) -> Outcome {
         let (status, text, value, fault) = match end {
+            // Not by the end of the daemon: a step could not be written, and the log says why. That attempt counts.
+            End::Cut if !job.attempt.cancel.is_cancelled() && !self.bus.is_draining() => {
+                return Outcome::Retry(Failure::new("A step of the turn could not be written."), None);
+            }
             End::Cut => return Outcome::Postponed(Duration::ZERO),
             End::Answered(text, value) => (Status::Done, text, value, None),
             End::Stopped => (Status::Stopped, turn.keep_partial(), None, None),

@@ -349,11 +349,11 @@ impl Inner {
         self.held(|held| held.agents.get(id).cloned()).ok_or_else(|| Error::not_found("agent", id))
     }
 
-    /// Whether nobody is at work on a turn, and nobody will be before its agent is switched on: its delivery rests.
+    /// Whether nobody is at work on a turn, and nothing came of it yet or its agent is away: it can end at once.
     fn rests(&self, turn: &TurnRow) -> bool {
         let is_away = self.agent(&turn.agent).map_or(true, |agent| agent.row.disabled)
             || self.bus.router().by_name(&turn.consumer).is_none_or(|entry| entry.spec.standing != Standing::Active);
-        is_away && !self.at_work(|all| all.contains_key(&turn.number))
+        (is_away || turn.status == rows::Status::Pending) && !self.at_work(|all| all.contains_key(&turn.number))
     }
 
     /// Tells whoever looks at turns that ended without being taken.

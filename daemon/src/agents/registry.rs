@@ -11,6 +11,7 @@ use crate::bundled;
 use crate::error::Error;
 use crate::plain;
 use crate::store::agents::{self as rows, AgentRow, DefinitionRow, Origin};
+use crate::store::approvals;
 
 /// Agents at the most.
 const AGENTS_MAX: usize = 200;
@@ -86,12 +87,7 @@ impl Agents {
     /// Stores a definition as the one that is in force. Gives what is shown of it, and whether the agent is new.
     pub async fn put(&self, put: Put, audit: Audit) -> Result<(Value, bool), Error> {
         check_id(&put.id)?;
-        if put.definition.executes() && !self.inner.settings.allow_exec {
-            let reason = "This agent may run commands, which may not come in over HTTP. Put its file into the folder 'agents' \
-                          beside the configuration and reload it, or set http.allow_exec_definitions = true in the \
-                          configuration file.";
-            return Err(Error::Forbidden { code: "exec_not_allowed", reason: reason.to_owned() });
-        }
+        self.inner.admit_exec(&put.definition)?;
         let _turn = self.inner.changing.lock().await;
         let before = self.inner.agent(&put.id).ok();
         if put.narrow {
@@ -111,6 +107,8 @@ impl Agents {
             updated_ms: self.inner.now_ms(),
         };
         let agent = self.inner.made(row, put.definition, before.as_deref());
+        // What the bus would not take is not stored.
+        self.inner.consumer(&agent)?;
         if put.dry_run {
             return Ok((view::agent(&agent), before.is_none()));
         }
@@ -137,7 +135,12 @@ impl Agents {
             disabled: before.as_ref().is_some_and(|agent| agent.row.disabled),
             updated_ms: self.inner.now_ms(),
         };
-        let agent = self.inner.made(row, Definition::parse(&version.text)?, before.as_deref());
+        let definition = Definition::parse(&version.text)?;
+        if before.as_ref().is_none_or(|agent| agent.definition.tools.exec != definition.tools.exec) {
+            self.inner.admit_exec(&definition)?;
+        }
+        let agent = self.inner.made(row, definition, before.as_deref());
+        self.inner.consumer(&agent)?;
         self.inner.store(Arc::new(agent), principal, audit).await
     }
 
@@ -150,6 +153,8 @@ impl Agents {
         let answer = shown.clone();
         let change = move |tx: &mut crate::store::Tx<'_>| {
             rows::put(tx, &row)?;
+            // Another agent of that id begins with nothing allowed.
+            approvals::forget_agent(tx, &row.id)?;
             audit(tx, &answer)
         };
         self.inner.bus.store().write(change).await?;
@@ -229,6 +234,17 @@ impl Inner {
         Ok(all.into_iter().find(|row| row.id == id).and_then(|row| row.file_digest))
     }
 
+    /// Whether a definition may come in over HTTP.
+    fn admit_exec(&self, definition: &Definition) -> Result<(), Error> {
+        if !definition.executes() || self.settings.allow_exec {
+            return Ok(());
+        }
+        let reason = "This agent may run commands, which may not come in over HTTP. Put its file into the folder 'agents' \
+                      beside the configuration and reload it, or set http.allow_exec_definitions = true in the \
+                      configuration file.";
+        Err(Error::Forbidden { code: "exec_not_allowed", reason: reason.to_owned() })
+    }
+
     /// An agent of these parts, which goes on doing what it did before.
     fn made(&self, row: AgentRow, definition: Definition, before: Option<&Agent>) -> Agent {
         let state = before.map(|agent| Arc::clone(&agent.state)).unwrap_or_default();
@@ -301,7 +317,13 @@ impl Inner {
             match definition.and_then(|found| Definition::parse(&found.text)) {
                 Ok(definition) => {
                     let agent = Arc::new(self.made(row, definition, None));
-                    consumers.push(self.consumer(&agent)?);
+                    match self.consumer(&agent) {
+                        Ok(consumer) => consumers.push(consumer),
+                        Err(error) => {
+                            self.leave_out(agent.row.id.clone(), &error);
+                            continue;
+                        }
+                    }
                     agent.state.lock().unwrap_or_else(PoisonError::into_inner).told = Some(agent.status());
                     self.held(|held| held.agents.insert(agent.row.id.clone(), agent));
                 }

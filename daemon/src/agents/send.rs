@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::event::{Event, NewEvent, Priority, Trust};
 use crate::id::{self, TraceId};
 use crate::models::ErrorKind;
+use crate::redact;
 use crate::store::Tx;
 use crate::store::chat::{self as rows, Attachment, Body, MessageRow, NewMessage, Role, SessionRow};
 use crate::store::events::Cause;
@@ -110,8 +111,11 @@ impl Agents {
         check_open(&row)?;
         let definition = self.ready(&row.agent).map_err(|error| without_agent(error, &row.agent))?;
         self.inner.admit(&definition, &asking.asked).await?;
+        // Another model is asked for the title: it sees no more than the agent's.
         let first = match &asking.asked {
-            Asked::Send { text, .. } if row.title.is_none() && row.kind == rows::Kind::Person => Some(text.clone()),
+            Asked::Send { text, .. } if row.title.is_none() && row.kind == rows::Kind::Person => {
+                Some(redact::text(text).into_owned())
+            }
             _ => None,
         };
         let turn = errand.turn.clone().unwrap_or_else(id::fresh);
@@ -306,7 +310,7 @@ impl Plan {
         };
         let appended = rows::append(tx, row.number, &new)?;
         if row.title.is_none()
-            && let Some(title) = made_title(text)
+            && let Some(title) = made_title(&redact::text(text))
         {
             rows::set_title(tx, row.number, &title, false, self.now_ms)?;
         }

@@ -66,7 +66,7 @@ impl Inner {
         let reserved = parts.budget.reserve(&key, &scopes, most.input + most.output, cost(most)).await.ok()?.ok()?;
         let asked = match reserved.soft {
             true => None,
-            false => parts.models.ask(request, &mut |_| (), self.bus.stopping()).await.ok(),
+            false => parts.models.try_one(request, &mut |_| ()).await.ok(),
         };
         let Some(asked) = asked else {
             parts.budget.release(&key).await.ok()?;

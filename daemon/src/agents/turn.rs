@@ -112,6 +112,8 @@ pub(super) struct Turn {
     pub next: i64,
     /// The lowest trust of what led to it and of everything that it read.
     pub trust: Trust,
+    /// How long it may work.
+    pub limit: Duration,
     /// How long it may still work.
     pub left: Duration,
     /// Words of an answer that is on its way.
@@ -125,6 +127,7 @@ impl Turn {
     pub async fn take(&mut self) -> End {
         let mut form_tries = 0;
         loop {
+            let is_new = self.journal.is_empty();
             let answer = match self.answer().await {
                 Ok(answer) => answer,
                 Err(end) => return end,
@@ -144,14 +147,15 @@ impl Turn {
             }
             match self.formed(&answer.text) {
                 Ok(value) => return End::Answered(answer.text, value),
-                Err(reason) if form_tries < FORM_TRIES => {
-                    form_tries += 1;
+                // What the journal has was counted by the attempt that it is of.
+                Err(reason) if !is_new || form_tries < FORM_TRIES => {
+                    form_tries += usize::from(is_new);
                     let text = format!("That is not the form that is wanted: {reason} Answer with that JSON only.");
                     self.hears(text);
                 }
                 Err(reason) => {
                     let detail = format!("The model does not answer in the form that is wanted: {reason}");
-                    return End::Failed(Fault { again: true, ..Fault::new("output_invalid", detail) });
+                    return End::Failed(Fault::new("output_invalid", detail));
                 }
             }
         }
@@ -177,8 +181,10 @@ impl Turn {
 
     /// The end of a turn that worked for longer than it may.
     pub fn too_long(&self) -> End {
-        let limit = self.definition.turn_timeout.as_secs();
-        let detail = format!("It worked for longer than {limit} s; turn_timeout of the agent says how long it may.");
+        let detail = format!(
+            "It worked for longer than {} s; turn_timeout of the agent, or aman.timeout of the skill, says how long it may.",
+            self.limit.as_secs()
+        );
         End::Failed(Fault::new("turn_timeout", detail))
     }
 
@@ -234,7 +240,9 @@ impl Turn {
 
     /// What came of the calls that a stop came before.
     fn not_begun(&mut self, calls: &[ToolCall]) {
-        let known: Vec<String> = self.transcript.iter().filter_map(|said| said.body.call_id.clone()).collect();
+        // Only of this answer: some models count their calls anew in each.
+        let own = self.transcript.iter().rev().take_while(|said| said.role == Role::Tool);
+        let known: Vec<String> = own.filter_map(|said| said.body.call_id.clone()).collect();
         for call in calls.iter().filter(|call| !known.contains(&call.id)) {
             self.results(call, NOT_BEGUN.to_owned(), true, Trust::Owner);
         }
@@ -281,12 +289,12 @@ impl Turn {
     }
 
     fn is_repeatable(&self, tool: &str) -> bool {
-        self.inner.parts.tools.list().iter().any(|known| known.name == tool && known.repeatable)
+        self.inner.parts.tools.get(tool).is_some_and(|known| known.repeatable)
     }
 
     /// What a tool can do; none when it is gone.
     fn permission(&self, tool: &str) -> Option<Permission> {
-        self.inner.parts.tools.list().into_iter().find(|known| known.name == tool).map(|tool| tool.permission)
+        self.inner.parts.tools.get(tool).map(|tool| tool.permission)
     }
 
     /// Makes the call; none when the end of the daemon cut it off. What came of it is in the journal with the call's record in
@@ -421,32 +429,30 @@ fn asking(frames: TurnFrames, asks: Arc<AtomicBool>, asked: Arc<Notify>) -> impl
     }
 }
 
-/// What came of a call, in words for a model, and how far they are believed: what a failure says, others may have written
-/// if the tool reaches them, is theirs, or is gone by now. It is marked like everything that comes from outside.
+/// What came of a call, in words for a model, and how far they are believed. They are marked like everything that comes from
+/// outside.
 fn told(done: Result<Output, ToolFailure>, name: &str, tool: Option<Permission>) -> (StepStatus, String, Trust) {
-    let failing = tool.map_or(Trust::Web, |tool| tool.failing_trust());
-    let says = |why: String, trust: Trust| from_outside(name, trust, why);
-    match done {
-        Ok(output) => (StepStatus::Done, output.text, output.trust),
+    let trust = match &done {
+        Ok(output) => output.trust,
+        Err(failure) => failure.trust(tool),
+    };
+    let says = |why: String| from_outside(name, trust, why);
+    let (status, text) = match done {
+        Ok(output) => (StepStatus::Done, output.text),
         Err(ToolFailure::Arguments(pointer, why)) => {
-            let is_theirs = tool.is_none_or(|tool| tool == Permission::Foreign);
-            let trust = if is_theirs { Trust::Web } else { Trust::Owner };
             let place = if pointer.is_empty() { "arguments".to_owned() } else { pointer };
-            let why = says(format!("{place}: {why}"), trust);
-            (StepStatus::Failed, format!("The arguments are wrong; nothing was done. {why}"), trust)
+            let why = says(format!("{place}: {why}"));
+            (StepStatus::Failed, format!("The arguments are wrong; nothing was done. {why}"))
         }
-        Err(ToolFailure::Refused(code, why)) => {
-            // All other refusals are in the words of the gate.
-            let trust = if ["host_not_granted", "plugin_denied"].contains(&code) { failing } else { Trust::Owner };
-            (StepStatus::Failed, format!("Refused ({code}): {}", says(why, trust)), trust)
-        }
-        Err(ToolFailure::Failed(why)) => (StepStatus::Failed, format!("It failed: {}", says(why, failing)), failing),
+        Err(ToolFailure::Refused(code, why)) => (StepStatus::Failed, format!("Refused ({code}): {}", says(why))),
+        Err(ToolFailure::Failed(why)) => (StepStatus::Failed, format!("It failed: {}", says(why))),
         Err(ToolFailure::Unknown(why)) => {
-            let why = says(why, failing);
+            let why = says(why);
             let text = format!("Nobody knows whether it was done: {why} Look before you do it again.");
-            (StepStatus::Unknown, text, failing)
+            (StepStatus::Unknown, text)
         }
-    }
+    };
+    (status, text, trust)
 }
 
 /// A text without the fence that models like to put around JSON.

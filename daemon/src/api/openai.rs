@@ -73,9 +73,11 @@ const FIXED: [(&str, &[&str], &str); 9] = [
 pub struct Conversations(Mutex<VecDeque<([u8; 32], String)>>);
 
 impl Conversations {
-    fn find(&self, key: &[u8; 32]) -> Option<String> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().rev().find(|(one, _)| one == key).map(|(_, session)| session.clone())
+    /// Takes it: whoever goes on from the same place once more, as after an edit, goes another way.
+    fn take(&self, key: &[u8; 32]) -> Option<String> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = known.iter().position(|(one, _)| one == key)?;
+        known.remove(at).map(|(_, session)| session)
     }
 
     fn keep(&self, key: [u8; 32], session: String) {
@@ -189,7 +191,7 @@ async fn begin(app: &Arc<App>, call: &Call, who: &Visitor, wanted: &Wanted) -> R
     let conversation = &wanted.conversation;
     let key = conversation.key(&who.principal, &wanted.agent, &[]);
     if !conversation.before.is_empty()
-        && let Some(session) = app.conversations.find(&key)
+        && let Some(session) = app.conversations.take(&key)
     {
         // It may be closed or removed by now, or somebody else talks in it: then this goes its own way.
         match ask(app, call, who, &session, conversation).await {

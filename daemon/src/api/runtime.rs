@@ -186,6 +186,10 @@ fn subsystems(app: &App) -> BTreeMap<String, Value> {
         let left_out = app.workflows.left_out().into_iter();
         workflows["left_out"] = left_out.map(|(place, error)| json!({ "place": place, "error": error })).collect();
     }
+    let left_out: Vec<Value> =
+        app.agents.left_out().into_iter().map(|(id, error)| json!({ "id": id, "error": error })).collect();
+    let state = if left_out.is_empty() { "running" } else { "degraded" };
+    all.insert("agents".to_owned(), json!({ "state": state, "left_out": left_out }));
     for shown in app.plugins.sources() {
         all.insert(format!("plugin/{}", shown["id"].as_str().unwrap_or_default()), shown);
     }

@@ -10,9 +10,6 @@ use super::query::{self, Query};
 use super::{App, Call};
 use crate::error::Error;
 
-/// Scopes of one day that a list can lead through.
-const SCOPES_MAX: usize = 10_000;
-
 /// `GET /usage`: by scope; of today, of another `day`, or with `day=all` of all time.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     let asked = Query::read(&call, &["day", "scope", "limit", "cursor"])?;
@@ -24,10 +21,9 @@ pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     };
     let prefix = asked.text("scope").unwrap_or_default();
     let (limit, skip) = (asked.limit()?, asked.cursor::<1>("usage")?.map_or(0, |[n]| usize::try_from(n).unwrap_or(0)));
-    let mut found = app.budget.list(day.clone(), prefix, SCOPES_MAX).await?;
-    let rest = found.split_off(skip.min(found.len()));
-    let more = rest.len() > limit;
-    let items: Vec<_> = rest.into_iter().take(limit).collect();
+    let mut items = app.budget.list(day.clone(), prefix, (skip, limit + 1)).await?;
+    let more = items.len() > limit;
+    items.truncate(limit);
     let place = i64::try_from(skip + items.len()).unwrap_or(i64::MAX);
     let next_cursor = more.then(|| query::cursor("usage", &[place]));
     body::ok(&json!({ "day": day, "items": items, "next_cursor": next_cursor, "limits": app.budget.limits() }))

@@ -248,7 +248,7 @@ fn restore(context: &mut Context, args: &RestoreArgs) -> Result<(), Failure> {
     let folder = clean(&args.to.display().to_string());
     context.out.line(&format!(
         "\nTo switch over: stop the daemon, copy what you need from its folder into {folder} (aman.toml, token,\n\
-         signing.key, skills, and of plugins everything but .data, which is restored), then start it with\n\
+         signing.key, agents, soul, skills, and of plugins everything but .data, which is restored), then start it with\n\
          AMAN_HOME={folder} aman serve. What was under way when the backup was made goes on then."
     ))
 }

@@ -68,6 +68,7 @@ const LIVE: &[&str] = &[
 /// Settings that only the file changes, and that hold as soon as it is read again.
 const LIVE_BY_FILE: &[&str] = &[
     "http.mcp",
+    "http.openai",
     "models.detect",
     "models.first_token_timeout",
     "models.token_timeout",

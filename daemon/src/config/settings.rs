@@ -54,7 +54,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("http.tls.key", "\"\"", "PEM file with the private key of http.tls.cert."),
     setting("http.openai", "false", "Serves agents at /v1 as OpenAI serves models, to tokens with the scope chat."),
     setting("http.mcp", "false", "Serves the Model Context Protocol at /mcp, to tokens with the scope chat."),
-    setting("http.allow_exec_definitions", "false", "Lets workflows that run commands come in over HTTP."),
+    setting("http.allow_exec_definitions", "false", "Lets workflows and agents that run commands come in over HTTP."),
     setting("bus.durability", "\"full\"", "full survives power loss, normal survives a crash of the process only."),
     setting("bus.dedup_window", "\"24h\"", "How long keys of events are remembered."),
     setting("bus.max_causation_depth", "64", "How many effects may follow each other."),

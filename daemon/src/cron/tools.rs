@@ -148,8 +148,10 @@ impl Provider for Cron {
         if call.tool == "schedule_list" {
             return Ok(Preview::default());
         }
+        // What a job does is believed like the owner: nothing that is not may leave one behind.
+        let lasts = (call.tool == "schedule_add").then_some(Permission::Remember);
         let id = id(call);
-        Ok(Preview::about(id.clone(), id))
+        Ok(Preview { permission: lasts, ..Preview::about(id.clone(), id) })
     }
 
     fn call<'a>(&'a self, call: &'a Call, _cancel: &'a CancellationToken) -> Calling<'a> {

@@ -38,6 +38,8 @@ const LONG: Duration = Duration::from_secs(60);
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
 /// How long a program may take to end before it is started anew, and at the end of the daemon, which ends it anyway.
 const END_WAIT: Duration = Duration::from_secs(6);
+/// How often a server that says so may have its tools read again.
+const RELOAD_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Of what a program says besides: characters of a line, and lines that reach the log in one run.
 const SAID_CHARS_MAX: usize = 400;
@@ -249,10 +251,8 @@ impl Entry {
         stop: &CancellationToken,
     ) -> Option<String> {
         let ended = self.attend(inner, &connection, program, changed, stop).await;
-        self.now().connection = None;
-        if ended.is_none() {
-            self.enter(State::Connecting, |_| {});
-        }
+        // Whoever calls it from here on waits for what comes next.
+        self.enter(State::Connecting, |now| now.connection = None);
         connection.close().await;
         ended
     }
@@ -304,13 +304,24 @@ impl Entry {
                 () = connection.ended() => return Some("the server ended the connection".to_owned()),
                 () = over(program.as_deref_mut()) => return Some("its program ended".to_owned()),
                 () = self.again.notified() => return None,
-                () = changed.notified() => {
-                    if let Err(why) = self.load(inner, connection).await {
-                        tracing::warn!(server = name, why, "The tools of an MCP server changed and could not be read.");
-                    }
-                }
+                () = changed.notified() => tokio::select! {
+                    () = self.stopped(stop) => return None,
+                    () = connection.ended() => return Some("the server ended the connection".to_owned()),
+                    () = over(program.as_deref_mut()) => return Some("its program ended".to_owned()),
+                    () = self.again.notified() => return None,
+                    () = self.load_again(inner, connection) => {}
+                },
             }
         }
+    }
+
+    /// Asks for the tools anew; a server that says without end that they changed is asked once in a while.
+    async fn load_again(&self, inner: &Inner, connection: &Connection) {
+        if let Err(why) = self.load(inner, connection).await {
+            let (server, why) = (&self.configured.name, clean(&why, SAID_CHARS_MAX));
+            tracing::warn!(server, why, "The tools of an MCP server changed and could not be read.");
+        }
+        tokio::time::sleep(RELOAD_WAIT).await;
     }
 
     /// Asks which tools there are, and offers them.

@@ -64,10 +64,15 @@ impl Draft {
     pub fn call(&mut self, place: u64, id: Option<&str>, name: Option<&str>) {
         self.live = true;
         let (id, name) = (id.unwrap_or_default(), name.unwrap_or_default());
+        self.bytes += id.len() + name.len();
         let known = self.calls.iter_mut().rev().find(|call| call.place == place);
         let call = match known.filter(|call| id.is_empty() || call.id.is_empty() || call.id == id) {
             Some(call) => call,
             None => {
+                // The answer is refused as it is; looking through more of them for each would take too long.
+                if self.calls.len() > CALLS_MAX {
+                    return;
+                }
                 self.calls.push(Call {
                     place,
                     id: String::new(),
@@ -121,7 +126,7 @@ impl Draft {
 
     /// A place that no call has.
     pub fn next_place(&self) -> u64 {
-        self.calls.iter().map(|call| call.place + 1).max().unwrap_or(0)
+        self.calls.iter().map(|call| call.place.saturating_add(1)).max().unwrap_or(0)
     }
 
     /// The id of the call that came last.

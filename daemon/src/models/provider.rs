@@ -23,6 +23,8 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 const ERROR_WAIT: Duration = Duration::from_secs(5);
 /// How long the counts may take that follow a finished answer.
 const COUNTS_WAIT: Duration = Duration::from_secs(3);
+/// How long one answer may take, however lively it is.
+const ANSWER_WAIT: Duration = Duration::from_secs(1800);
 /// How long a provider may take to say that it is there.
 const PROBE_WAIT: Duration = Duration::from_secs(10);
 /// Models whose quirks are remembered.
@@ -205,6 +207,7 @@ async fn listen(
     asking: &Asking<'_>,
     tell: &mut (dyn FnMut(Delta) + Send),
 ) -> Result<Answer, ModelError> {
+    let last = Instant::now() + ANSWER_WAIT;
     let (mut frames, mut draft, mut waited) = (Frames::of(&streamed.head), Draft::default(), asking.first);
     while !draft.is_ended() {
         let bytes = match timeout_at(deadline, streamed.next()).await {
@@ -222,7 +225,7 @@ async fn listen(
         // Signs of life without a token do not count: a provider could give them for ever.
         if draft.take_life() {
             waited = asking.between;
-            deadline = Instant::now() + waited;
+            deadline = last.min(Instant::now() + waited);
         }
         if draft.stop.is_some() {
             deadline = deadline.min(Instant::now() + COUNTS_WAIT);

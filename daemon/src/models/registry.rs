@@ -110,14 +110,27 @@ impl Models {
     /// What `model` costs, where the configuration says; empty = the default.
     pub fn price(&self, model: &str) -> Option<Price> {
         let state = self.shared.state.load();
-        let name = if model.is_empty() { state.default_model()? } else { model.to_owned() };
-        state.config.prices.get(&name).copied()
+        state.config.prices.get(&state.id_of(model)?).copied()
+    }
+
+    /// What `model`, or whoever answers in its place, costs at the most.
+    pub fn dearest(&self, model: &str, fallback: &[String]) -> Option<Price> {
+        let state = self.shared.state.load();
+        let chain = state.chain(model, fallback).ok()?;
+        let prices = chain
+            .iter()
+            .filter_map(|(of, model)| state.config.prices.get(&format!("{}/{model}", of.config.id)).copied());
+        prices.reduce(|one, other| Price {
+            input_micros_per_mtok: one.input_micros_per_mtok.max(other.input_micros_per_mtok),
+            output_micros_per_mtok: one.output_micros_per_mtok.max(other.output_micros_per_mtok),
+            cached_micros_per_mtok: one.cached_micros_per_mtok.max(other.cached_micros_per_mtok),
+        })
     }
 
     /// What takes the place of `model` when a budget runs low; none when there is nothing else.
     pub fn cheaper(&self, model: &str) -> Option<String> {
         let state = self.shared.state.load();
-        let name = if model.is_empty() { state.default_model()? } else { model.to_owned() };
+        let name = state.id_of(model)?;
         state.config.cheap.clone().filter(|cheap| *cheap != name)
     }
 
@@ -255,6 +268,15 @@ impl State {
             return Err(invalid(format!("'{name}' is none of providers.{id}.models.")));
         }
         Ok((Arc::clone(provider), model))
+    }
+
+    /// `provider/model` of what is named, as far as that is known; empty = the default.
+    fn id_of(&self, model: &str) -> Option<String> {
+        match self.find(model) {
+            Ok((provider, model)) => Some(format!("{}/{model}", provider.config.id)),
+            Err(_) if model.is_empty() => self.default_model(),
+            Err(_) => Some(model.to_owned()),
+        }
     }
 
     /// Who is asked, in this order: `model`, then `fallback`, or without one what the configuration says.

@@ -11,6 +11,8 @@ use super::registry::Models;
 
 /// How long an answer counts.
 const GOOD_FOR: Duration = Duration::from_secs(60);
+/// How long all providers together may take to answer: less than a request may.
+const LOOK_WAIT: Duration = Duration::from_secs(25);
 
 /// Whether a model answers. Names no host, path or key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -67,7 +69,9 @@ impl Models {
         if let Some(known) = self.shared.last.fresh() {
             return known;
         }
-        let standing = self.look().await;
+        // What is not remembered would be asked again at once.
+        let late = |_| Standing { ok: false, detail: "the providers do not answer in time".to_owned() };
+        let standing = tokio::time::timeout(LOOK_WAIT, self.look()).await.unwrap_or_else(late);
         self.shared.last.set(&standing);
         standing
     }

@@ -371,6 +371,9 @@ impl Soul {
         let found = found.map(|text| crate::id::sha256_hex(text.as_bytes()));
         let is_old = found.is_none() || found.as_deref() == before.map(|before| before.digest.as_str());
         if is_old && let Err(error) = inner.place.stage(&version.text).and_then(|()| inner.place.put(false)) {
+            // The file is the older one: it must not be taken for an edit by hand.
+            let problem = Some(format!("it could not be written: {error}"));
+            *inner.seen() = Seen { looked: true, stamp: inner.place.stamp(), problem };
             return tracing::warn!(%error, "The soul's file could not be written; its text is in force all the same.");
         }
         let number = version.number;
@@ -471,29 +474,39 @@ impl Inner {
         };
         let data =
             json!({ "digest": content.digest, "before": before.digest, "principal": principal, "origin": "api" });
-        // Nobody looks at the file between the two.
+        if self.put_in_place(content, now_ms)
+            && let Err(error) = self.store.write(move |tx| history::placed(tx, number)).await
         {
-            let mut seen = self.seen();
-            if self.place.stamp() == seen.stamp {
-                self.current.store(Arc::new(Parsed::of(content, Origin::Api, now_ms)));
-                let broken = seen.problem.is_some() && seen.stamp.is_some();
-                match self.place.put(broken) {
-                    Ok(()) => (seen.stamp, seen.problem) = (self.place.stamp(), None),
-                    Err(error) => {
-                        tracing::warn!(%error, "The soul's file could not be written; its text is in force all the same.");
-                        seen.problem = Some(format!("it could not be written: {error}"));
-                    }
-                }
-            } else {
-                // Somebody saved the file in this moment: that is newer still, and is taken over with the next look.
-                self.place.unstage();
-            }
-        }
-        if let Err(error) = self.store.write(move |tx| history::placed(tx, number)).await {
             tracing::warn!(error = error.chain().join(": "), "The next start writes the soul's file once more.");
         }
         self.tell("aman.soul.changed", &data).await;
         Ok(())
+    }
+}
+
+impl Inner {
+    /// Puts a text in force that was decided, and its file in its place; false when the file could not be written.
+    fn put_in_place(&self, content: Content, now_ms: Millis) -> bool {
+        // Nobody looks at the file between the two.
+        let mut seen = self.seen();
+        if self.place.stamp() != seen.stamp {
+            // Somebody saved the file in this moment: that is newer still, and is taken over with the next look.
+            self.place.unstage();
+            return true;
+        }
+        self.current.store(Arc::new(Parsed::of(content, Origin::Api, now_ms)));
+        let broken = seen.problem.is_some() && seen.stamp.is_some();
+        match self.place.put(broken) {
+            Ok(()) => {
+                (seen.stamp, seen.problem) = (self.place.stamp(), None);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "The soul's file could not be written; its text is in force all the same.");
+                seen.problem = Some(format!("it could not be written: {error}"));
+                false
+            }
+        }
     }
 }
 

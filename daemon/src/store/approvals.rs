@@ -140,8 +140,15 @@ pub struct Approval {
     pub expires_ms: Millis,
     /// When it was answered.
     pub answered_ms: Option<Millis>,
-    /// When the call began to run; none = it did not, whatever the answer was.
+    /// When the call began to run behind a yes, which holds for one run; none = it did not, or may be repeated at will.
     pub begun_ms: Option<Millis>,
+}
+
+impl Approval {
+    /// True for a yes that was used, and for a question that was taken back: the same call is asked about anew.
+    pub fn is_over(&self) -> bool {
+        self.begun_ms.is_some() || self.status == Status::Withdrawn
+    }
 }
 
 fn failed(error: rusqlite::Error) -> Error {
@@ -201,8 +208,15 @@ pub fn by_id(conn: &Connection, id: &str) -> Result<Approval, Error> {
 /// Asks, unless the call was asked about already; gives the question as it stands, and whether it is new. `overloaded`
 /// when too many wait.
 pub fn ask(tx: &Tx<'_>, new: &Approval) -> Result<(Approval, bool), Error> {
-    if let Some(known) = one(tx.conn, "key", &new.key)? {
-        return Ok((known, false));
+    match one(tx.conn, "key", &new.key)? {
+        Some(known) if known.is_over() => {
+            tx.conn
+                .prepare_cached("UPDATE approval SET key = 'over/' || id WHERE id = ?1")
+                .and_then(|mut s| s.execute([&known.id]))
+                .map_err(failed)?;
+        }
+        Some(known) => return Ok((known, false)),
+        None => {}
     }
     let waiting: i64 = tx
         .conn
@@ -215,7 +229,8 @@ pub fn ask(tx: &Tx<'_>, new: &Approval) -> Result<(Approval, bool), Error> {
     }
     tx.conn
         .prepare_cached(
-            "DELETE FROM approval WHERE number IN (SELECT number FROM approval WHERE status > 0 AND created_ms < ?1 LIMIT 100)",
+            "DELETE FROM approval WHERE number IN (SELECT number FROM approval ORDER BY number LIMIT 100)
+             AND status > 0 AND created_ms < ?1",
         )
         .and_then(|mut s| s.execute([new.created_ms - KEPT_MS]))
         .map_err(failed)?;
@@ -332,7 +347,7 @@ pub fn expire(tx: &Tx<'_>, now_ms: Millis) -> Result<Vec<Approval>, Error> {
     Ok(due)
 }
 
-/// Takes a question back that nobody has answered.
+/// Takes a question back that nobody has answered. The same call again is asked about anew.
 pub fn withdraw(tx: &Tx<'_>, id: &str, now_ms: Millis) -> Result<(), Error> {
     tx.conn
         .prepare_cached("UPDATE approval SET status = 4, answered_ms = ?2 WHERE id = ?1 AND status = 0")
@@ -341,12 +356,21 @@ pub fn withdraw(tx: &Tx<'_>, id: &str, now_ms: Millis) -> Result<(), Error> {
         .map_err(failed)
 }
 
-/// Notes that a call begins to run behind the person's yes.
-pub fn begin(tx: &Tx<'_>, id: &str, now_ms: Millis) -> Result<(), Error> {
+/// Revokes everything that was allowed to an agent that goes.
+pub fn forget_agent(tx: &Tx<'_>, agent: &str) -> Result<(), Error> {
     tx.conn
-        .prepare_cached("UPDATE approval SET begun_ms = ?2 WHERE id = ?1")
-        .and_then(|mut s| s.execute(params![id, now_ms]))
+        .prepare_cached("DELETE FROM approval_rule WHERE agent = ?1")
+        .and_then(|mut s| s.execute([agent]))
         .map(drop)
+        .map_err(failed)
+}
+
+/// Marks a yes as used, as its call begins to run. False when somebody else has used it.
+pub fn use_up(tx: &Tx<'_>, id: &str, now_ms: Millis) -> Result<bool, Error> {
+    tx.conn
+        .prepare_cached("UPDATE approval SET begun_ms = ?2 WHERE id = ?1 AND status = 1 AND begun_ms IS NULL")
+        .and_then(|mut s| s.execute(params![id, now_ms]))
+        .map(|changed| changed > 0)
         .map_err(failed)
 }
 

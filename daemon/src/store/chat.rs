@@ -520,14 +520,8 @@ pub fn numbered_in(tx: &Tx<'_>, number: i64) -> Result<Option<MessageRow>, Error
     numbered(tx.conn, number)
 }
 
-/// The branch that is shown, oldest first, without what is before its last `rows_max` messages or `bytes_max` bytes: then
-/// the first has a parent.
-pub fn path(conn: &Connection, session: i64, rows_max: usize, bytes_max: usize) -> Result<Vec<MessageRow>, Error> {
-    let head = by_number(conn, session)?.and_then(|session| session.head);
-    path_to(conn, head, rows_max, bytes_max)
-}
-
-/// As [`path`], of the branch that ends with `head`.
+/// The branch that ends with `head`, oldest first, without what is before its last `rows_max` messages or `bytes_max`
+/// bytes: then the first has a parent.
 pub fn path_to(
     conn: &Connection,
     head: Option<i64>,

@@ -218,11 +218,6 @@ fn one(conn: &Connection, rest: &str, params: impl rusqlite::Params) -> Result<O
         .map_err(unread)
 }
 
-/// The turn with this id.
-pub fn by_id(conn: &Connection, id: &str) -> Result<Option<TurnRow>, Error> {
-    one(conn, "WHERE t.id = ?1", [id])
-}
-
 /// The turn with this row number.
 pub fn by_number(conn: &Connection, number: i64) -> Result<Option<TurnRow>, Error> {
     one(conn, "WHERE t.number = ?1", [number])
@@ -253,11 +248,9 @@ pub fn newest_of_session(conn: &Connection, session: i64) -> Result<Option<TurnR
     one(conn, "WHERE t.session = ?1 ORDER BY t.number DESC LIMIT 1", [session])
 }
 
-/// How many turns of an agent have not ended.
-pub fn open_count(conn: &Connection, agent: &str) -> Result<i64, Error> {
-    conn.prepare_cached("SELECT count(*) FROM turn WHERE agent = ?1 AND status < 2")
-        .and_then(|mut s| s.query_row([agent], |row| row.get(0)))
-        .map_err(unread)
+/// The turn with this id.
+pub fn by_id(conn: &Connection, id: &str) -> Result<Option<TurnRow>, Error> {
+    one(conn, "WHERE t.id = ?1", [id])
 }
 
 /// As [`by_id`], in a transaction that writes.

@@ -211,13 +211,14 @@ pub fn of_in(tx: &Tx<'_>, scope: &str, day: &str) -> Result<Used, Error> {
     of(tx.conn, scope, day)
 }
 
-/// What was used on a day, by scope, from the one after `after` on; those whose name begins with `prefix`.
-pub fn list(conn: &Connection, day: &str, prefix: &str, rows_max: usize) -> Result<Vec<Used>, Error> {
-    let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
+/// What was used on a day, by scope, without the first `skip`; those whose name begins with `prefix`.
+pub fn list(conn: &Connection, day: &str, prefix: &str, (skip, rows_max): (usize, usize)) -> Result<Vec<Used>, Error> {
+    let [skip, rows_max] = [skip, rows_max].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
     conn.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM usage WHERE day = ?1 AND substr(scope, 1, length(?2)) = ?2 ORDER BY scope LIMIT ?3"
+        "SELECT {COLUMNS} FROM usage WHERE day = ?1 AND substr(scope, 1, length(?2)) = ?2 \
+         ORDER BY scope LIMIT ?3 OFFSET ?4"
     ))
-    .and_then(|mut s| s.query_map(params![day, prefix, rows_max], used)?.collect())
+    .and_then(|mut s| s.query_map(params![day, prefix, rows_max, skip], used)?.collect())
     .map_err(unread)
 }
 

@@ -213,6 +213,7 @@ impl Tools {
         let mut changed = self.inner.approvals.changed.subscribe();
         let key = call.key.clone();
         let known = store.read(move |conn| rows::by_key(conn, &key)).await.map_err(|error| unstored(&error))?;
+        let known = known.filter(|known| !known.is_over());
         let asked = match known {
             Some(known) => known,
             None if call.caller.policy.unattended => {
@@ -304,7 +305,13 @@ impl Tools {
             let begin: String = text.chars().take(ARGUMENTS_BYTES_MAX / 8).collect();
             text = json!({ "cut": begin, "bytes": text.len() }).to_string();
         }
-        let shown = |text: &str| redact::text(text).chars().take(PREVIEW_CHARS_MAX).collect::<String>();
+        let shown = |text: &str| {
+            let text = redact::text(text);
+            match text.char_indices().nth(PREVIEW_CHARS_MAX) {
+                Some((end, _)) => format!("{}\n[cut here: {end} of {} bytes are shown]", &text[..end], text.len()),
+                None => text.into_owned(),
+            }
+        };
         let new = Approval {
             id: fresh(),
             key: call.key.clone(),
@@ -411,15 +418,15 @@ impl Tools {
         Ok(waiting.iter().map(Pending::of).collect())
     }
 
-    /// Whether a call that was cut off can be made again: the tool is one where twice is as once, or the person was asked
-    /// about the call first, and it had not begun since.
+    /// Whether a call that was cut off can be made again: the tool is one where twice is as once, or the call was asked about
+    /// and had not begun to act. Nobody knows of a tool that is gone.
     pub async fn may_repeat(&self, tool: &str, key: &str) -> bool {
-        if self.find(tool).is_some_and(|(tool, _)| tool.repeatable) {
+        if self.get(tool).is_some_and(|tool| tool.repeatable) {
             return true;
         }
         let key = key.to_owned();
         let asked = self.inner.bus.store().read(move |conn| rows::by_key(conn, &key)).await;
-        asked.ok().flatten().is_some_and(|asked| asked.begun_ms.is_none())
+        matches!(asked, Ok(Some(asked)) if asked.begun_ms.is_none())
     }
 
     /// One question, however it stands.

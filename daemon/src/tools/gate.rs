@@ -239,13 +239,7 @@ impl Tools {
         if cancel.is_cancelled() {
             return Err(ToolFailure::Failed("it was stopped before it began; nothing was done".to_owned()));
         }
-        let asked = receipt.lock().approval.clone();
-        if let Some(asked) = asked {
-            // Whoever finds the call again after a crash must know whether the yes was used.
-            let now_ms = self.inner.bus.clock().now_ms();
-            let begun = self.inner.bus.store().write(move |tx| rows::begin(tx, &asked, now_ms)).await;
-            begun.map_err(|error| unstored(&error))?;
-        }
+        self.use_up(&tool, receipt).await?;
         receipt.lock().runs = true;
         let done = tokio::select! {
             done = provider.call(call, cancel) => done,
@@ -255,6 +249,17 @@ impl Tools {
             } => Err(ToolFailure::Unknown("it was stopped while it ran".to_owned())),
         };
         done.map(|output| fitted(output, &tool)).map_err(clean)
+    }
+
+    /// Marks the person's yes as used: it holds for one run. What may be done twice finds it again after a crash.
+    async fn use_up(&self, tool: &Tool, receipt: &Shared) -> Result<(), ToolFailure> {
+        let Some(id) = receipt.lock().approval.clone().filter(|_| !tool.repeatable) else { return Ok(()) };
+        let now_ms = self.inner.bus.clock().now_ms();
+        let used = self.inner.bus.store().write(move |tx| rows::use_up(tx, &id, now_ms)).await;
+        if used.map_err(|error| unstored(&error))? {
+            return Ok(());
+        }
+        Err(refused("approval_changed", "that yes was used already. Ask again."))
     }
 
     /// Everything that can be decided without looking at what the call would touch.

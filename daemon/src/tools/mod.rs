@@ -45,7 +45,7 @@ pub enum Permission {
     Act,
     /// Changes what the agent was granted to write.
     Write,
-    /// Writes memory or soul.
+    /// Writes memory or soul, or leaves a job behind that is believed like the owner.
     Remember,
     /// Runs commands.
     Exec,
@@ -54,14 +54,6 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// How far what such a tool says of its failure is believed: others may have written it.
-    pub fn failing_trust(self) -> Trust {
-        match self {
-            Permission::Net | Permission::Foreign => Trust::Web,
-            _ => Trust::Owner,
-        }
-    }
-
     /// The least trust that a caller needs; what is below it is refused, and no approval helps. Of what is left, callers
     /// below [`Trust::Paired`] need an approval for everything but reading and asking hosts that they were granted.
     pub fn least(self) -> Trust {
@@ -176,6 +168,21 @@ pub enum ToolFailure {
     Failed(String),
     /// It was cut off, and nobody knows whether it did it.
     Unknown(String),
+}
+
+impl ToolFailure {
+    /// How far its words are believed, of a tool that can do that; none = it is gone, and was somebody else's.
+    pub fn trust(&self, tool: Option<Permission>) -> Trust {
+        let is_theirs = match self {
+            ToolFailure::Arguments(..) => tool.is_none_or(|tool| tool == Permission::Foreign),
+            // All other refusals are in the words of the gate.
+            ToolFailure::Refused(code, _) if !["host_not_granted", "plugin_denied"].contains(code) => false,
+            ToolFailure::Refused(..) | ToolFailure::Failed(_) | ToolFailure::Unknown(_) => {
+                tool.is_none_or(|tool| matches!(tool, Permission::Net | Permission::Foreign))
+            }
+        };
+        if is_theirs { Trust::Web } else { Trust::Owner }
+    }
 }
 
 /// The future of a call.
@@ -313,7 +320,8 @@ impl Tools {
         self.inner.ending.cancel();
     }
 
-    /// Takes up a provider under a name; whoever had it before is replaced.
+    /// Takes up a provider under a name; whoever had it before is replaced. Of two tools of one name the one counts whose
+    /// provider's name sorts first: aman's own under `builtin`, then `mcp/…`, then `plugins`.
     pub fn offer(&self, name: &str, provider: Arc<dyn Provider>) {
         self.inner.offered.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), provider);
     }
@@ -321,6 +329,11 @@ impl Tools {
     /// Forgets a provider.
     pub fn withdraw(&self, name: &str) {
         self.inner.offered.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// The tool of that name.
+    pub fn get(&self, name: &str) -> Option<Tool> {
+        self.find(name).map(|(tool, _)| tool)
     }
 
     /// Every tool there is, by name. Of two with one name the first provider's counts.

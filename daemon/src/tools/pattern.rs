@@ -8,14 +8,16 @@ pub fn any(patterns: &[String], name: &str) -> bool {
 }
 
 /// True when the pattern of a rule fits what a call is about: `*` fits everything, `git status *` that command with any
-/// further words or none, `~/notes/**` everything below that folder, `*.example.org` every host below it; anything else
+/// further words or none, `~/notes/**` that folder and everything below it, `*.example.org` every host below it; anything else
 /// fits itself.
 pub fn fits(pattern: &str, subject: &str) -> bool {
     if pattern == "*" {
         return true;
     }
     if let Some(folder) = pattern.strip_suffix("/**") {
-        return subject.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/') && rest.len() > 1);
+        return subject
+            .strip_prefix(folder)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') && rest.len() > 1);
     }
     if let Some(words) = pattern.strip_suffix(" *") {
         return subject.strip_prefix(words).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
@@ -40,7 +42,7 @@ mod tests {
             ("git status *", "git -c a=b status", false),
             ("git log", "git log -p", false),
             ("~/notes/**", "~/notes/a/b.md", true),
-            ("~/notes/**", "~/notes", false),
+            ("~/notes/**", "~/notes", true),
             ("~/notes/**", "~/notes/", false),
             ("~/notes/**", "~/notes2/a", false),
             ("example.org", "example.org", true),

@@ -105,6 +105,36 @@ async fn agents_are_asked_about_what_others_do() {
     assert_eq!(asked.remember, [Remember::Once, Remember::Session, Remember::Always]);
     tools.respond(&asked.id, true, Remember::Session, "owner").await.expect("answered");
     first.await.expect("no panic").expect("approved");
+    // A yes holds for one run, and a question that was taken back can be asked again.
+    for (round, approved) in [(1, true), (2, true), (3, false)] {
+        let (asking, key) = (tools.clone(), format!("again{}", round / 3));
+        let call = tokio::spawn(async move {
+            let (never, policy) = (CancellationToken::new(), Policy::default());
+            asking.call(call(&key, "others_quick", "s9", &policy), &never, &|_| {}).await
+        });
+        let asked = until(|| async { tools.pending().await.expect("pending").pop() }).await;
+        tools.respond(&asked.id, approved, Remember::Once, "owner").await.expect("asked anew");
+        assert_eq!(call.await.expect("no panic").is_ok(), approved, "{round}");
+    }
+    let given_up = {
+        let (asking, cancel) = (tools.clone(), never.child_token());
+        let ending = cancel.clone();
+        let waits = tokio::spawn(async move {
+            asking.call(call("5", "others_quick", "s9", &Policy::default()), &cancel, &|_| {}).await
+        });
+        let asked = until(|| async { tools.pending().await.expect("pending").pop() }).await;
+        ending.cancel();
+        assert!(waits.await.expect("no panic").is_err());
+        asked.id
+    };
+    let asking = tools.clone();
+    let once_more = tokio::spawn(async move {
+        asking.call(call("5", "others_quick", "s9", &Policy::default()), &CancellationToken::new(), &|_| {}).await
+    });
+    let asked = until(|| async { tools.pending().await.expect("pending").pop() }).await;
+    assert_ne!(asked.id, given_up);
+    tools.respond(&asked.id, true, Remember::Once, "owner").await.expect("answered");
+    once_more.await.expect("no panic").expect("approved");
     // Where nobody is there to ask, the rule shows by what passes.
     assert!(tools.call(call("4", "others_quick", "s1", &alone), &never, &|_| {}).await.is_ok(), "in that session");
     let other = tools.call(call("5", "others_quick", "s2", &alone), &never, &|_| {}).await;

@@ -13,7 +13,7 @@ use crate::id::EventSeq;
 use crate::store::workflows::InstanceRow;
 use crate::store::{audit, events, turns};
 use crate::telemetry::traces;
-use crate::tools::{self, Caller, ToolFailure, Tools};
+use crate::tools::{self, Caller, ToolFailure};
 use crate::workflow::{Definition, Fault, Kind, Run, TaskId};
 
 /// The type of the event that asks an agent, and the agent that is asked when none is named.
@@ -117,9 +117,7 @@ async fn tool(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, 
     let done = tools.call(call, &job.cancel, &|_| {}).await;
     *read = match &done {
         Ok(output) => output.trust,
-        // Others may have written what is said of a failure.
-        Err(ToolFailure::Failed(_) | ToolFailure::Unknown(_)) => failing_trust(tools, name),
-        Err(ToolFailure::Arguments(..) | ToolFailure::Refused(..)) => Trust::Owner,
+        Err(failure) => failure.trust(tools.get(name).map(|tool| tool.permission)),
     };
     match done {
         Ok(output) => Ok(output.value.unwrap_or_else(|| output.text.into())),
@@ -128,12 +126,6 @@ async fn tool(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value, 
         Err(ToolFailure::Failed(why)) => Err(Fault::runtime(format!("{name}: {why}"))),
         Err(ToolFailure::Unknown(why)) => Err(Fault::runtime(format!("{name}: {why}")).unknown()),
     }
-}
-
-fn failing_trust(tools: &Tools, name: &str) -> Trust {
-    let known = tools.list().into_iter().find(|known| known.name == name);
-    // One that is gone by now was somebody else's.
-    known.map_or(Trust::Web, |tool| tool.permission.failing_trust())
 }
 
 /// The event that led to the instance, so that what its tools publish counts as one of its effects.

@@ -1,5 +1,6 @@
 //! The lifecycle events of the standard (DSL reference, "Lifecycle Events"): what becomes of instances, and of their tasks where
-//! a definition wants that, as events of the bus. They commit with what they tell of.
+//! a definition wants that, as events of the bus. They commit with what they tell of; only that an instance was cancelled
+//! with the one that waited for it is told right after.
 
 use std::collections::HashSet;
 

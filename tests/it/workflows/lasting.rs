@@ -161,9 +161,11 @@ fn instances_outlive_their_definition() {
     daemon.push("ear.rung", json!({ "n": 1 }));
     assert_eq!(until(&daemon, &id, "completed")["output"], json!([{ "n": 1 }]));
     assert_eq!(daemon.all("/workflow-instances?workflow=ears&limit=10").len(), 1, "nothing starts what was removed");
-    let late = daemon.push("ear.rung", json!({}));
-    let why = daemon.get(&format!("/events/{late}/why")).json;
-    assert!(!why.to_string().contains("workflow/ears"), "nobody is there any more: {why}");
+    daemon.wait("nobody to be there any more", || {
+        let late = daemon.push("ear.rung", json!({}));
+        let why = daemon.get(&format!("/events/{late}/why")).json;
+        (!why.to_string().contains("workflow/ears")).then_some(())
+    });
 
     peer.answer("503 Service Unavailable", &[], "");
     peer.answer("200 OK", &[], "");

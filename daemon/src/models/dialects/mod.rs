@@ -16,6 +16,8 @@ use crate::sse::{Lines, Parser};
 
 /// Largest piece of an answer that comes at once, in bytes.
 const FRAME_BYTES_MAX: usize = 4 << 20;
+/// Tokens that one answer can count; a provider that says more is not believed.
+const COUNT_MAX: u64 = 1 << 32;
 
 /// What of a request an API does not take; found out by asking.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -170,7 +172,7 @@ fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
 
 /// A count; 0 when it is missing.
 fn count(value: &Value, key: &str) -> u64 {
-    value.get(key).and_then(Value::as_u64).unwrap_or(0)
+    value.get(key).and_then(Value::as_u64).unwrap_or(0).min(COUNT_MAX)
 }
 
 /// Arguments as an object, which some APIs insist on.

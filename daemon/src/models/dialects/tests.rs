@@ -127,6 +127,13 @@ fn odd_servers_are_understood() {
     let same = "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"a\",\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}},\
                 {\"index\":0,\"id\":\"b\",\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]},\"finish_reason\":\"tool_calls\"}]}\n\n";
     assert_eq!(play(Dialect::OpenAi, sse, same.as_bytes(), 100).expect("same index").1.calls.len(), 2);
+    let boasts = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}],\
+                  \"usage\":{\"prompt_tokens\":18446744073709551615,\"completion_tokens\":1}}\n\n";
+    let (_, answer) = play(Dialect::OpenAi, sse, boasts.as_bytes(), 100).expect("counts");
+    assert_eq!(answer.usage.input, 1 << 32, "a count that would break all others is not believed");
+    let places: Vec<String> = (0..200_000).map(|n| format!("{{\"index\":{n}}}")).collect();
+    let floods = format!("data: {{\"choices\":[{{\"delta\":{{\"tool_calls\":[{}]}}}}]}}\n\n", places.join(","));
+    assert_eq!(play(Dialect::OpenAi, sse, floods.as_bytes(), 4096).expect_err("a flood").kind, ErrorKind::Broken);
     for (dialect, text, kind) in [
         (
             Dialect::OpenAi,

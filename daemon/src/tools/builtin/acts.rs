@@ -1,18 +1,23 @@
-//! `publish_event` and `start_workflow`: what a call sets going on the bus. Its key makes it one event, or one instance,
+//! `search_events` tells what happened; `publish_event` and `start_workflow` are what a call sets going on the bus. Its key makes it one event, or one instance,
 //! however often it is made.
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Shared, failed, said, text};
+use super::{Shared, failed, number, said, text};
 use crate::bus::{NewInstance, Origin, Publish, Wanted};
+use crate::clock::{parse_rfc3339, rfc3339};
 use crate::error::Error;
-use crate::event::{NewEvent, check_type};
-use crate::store::events::Cause;
+use crate::event::{Data, NewEvent, Trust, TypePattern, check_type};
+use crate::store::events::{self, Cause, Filter};
 use crate::store::workflows::{self, Change};
 use crate::tools::{Call, Caller, Output, Preview, ToolFailure};
 
+/// Events that a search gives unless told.
+const EVENTS: usize = 20;
+/// Bytes of the data of an event that a search gives.
+const DATA_BYTES_MAX: usize = 1500;
 /// The source of what no agent publishes.
 const SOURCE: &str = "tools";
 
@@ -33,6 +38,48 @@ fn free_type(call: &Call) -> Result<&str, ToolFailure> {
 
 fn source(caller: &Caller) -> String {
     caller.agent.as_ref().map_or_else(|| SOURCE.to_owned(), |agent| format!("agent/{agent}"))
+}
+
+/// `search_events`
+pub(super) async fn search(shared: &Shared, call: &Call) -> Result<Output, ToolFailure> {
+    let wrong = |field: &str, why: String| ToolFailure::Arguments(format!("/{field}"), why);
+    let types = call.arguments["types"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let types: Result<Vec<_>, String> = types.map(TypePattern::parse).collect();
+    let filter = Filter {
+        types: types.map_err(|why| wrong("types", why))?,
+        source: call.arguments["source"].as_str().map(str::to_owned),
+    };
+    let since = match text(call, "since") {
+        "" => i64::MIN,
+        at => parse_rfc3339(at).ok_or_else(|| wrong("since", "is no time such as 2026-11-22T08:00:00Z".to_owned()))?,
+    };
+    let (limit, ids) = (number(call, "limit").unwrap_or(EVENTS), shared.bus.store().ids());
+    let found = shared.bus.store().read(move |conn| events::recent(conn, ids, &filter, None, limit)).await;
+    let (mut found, _) = found.map_err(|error| refused(&error))?;
+    found.retain(|event| event.received_ms >= since);
+    // What others wrote of it is believed like them.
+    let trust = found.iter().map(|event| event.trust).min().unwrap_or(Trust::Owner);
+    let mut told = String::new();
+    for event in &found {
+        let data = match &event.sent.data {
+            Data::None => String::new(),
+            Data::Json(text) | Data::Text(text) => text.clone(),
+            Data::Binary(bytes) => format!("{} bytes", bytes.len()),
+        };
+        let end = data.floor_char_boundary(DATA_BYTES_MAX);
+        let subject = event.sent.subject.as_deref().unwrap_or("-");
+        let (kind, source, at) = (&event.sent.kind, &event.sent.source, rfc3339(event.received_ms));
+        let cut = if end < data.len() { "…" } else { "" };
+        told.push_str(&format!(
+            "{at} #{} {kind} from {source} about {subject}: {}{cut}\n",
+            event.sequence.0,
+            &data[..end]
+        ));
+    }
+    if found.is_empty() {
+        told.push_str("There is no such event.");
+    }
+    Ok(Output { text: told, value: None, trust })
 }
 
 /// What a refusal of the bus comes to.

@@ -8,6 +8,7 @@ use crate::tools::{Permission, Tool};
 pub(super) fn all() -> Vec<Tool> {
     let mut all = files();
     all.extend(beyond());
+    all.extend(events());
     all
 }
 
@@ -148,6 +149,27 @@ fn beyond() -> Vec<Tool> {
             true,
             "Searches the web. Gives titles, addresses and snippets; read pages with http_fetch.",
             object(json!({ "query": text(500, "The words"), "limit": count(20, "How many at the most") }), &["query"]),
+        ),
+    ]
+}
+
+fn events() -> Vec<Tool> {
+    vec![
+        tool(
+            "search_events",
+            Permission::Read,
+            true,
+            "Tells what happened on this machine: events with their data, the newest first.",
+            object(
+                json!({
+                    "types": { "type": "array", "items": text(255, "A type, or a pattern as file.*, mail.**"), "maxItems": 20,
+                        "description": "Only events of these types" },
+                    "source": text(1024, "Only events of this source"),
+                    "since": { "type": "string", "format": "date-time", "maxLength": 40, "description": "Only events since then" },
+                    "limit": count(100, "How many at the most"),
+                }),
+                &[],
+            ),
         ),
         tool(
             "publish_event",

@@ -90,9 +90,13 @@ pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailu
     let folder = folder.map(|folder| shared.ground.places.shown(&folder));
     let around = around(folder.as_deref(), text(call, "stdin"));
     let place = folder.unwrap_or_else(|| "a new folder of its own".to_owned());
+    let fed = match text(call, "stdin").len() {
+        0 => String::new(),
+        bytes => format!(" with {bytes} bytes of input"),
+    };
     // Another program in its place, or another content of it, is not what was approved.
     let what = format!(
-        "runs {} in {place} ({}, {} bytes, number {}, of {})",
+        "runs {}{fed} in {place} ({}, {} bytes, number {}, of {})",
         shown(&argv),
         program.display(),
         of.len(),

@@ -243,7 +243,7 @@ pub(super) fn grep(shared: &Shared, call: &Call, cancel: &CancellationToken) -> 
         if glob.as_ref().is_some_and(|glob| !glob.is_match(below)) {
             return true;
         }
-        let Ok((content, _)) = reach::bytes(place, below) else { return true };
+        let Ok(content) = reach::plain(place, below) else { return true };
         if content.iter().take(8192).any(|byte| *byte == 0) {
             // No text.
             return true;

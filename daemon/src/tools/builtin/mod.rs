@@ -74,7 +74,9 @@ impl Builtin {
         cancel: &CancellationToken,
         run: fn(&Shared, &Call, &CancellationToken) -> Result<Output, ToolFailure>,
     ) -> Result<Output, ToolFailure> {
-        let (shared, call, cancel) = (Arc::clone(&self.shared), call.clone(), cancel.clone());
+        let (shared, call, cancel) = (Arc::clone(&self.shared), call.clone(), cancel.child_token());
+        // Whoever drops the call ends it.
+        let _ended = cancel.clone().drop_guard();
         let done = tokio::task::spawn_blocking(move || run(&shared, &call, &cancel)).await;
         done.unwrap_or_else(|error| Err(ToolFailure::Unknown(error.to_string())))
     }
@@ -124,6 +126,7 @@ impl Provider for Builtin {
                 "exec" => exec::run(&self.shared, call).await,
                 "http_fetch" => fetch::fetch(&self.shared, call).await,
                 "web_search" => web::search(&self.shared, call).await,
+                "search_events" => acts::search(&self.shared, call).await,
                 "publish_event" => acts::publish(&self.shared, call).await,
                 "start_workflow" => acts::start_workflow(&self.shared, call).await,
                 other => Err(ToolFailure::Failed(format!("there is no tool '{other}' here"))),

@@ -95,8 +95,8 @@ pub(super) fn pattern(granted: &Granted, is_folder: bool) -> String {
     }
 }
 
-/// The bytes of a plain file, and their digest.
-pub(super) fn bytes(place: &Place, shown: &str) -> Result<(Vec<u8>, String), ToolFailure> {
+/// The bytes of a plain file.
+pub(super) fn plain(place: &Place, shown: &str) -> Result<Vec<u8>, ToolFailure> {
     use std::io::Read;
     if !place.is(SFlag::S_IFREG) {
         return Err(refused(shown, "it is no plain file"));
@@ -107,6 +107,12 @@ pub(super) fn bytes(place: &Place, shown: &str) -> Result<(Vec<u8>, String), Too
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(ToolFailure::Failed(format!("'{shown}' has more than {FILE_BYTES_MAX} bytes")));
     }
+    Ok(bytes)
+}
+
+/// The bytes of a plain file, and their digest.
+pub(super) fn bytes(place: &Place, shown: &str) -> Result<(Vec<u8>, String), ToolFailure> {
+    let bytes = plain(place, shown)?;
     let digest = sha256_hex(&bytes);
     Ok((bytes, digest))
 }

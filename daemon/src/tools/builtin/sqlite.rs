@@ -55,7 +55,9 @@ pub(super) fn preview(shared: &Shared, call: &Call) -> Result<Preview, ToolFailu
     let changes = write && may_change(text(call, "sql"));
     let what = format!("{} {shown}: {}", if changes { "changes" } else { "reads" }, text(call, "sql"));
     let permission = changes.then_some(Permission::Write);
-    Ok(Preview { text: Some(what), permission, ..Preview::about(shown.clone(), shown) })
+    // Who agreed to reading has not agreed to changing.
+    let about = if changes { format!("(changes) {shown}") } else { shown };
+    Ok(Preview { text: Some(what), permission, ..Preview::about(about.clone(), about) })
 }
 
 pub(super) fn query(shared: &Shared, call: &Call, cancel: &CancellationToken) -> Result<Output, ToolFailure> {
