@@ -53,6 +53,7 @@ macro_rules! workflow {
 pub const WORKFLOWS: &[(&str, &str)] = &[
     workflow!("approve-incoming-file"),
     workflow!("daily-digest"),
+    workflow!("explore"),
     workflow!("probe-until-healthy"),
     workflow!("webhook-fan-out"),
 ];

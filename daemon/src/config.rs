@@ -6,6 +6,7 @@ mod backup;
 pub mod broker;
 mod change;
 mod cron;
+pub mod explore;
 mod kept;
 mod keyring;
 pub mod mcp;
@@ -209,6 +210,8 @@ pub struct Config {
     pub sources: Vec<sources::Source>,
     /// `[sinks.*]`
     pub sinks: Vec<sinks::Sink>,
+    /// `[explore.sources.*]`
+    pub explore: Vec<explore::ExploreSource>,
     /// `[mcp.*]`
     pub mcp: Vec<mcp::McpServer>,
     /// `[plugin.*]`
@@ -284,6 +287,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
     let debug_endpoints = layers.flag("debug.force_enable_debug_endpoints");
     let sources = sources(file, &paths, &mut layers);
     let sinks = sinks(file, &paths, &mut layers);
+    let explore = explore(file, &paths, &mut layers);
     let mcp = mcp(file, &paths, &mut layers);
     let plugins = plugins(file, &http, &mut layers);
     let workflow_secrets = workflow_secrets(file, &mut layers);
@@ -311,6 +315,7 @@ fn build(paths: Paths, file: &Table, mut layers: Layers) -> Result<Config, Error
         debug_endpoints,
         sources,
         sinks,
+        explore,
         mcp,
         plugins,
         workflow_secrets,
@@ -436,6 +441,22 @@ fn sinks(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<sinks::Sink> {
     let Some(table) = file.get("sinks").and_then(Value::as_table) else { return Vec::new() };
     let references = layers.references;
     each_table("sinks", table, layers, |id, table, faults| sinks::sink(id, table, paths, references, faults))
+}
+
+fn explore(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<explore::ExploreSource> {
+    let Some(section) = file.get("explore").and_then(Value::as_table) else { return Vec::new() };
+    for key in section.keys().filter(|key| *key != "sources") {
+        layers.warn_unknown(&format!("explore.{key}"), key, &["sources"]);
+    }
+    let Some(sources) = section.get("sources") else { return Vec::new() };
+    let Some(table) = sources.as_table() else {
+        layers.wrong("explore.sources", "must be sections with a name each, such as [explore.sources.news].");
+        return Vec::new();
+    };
+    let references = layers.references;
+    each_table("explore.sources", table, layers, |name, table, faults| {
+        explore::source(name, table, paths, references, faults)
+    })
 }
 
 fn mcp(file: &Table, paths: &Paths, layers: &mut Layers) -> Vec<mcp::McpServer> {

@@ -33,7 +33,8 @@ use crate::registry::Registry;
 use crate::sandbox::{Places, Private, Sandbox};
 use crate::skills::{self, Agency, ForAgent, SkillTools, Skills};
 use crate::soul::{SkillLine, Soul};
-use crate::sources::{Sources, Surroundings};
+use crate::sources::explore::Explore;
+use crate::sources::{self, Sources, Surroundings};
 use crate::store::{Durability, Store, audit};
 use crate::tasks::Supervisor;
 use crate::telemetry;
@@ -123,6 +124,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     bus.start().await;
     agents.end_orphans().await?;
     tools.run();
+    let explore = start_explore(&config, &tools, (&sandbox, &egress));
     let mcp = start_mcp(&config, &tools, &supervisor, (&sandbox, &egress, clock));
     settle_config(&config, &bus).await;
     let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention, config.backup.clone());
@@ -144,6 +146,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
         plugins: plugins.clone(),
         workflows: workflows.clone(),
         agents: agents.clone(),
+        explore,
         mcp,
         tools: tools.clone(),
         soul,
@@ -405,6 +408,15 @@ async fn start_plugins(config: &Config, bus: &Bus, egress: &Egress) -> Result<Pl
     let services = Services::new(bus, egress, &config.paths.plugin_data, &config.plugins);
     let program = std::env::current_exe().map_err(Error::internal("finding this program"))?;
     Plugins::start(bus, services, &config.paths.data, &program).await
+}
+
+/// What explorations gather from, as a tool.
+fn start_explore(config: &Config, tools: &Tools, (sandbox, egress): (&Sandbox, &Egress)) -> Explore {
+    let (egress, sandbox, work) = (egress.clone(), sandbox.clone(), config.paths.runtime.join("work/explore"));
+    let with = sources::explore::Surroundings { egress, sandbox, tools: tools.clone(), work };
+    let explore = Explore::new(&config.explore, with);
+    tools.offer("explore", Arc::new(explore.clone()));
+    explore
 }
 
 /// Connects to MCP servers in the background.

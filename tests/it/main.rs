@@ -23,6 +23,7 @@ mod cron;
 mod db;
 mod dlq;
 mod doctor;
+mod explore;
 mod faults;
 mod files;
 mod fuzz;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::context;
 use super::frames::{About, Kind as FrameKind};
+use super::note::Note;
 use super::turn::{End, Fault, Said, Turn};
 use super::{Agent, AtWork, CALL, Definition, Inner, MESSAGE, consumer_name};
 use crate::bus::{Attempt, Effects, Failure, Outcome};
@@ -50,7 +51,14 @@ pub(super) struct Job {
 /// What somebody asks an agent by an event of type [`CALL`].
 #[derive(Deserialize)]
 struct Asked {
+    #[serde(default)]
     prompt: String,
+    /// What is said to the session in place of what a model would answer.
+    #[serde(default)]
+    answer: Option<String>,
+    /// Who started what asks; workflows say so.
+    #[serde(default)]
+    principal: String,
     #[serde(default)]
     session: Option<String>,
     /// True when the session is made if it is not there.
@@ -79,6 +87,14 @@ impl Inner {
             Ok(_) => return Outcome::Postponed(AWAY),
             Err(error) => return Outcome::Reject(Failure::new(error.to_string())),
         };
+        match asked(&job.attempt.event) {
+            Ok(Some(Asked { answer: Some(text), session: Some(session), principal, .. })) => {
+                let trust = job.attempt.event.trust.min(agent.definition.trust);
+                return self.note(&job, Note { session, principal, text, trust }).await;
+            }
+            Ok(_) => {}
+            Err(error) => return Outcome::Reject(Failure { chain: error.chain(), timed_out: false }),
+        }
         let opened = match self.open(&job, &agent).await {
             Ok(Some(opened)) => opened,
             Ok(None) => return Outcome::Done(Effects::default()),

@@ -369,6 +369,11 @@ impl Inner {
             Asked::Edit { text, .. } => self.parts.soul.admit_text(text)?,
             Asked::Retry => {}
         }
+        self.admit_model(definition).await
+    }
+
+    /// Whether there is a model that an agent could ask.
+    pub(super) async fn admit_model(&self, definition: &super::Definition) -> Result<(), Error> {
         match self.parts.models.resolve(&definition.model).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind == ErrorKind::None => Err(no_model()),

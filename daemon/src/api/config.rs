@@ -351,6 +351,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         .collect();
     let plugins = config::plugins::plan(&old.plugins, &new.plugins);
     let providers = config::models::plan(&old.models, &new.models);
+    let explore = config::explore::plan(&old.explore, &new.explore);
     let planned = [
         app.sinks.plan(&new.sinks),
         app.cron.plan(&new.cron).await,
@@ -358,6 +359,7 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         app.mcp.plan(&new.mcp),
         plugins.clone(),
         providers.clone(),
+        explore.clone(),
     ];
     let mut answer = json!({
         "version": version,
@@ -385,9 +387,11 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         app.mcp.apply(&new.mcp).await,
         plugins,
         providers,
+        explore,
     ];
     tell_sections(&mut answer, &applied, &sections);
     app.plugins.configure(&new.plugins);
+    app.explore.configure(&new.explore);
     app.fronts.configure(&app, &new.plugins);
     apply(&app, new, version)?;
     body::ok(&answer)

@@ -12,6 +12,7 @@ mod cron;
 mod db;
 mod dlq;
 mod events;
+mod explore;
 mod fronts;
 pub mod gate;
 mod guests;
@@ -82,6 +83,7 @@ use crate::plugins::Plugins;
 use crate::skills::Skills;
 use crate::soul::Soul;
 use crate::sources::Sources;
+use crate::sources::explore::Explore;
 use crate::store::{Store, overrides, tokens as tokens_stored};
 use crate::tasks::Supervisor;
 use crate::tools::Tools;
@@ -136,6 +138,8 @@ pub struct Parts {
     pub upkeep: Upkeep,
     /// What was installed.
     pub plugins: Plugins,
+    /// What explorations gather from.
+    pub explore: Explore,
     /// The workflows.
     pub workflows: Workflows,
     /// The agents.
@@ -198,6 +202,7 @@ pub struct App {
     plugins: Plugins,
     workflows: Workflows,
     agents: Agents,
+    explore: Explore,
     tools: Tools,
     soul: Soul,
     memory: Memory,
@@ -298,6 +303,7 @@ impl App {
             plugins,
             workflows,
             agents,
+            explore,
             mcp,
             tools,
             soul,
@@ -328,6 +334,7 @@ impl App {
             plugins,
             workflows,
             agents,
+            explore,
             mcp,
             conversations: openai::Conversations::default(),
             tools,

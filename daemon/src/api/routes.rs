@@ -15,7 +15,7 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, agents, audit, chat, config, cron, db, dlq, events, health, login, mcp, mcp_servers, memory, metrics,
+    App, Call, agents, audit, chat, config, cron, db, dlq, events, explore, health, login, mcp, mcp_servers, memory, metrics,
     models, notifications, openai, openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools,
     usage, why, workflows,
 };
@@ -293,6 +293,7 @@ fn agents() -> Vec<Route> {
             .audited("agent.idle_run")
             .creates(Creates::Yes)
             .lasting(IDLE_RUN_MAX),
+        route!(POST "/explore/start" Admin explore::start).audited("agent.explore").creates(Creates::Yes),
         route!(GET "/agent/{id}/versions" Admin agents::versions),
         route!(POST "/agent/{id}/rollback" Admin agents::rollback).audited("agent.rollback").confirmed(Confirm::Always),
     ]
@@ -535,7 +536,7 @@ impl Table {
         let Ok(found) = self.paths.at(path) else { return Ok(Found::Nothing) };
         let wanted = if method == Method::HEAD { &Method::GET } else { method };
         let Some(mounted) = found.value.iter().find(|mounted| mounted.route.method == *wanted) else {
-            return Ok(Found::OtherMethods(methods(found.value)));
+            return self.shadowed(wanted, path).map_or_else(|| Ok(Found::OtherMethods(methods(found.value))), Err);
         };
         let mut params = Vec::with_capacity(found.params.len());
         for (name, value) in found.params.iter() {
@@ -548,6 +549,26 @@ impl Table {
             params.push((name.to_owned(), value.into_owned()));
         }
         Ok(Found::Route(Arc::clone(mounted), params))
+    }
+
+    /// Why nothing can be put or removed at a path that a route has for itself, where others have names of things: no thing can
+    /// have that name. None for any other.
+    fn shadowed(&self, method: &Method, path: &str) -> Option<Error> {
+        if *method != Method::PUT && *method != Method::DELETE {
+            return None;
+        }
+        let given: Vec<&str> = path.split('/').collect();
+        let named = |mounted: &Arc<Mounted>| {
+            let parts: Vec<&str> = mounted.route.path.split('/').collect();
+            let mut pairs = parts.iter().zip(&given);
+            let fits = pairs.all(|(part, value)| part == value || part.starts_with('{'));
+            let named = parts.iter().zip(&given).find(|(part, _)| part.starts_with('{'));
+            let (name, value) = named.filter(|_| fits && parts.len() == given.len())?;
+            Some((name.trim_matches(['{', '}']).to_owned(), (*value).to_owned()))
+        };
+        let (name, value) = self.all.iter().filter(|mounted| mounted.route.method == *method).find_map(named)?;
+        let reason = format!("'{value}' is reserved: {path} means something else. Choose another.");
+        Some(Error::invalid_as("reserved_name", name, reason))
     }
 
     /// The route whose path is nearest to `path`, with the values of `path` where the route takes any; none when none is
@@ -608,6 +629,8 @@ mod tests {
             (Method::POST, "/dlq/x/retry", "/dlq/{id}/retry id=x"),
             (Method::POST, "/dlq/retry", "/dlq/retry"),
             (Method::GET, "/dlq/retry", "405 POST"),
+            (Method::GET, "/agent/start", "405 POST"),
+            (Method::PUT, "/dlq/retry", "405 POST"),
             (Method::GET, "/events/dump/a%2Fb%20c", "/events/dump/{id} id=a/b c"),
             (Method::GET, "/events/recent/why", "/events/{id}/why id=recent"),
             (Method::GET, "/events/dump/why", "/events/dump/{id} id=why"),
@@ -630,6 +653,13 @@ mod tests {
             ("/something/else", None),
         ] {
             assert_eq!(table.nearest(path).as_deref(), near, "{path}");
+        }
+        // Nobody is called as a route is.
+        for route in core() {
+            let Some(id) = route.path.strip_prefix("/agent/").filter(|id| !id.contains(['/', '{'])) else { continue };
+            assert!(crate::agents::check_id(id).is_err(), "{id}");
+            assert!(check(Method::PUT, &route.path).contains("is reserved"), "{id}");
+            assert!(check(Method::DELETE, &route.path).contains("is reserved"), "{id}");
         }
         assert!(check(Method::GET, "/events/dump/%ff").starts_with("400 id"));
         assert!(check(Method::GET, "/events/dump/%00").starts_with("400 id"));

@@ -13,6 +13,8 @@ use super::{Context, PAGE_MAX, chat, read_file};
 
 /// Characters of a description or an error that a list shows.
 const WORDS_CHARS: usize = 80;
+/// How soon what is waited for is looked at again.
+const WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 /// Largest definition, in bytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
 
@@ -39,6 +41,8 @@ pub enum AgentCommand {
     Versions(NameArgs),
     /// Put an earlier definition in force again
     Rollback(RollbackArgs),
+    /// Have an agent look through the configured sources for what is new
+    Explore(ExploreArgs),
 }
 
 /// Lists agents.
@@ -139,6 +143,28 @@ pub struct RollbackArgs {
     yes: bool,
 }
 
+/// Begins an exploration.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  aman agent explore
+  aman agent explore rust releases --wait
+  aman agent explore --source news --agent reader
+The sources stand in aman.toml, as [explore.sources.news] with kind = \"feed\" and url = \"https://…\".")]
+pub struct ExploreArgs {
+    /// What is looked for; without it whatever is new
+    words: Vec<String>,
+    /// Look there only
+    #[arg(long)]
+    source: Option<String>,
+    /// The agent that looks through it
+    #[arg(long)]
+    agent: Option<String>,
+    /// Wait for what it finds, and print that
+    #[arg(long)]
+    wait: bool,
+}
+
 /// Runs `aman agent …`.
 pub async fn run(context: &mut Context, command: AgentCommand) -> Result<(), Failure> {
     match command {
@@ -150,6 +176,7 @@ pub async fn run(context: &mut Context, command: AgentCommand) -> Result<(), Fai
         AgentCommand::Enable(args) => act(context, &args.id, "status", &json!({ "status": "idle" })).await,
         AgentCommand::Disable(args) => act(context, &args.id, "status", &json!({ "status": "disabled" })).await,
         AgentCommand::Reload(args) => act(context, &args.id, "reload", &json!({})).await,
+        AgentCommand::Explore(args) => explore(context, &args).await,
         AgentCommand::Versions(args) => versions(context, &args.id).await,
         AgentCommand::Rollback(args) => {
             context.confirm(args.yes, &format!("Put version {} of {} in force again?", args.version, args.id))?;
@@ -157,6 +184,43 @@ pub async fn run(context: &mut Context, command: AgentCommand) -> Result<(), Fai
             act(context, &args.id, "rollback", &json!({ key: args.version })).await
         }
     }
+}
+
+async fn explore(context: &mut Context, args: &ExploreArgs) -> Result<(), Failure> {
+    let query = Some(args.words.join(" ")).filter(|words| !words.is_empty());
+    let body = json!({ "agent_id": args.agent, "source": args.source, "query": query });
+    let call = Call::post("/explore/start").body("application/json", body.to_string());
+    if !args.wait {
+        let Some(begun) = context.answer(call).await? else { return Ok(()) };
+        let session = text(&begun["session_id"]);
+        context.out.line(&format!("It looks through {}.", words(&begun["sources"])))?;
+        return context.out.line(&format!("What it finds will be in: aman session show {session}"));
+    }
+    let begun = context.call(call).await?.json()?;
+    let instance = format!("/workflow-instance/{}", segment(&text(&begun["instance_id"])));
+    loop {
+        let shown = context.call(Call::get(instance.clone())).await?.json()?;
+        match shown["status"].as_str() {
+            Some("completed") => break,
+            Some("faulted" | "cancelled") => {
+                let why = text(&shown["error"]["detail"]);
+                return Err(Failure::Failed(format!("The exploration has no result: {}. {why}", text(&shown["status"]))));
+            }
+            _ => tokio::time::sleep(WAIT).await,
+        }
+    }
+    let state = format!("/chat/session/{}/state", segment(&text(&begun["session_id"])));
+    let Some(state) = context.answer(Call::get(state)).await? else { return Ok(()) };
+    let said = state["messages"].as_array().and_then(|all| all.iter().rev().find(|one| one["role"] == "assistant"));
+    let said = said.and_then(|one| one["text"].as_str()).unwrap_or("It said nothing.");
+    context.out.line(clean_lines(said).trim_end())?;
+    context.out.line(&format!("\nTalk about it: aman chat --session {}", text(&state["id"])))
+}
+
+/// The texts of a list.
+fn words(list: &Value) -> String {
+    let words: Vec<String> = list.as_array().into_iter().flatten().map(text).collect();
+    words.join(", ")
 }
 
 fn path(id: &str) -> String {

@@ -9,7 +9,7 @@ use toml::Table;
 use crate::error::{Error, FieldError};
 
 /// Sections that take effect while the daemon runs.
-pub(super) const LIVE: [&str; 7] = ["sources", "sinks", "cron", "plugin", "mcp", "prices", "providers"];
+pub(super) const LIVE: [&str; 8] = ["explore", "sources", "sinks", "cron", "plugin", "mcp", "prices", "providers"];
 /// Settings whose values are never shown, wherever they stand.
 const SECRET: [&str; 4] = ["secret", "password", "token", "key"];
 /// Settings that hold names with values that may be secrets.

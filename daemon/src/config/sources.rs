@@ -134,11 +134,20 @@ pub struct Webhook {
 /// `kind = "command"`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Command {
-    /// The command and its arguments; no shell reads them.
-    pub argv: Vec<String>,
+    /// What is run.
+    pub program: Program,
     /// Run again this long after its start; none = it runs on, and is started again when it ends.
     pub every: Option<Duration>,
-    /// How long one periodic run may take.
+    /// See [`Mapping`].
+    pub mapping: Mapping,
+}
+
+/// A command, and what it may touch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    /// The command and its arguments; no shell reads them.
+    pub argv: Vec<String>,
+    /// How long one run may take that is to end.
     pub timeout: Duration,
     /// The folder it starts in; none = one of its own.
     pub dir: Option<PathBuf>,
@@ -152,8 +161,6 @@ pub struct Command {
     pub net: bool,
     /// True: a line is text; false: a line is JSON.
     pub text: bool,
-    /// See [`Mapping`].
-    pub mapping: Mapping,
 }
 
 /// `kind = "http_poll"`
@@ -283,19 +290,24 @@ fn webhook(reader: &mut Reader<'_>, faults: &mut Faults) -> Webhook {
 }
 
 fn command(reader: &mut Reader<'_>, paths: &Paths) -> Option<Command> {
+    let every = reader.duration("every", SECOND..=YEAR);
+    let (program, mapping) = (program(reader, paths), mapping(reader, Trust::Owner));
+    Some(Command { program: program?, every, mapping })
+}
+
+/// Reads what a command is and may touch.
+pub(super) fn program(reader: &mut Reader<'_>, paths: &Paths) -> Option<Program> {
     let home = paths.home_dir.as_deref();
     let argv = reader.words("command");
     if argv.is_empty() {
         reader.wrong("command", "is missing: the program and its arguments.");
     }
-    let every = reader.duration("every", SECOND..=YEAR);
     let timeout = reader.duration("timeout", SECOND..=YEAR).unwrap_or(Duration::from_secs(60));
     let dir = reader.text("dir").map(|dir| paths::expand(&dir, home));
     if dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
         reader.wrong("dir", "must be an absolute path, or begin with ~/.");
     }
-    let mut command = Command {
-        every,
+    let program = Program {
         timeout,
         dir,
         env: reader.variables("env"),
@@ -303,14 +315,9 @@ fn command(reader: &mut Reader<'_>, paths: &Paths) -> Option<Command> {
         write: reader.paths("write", home),
         net: reader.one_of("net", &["none", "any"], "none") == "any",
         text: reader.one_of("format", &["json", "text"], "json") == "text",
-        mapping: mapping(reader, Trust::Owner),
-        argv: Vec::new(),
+        argv,
     };
-    if argv.is_empty() {
-        return None;
-    }
-    command.argv = argv;
-    Some(command)
+    Some(program).filter(|program| !program.argv.is_empty())
 }
 
 fn http_poll(reader: &mut Reader<'_>) -> Option<HttpPoll> {

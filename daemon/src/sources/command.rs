@@ -3,7 +3,7 @@
 //! It runs in the sandbox, so it dies with the daemon and touches what it was given only. While the daemon is too busy
 //! to take its lines, it waits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::feed::{Feed, back_off};
-use crate::config::sources::Command;
+use crate::config::sources::{Command, Program};
 use crate::error::Error;
 use crate::event::{Data, NewEvent};
 use crate::sandbox::{self, Exit, Finished, Limits, Network, Sandbox, SandboxError, Spec};
@@ -81,9 +81,15 @@ impl CommandSource {
         if let Err(error) = std::fs::create_dir_all(&self.own_dir) {
             return Some(format!("its folder cannot be made: {error}"));
         }
+        let limits = Limits {
+            time: if self.config.every.is_some() { self.config.program.timeout } else { FOR_EVER },
+            stdout_bytes_max: u64::MAX,
+            ..Limits::default()
+        };
+        let spec = spec(&self.config.program, &self.own_dir, Vec::new(), limits);
         let cancel = stop.child_token();
         let (sender, receiver) = mpsc::channel(4);
-        let running = self.sandbox.stream(self.spec(), cancel.clone(), sender);
+        let running = self.sandbox.stream(spec, cancel.clone(), sender);
         let taking = async {
             let taken = self.take(receiver, &cancel).await;
             if taken.is_err() {
@@ -96,34 +102,6 @@ impl CommandSource {
             (Ok(finished), Ok(())) => ending(&finished),
             (Err(error @ SandboxError::Setup { .. }), _) => Some(error.to_string()),
             (Err(error), _) => Some(format!("{error}; correct `command` in the configuration")),
-        }
-    }
-
-    fn spec(&self) -> Spec {
-        let config = &self.config;
-        let dir = config.dir.clone().unwrap_or_else(|| self.own_dir.clone());
-        let own = self.own_dir.to_string_lossy().into_owned();
-        let mut env: Vec<(String, String)> = [("PATH", sandbox::PATH), ("LANG", "C.UTF-8"), ("HOME", &own)]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .to_vec();
-        env.retain(|(name, _)| !config.env.iter().any(|(set, _)| set == name));
-        env.extend(config.env.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
-        let mut read = config.read.clone();
-        read.extend(config.dir.clone());
-        Spec {
-            argv: config.argv.clone(),
-            dir,
-            env,
-            stdin: Bytes::new(),
-            own: Some(self.own_dir.clone()),
-            read,
-            write: config.write.clone(),
-            net: if config.net { Network::Any } else { Network::None },
-            limits: Limits {
-                time: if config.every.is_some() { config.timeout } else { FOR_EVER },
-                stdout_bytes_max: u64::MAX,
-                ..Limits::default()
-            },
         }
     }
 
@@ -173,7 +151,7 @@ impl CommandSource {
             return Vec::new();
         }
         let frame = &self.feed.frame;
-        let made = if self.config.text {
+        let made = if self.config.program.text {
             let text = String::from_utf8_lossy(line).into_owned();
             match frame.mapped(|| Value::String(text.clone())).await {
                 Ok(None) => {
@@ -197,8 +175,32 @@ impl CommandSource {
     }
 }
 
+/// What is run of a command that may write in the folder `own`, with these variables besides.
+pub(super) fn spec(program: &Program, own: &Path, besides: Vec<(String, String)>, limits: Limits) -> Spec {
+    let home = own.to_string_lossy().into_owned();
+    let mut env: Vec<(String, String)> = [("PATH", sandbox::PATH), ("LANG", "C.UTF-8"), ("HOME", &home)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec();
+    env.extend(besides);
+    env.retain(|(name, _)| !program.env.iter().any(|(set, _)| set == name));
+    env.extend(program.env.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
+    let mut read = program.read.clone();
+    read.extend(program.dir.clone());
+    Spec {
+        argv: program.argv.clone(),
+        dir: program.dir.clone().unwrap_or_else(|| own.to_owned()),
+        env,
+        stdin: Bytes::new(),
+        own: Some(own.to_owned()),
+        read,
+        write: program.write.clone(),
+        net: if program.net { Network::Any } else { Network::None },
+        limits,
+    }
+}
+
 /// What a run's end means; `None` when all went well.
-fn ending(finished: &Finished) -> Option<String> {
+pub(super) fn ending(finished: &Finished) -> Option<String> {
     let how = match finished.exit {
         Exit::Exited(0) | Exit::Cancelled => return None,
         Exit::Exited(code) => format!("the command failed with exit code {code}"),

@@ -6,6 +6,7 @@
 
 mod change;
 mod command;
+pub mod explore;
 mod feed;
 pub mod files;
 mod mapping;

@@ -231,7 +231,8 @@ pub enum Call {
     Tool(Template),
     /// `aman.approve`: `with` has `title`, `message`.
     Approve(Template, Option<Time>),
-    /// `aman.agent`: `with` has `prompt`, and may have `agent`, `session` and `output`.
+    /// `aman.agent`: `with` has `prompt`, and may have `agent`, `input`, `session` and `output`; or it has `answer` and
+    /// `session`, which is what the agent is to have said there.
     Agent(Template),
     /// A function that is not there; such a definition is refused.
     Missing(String),

@@ -13,7 +13,7 @@ use crate::id::EventSeq;
 use crate::store::workflows::InstanceRow;
 use crate::store::{audit, events, turns};
 use crate::telemetry::traces;
-use crate::tools::{self, Caller, ToolFailure};
+use crate::tools::{self, Caller, ToolFailure, from_outside};
 use crate::workflow::{Definition, Fault, Kind, Run, TaskId};
 
 /// The type of the event that asks an agent, and the agent that is asked when none is named.
@@ -173,14 +173,19 @@ async fn agent(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value,
         Some(_) => return Err(Fault::configuration(format!("the agent '{name}' is switched off"))),
         None => return Err(Fault::configuration(format!("there is no agent '{name}'"))),
     }
-    let mut prompt = args["prompt"].as_str().unwrap_or_default().to_owned();
-    if !args["input"].is_null() {
-        prompt.push_str(&format!("\n\nInput:\n{}", args["input"]));
-    }
-    let wanted = json!({ "prompt": prompt, "session": args["session"], "output": args["output"] });
+    let (says, session) = (args["answer"].as_str(), args["session"].as_str().map(str::to_owned));
+    let wanted = match says {
+        Some(text) => json!({ "answer": text, "session": session, "principal": job.row.principal }),
+        None => json!({ "prompt": prompt(args, job.row.trust), "session": session, "output": args["output"] }),
+    };
     let mut event = NewEvent::new(format!("workflow/{}", job.row.workflow), AGENT_CALL, &wanted);
-    (event.agent_id, event.partition_key) = (Some(name.to_owned()), args["session"].as_str().map(str::to_owned));
+    event.agent_id = Some(name.to_owned());
+    // An answer waits for the end of a turn that is under way in its session, and must not stand before it.
+    event.partition_key = session.filter(|_| says.is_none());
     match called(inner, job, event, &consumer, read).await? {
+        Awaited::Done(result) if says.is_some() => {
+            Ok(json!({ "session": result["session_id"], "message": result["message_id"] }))
+        }
         Awaited::Done(result) if result["status"] == "done" => Ok(match &result["value"] {
             Value::Null => {
                 json!({ "text": result["text"], "session": result["session_id"], "turn": result["turn_id"] })
@@ -191,6 +196,17 @@ async fn agent(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value,
         Awaited::Failed(why) => Err(Fault::new("runtime", 500, "Agent failed", format!("{name}: {why}"))),
         _ => Err(Fault::timeout(format!("the call of {name} expired"))),
     }
+}
+
+/// What an agent is asked; what others have written is marked as theirs.
+fn prompt(args: &Value, trust: Trust) -> String {
+    let mut prompt = args["prompt"].as_str().unwrap_or_default().to_owned();
+    if args["input"].is_null() {
+        return prompt;
+    }
+    let input = from_outside("the input", trust, args["input"].to_string());
+    prompt.push_str(&format!("\n\nInput:\n{input}"));
+    prompt
 }
 
 /// Has an event delivered to a consumer, and waits for the end of that; `read` is how far the turn is trusted that it was, if

@@ -3,8 +3,6 @@
 //! What was seen of a feed lies in `kv` and changes together with the events: an entry is published once, whatever
 //! crashes in between. An answer of 304 costs nothing.
 
-mod feed;
-
 use std::collections::BTreeSet;
 
 use aman_plugin::notify::{Notification, Severity};
@@ -13,7 +11,7 @@ use aman_plugin::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::feed::{Entry, Feed};
+use aman_feed::{Entry, Feed};
 
 /// Feeds that are read; the manifest grants the hosts of all settings that begin so.
 const FEEDS_MAX: usize = 8;
@@ -176,7 +174,7 @@ fn fetch(url: &str, state: &mut State) -> Result<Option<Feed>> {
         return Ok(None);
     }
     let response = response.ok()?;
-    let feed = feed::parse(&feed::decode(&response.body, response.header("content-type").unwrap_or_default()))
+    let feed = aman_feed::parse(&aman_feed::decode(&response.body, response.header("content-type").unwrap_or_default()))
         .map_err(|reason| Error::internal(format!("it is no feed: {reason}")))?;
     state.etag = response.header("etag").map(str::to_owned);
     state.modified = response.header("last-modified").map(str::to_owned);

@@ -197,6 +197,7 @@ const OPERATIONS: &[Operation] = &[
     op("POST /chat/session/{id}/close", "", "Empty", "200:ChatSession 409", "Lets a session take no messages any more."),
     op("DELETE /chat/session/{id}", "", "", "200:Deleted 409", "Removes a session with all that was said in it."),
     op("GET /agents/idle-availability", "", "", "200:Object", "For which kinds of idle work each agent has time and a skill."),
+    op("POST /explore/start", "", "Explore", "202:Object 404 409 422 503", "Looks through the configured sources for what is new, and says it in a session."),
     op("POST /idle-run", "", "IdleRun!", "202:Object 404 409 422", "Has an idle agent do a skill that is made for idle time."),
     op("GET /workflows", "limit cursor", "", "200:Items", "Workflows, by name."),
     op("GET /workflow/{name}", "format", "", "200:Object", "A workflow: definition, digest, versions; or a flowchart."),

@@ -90,6 +90,7 @@ pub(super) fn all() -> Vec<(&'static str, Value)> {
         ),
         ("WorkflowStart", closed(json!({ "input": {}, "dedup_key": or_null(text(255)) }), &[])),
         ("AgentDefinition", agent_definition()),
+        ("Explore", explore()),
         ("IdleRun", idle_run()),
         ("AgentStatus", closed(json!({ "status": { "enum": ["idle", "disabled"] } }), &["status"])),
         ("Signal", closed(json!({ "type": event_type(), "data": {} }), &["type"])),
@@ -116,6 +117,11 @@ fn nullable(schema: &mut Value) {
         nullable(field);
         *field = or_null(field.take());
     }
+}
+
+fn explore() -> Value {
+    let query = or_null(text(crate::api::explore::QUERY_CHARS_MAX));
+    closed(json!({ "agent_id": or_null(text(64)), "source": or_null(text(64)), "query": query }), &[])
 }
 
 fn idle_run() -> Value {

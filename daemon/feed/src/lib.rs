@@ -12,6 +12,7 @@ const ID_CHARS_MAX: usize = 400;
 /// A feed as it was read.
 #[derive(Debug, Default)]
 pub struct Feed {
+    /// Plain text.
     pub title: String,
     /// In the feed's order, newest first as a rule.
     pub entries: Vec<Entry>,
@@ -22,9 +23,13 @@ pub struct Feed {
 pub struct Entry {
     /// The entry's own id, else its link, else its title. Never empty.
     pub id: String,
+    /// At most 300 characters.
     pub title: String,
+    /// A web address, or nothing.
     pub link: String,
+    /// At most 300 characters.
     pub author: String,
+    /// At most 2,000 characters.
     pub summary: String,
     /// RFC 3339.
     pub published: Option<String>,
@@ -42,7 +47,7 @@ pub fn decode(bytes: &[u8], content_type: &str) -> String {
     }
 }
 
-/// Reads a document.
+/// Reads a document. The error says why it is no feed.
 pub fn parse(text: &str) -> Result<Feed, String> {
     let options = ParsingOptions { allow_dtd: true, nodes_limit: 200_000, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options).map_err(|error| format!("{error}."))?;
