@@ -498,6 +498,7 @@ async fn introduce(skills: &Skills, agents: &Agents, tools: &Tools, models: &Mod
             agent: wanted.agent,
             skill: wanted.skill,
             instructions: wanted.instructions,
+            allowed_tools: wanted.allowed_tools,
             attempt: wanted.attempt,
             attempts_max: wanted.attempts_max,
             time_max: wanted.time_max,
@@ -512,7 +513,10 @@ async fn introduce(skills: &Skills, agents: &Agents, tools: &Tools, models: &Mod
             Box::pin(async move { models.resolve("").await.is_ok() });
         looking
     };
-    skills.serve_agents(Agency { take: Arc::new(take), has_model: Arc::new(has_model) }).await
+    let waiters = agents.clone();
+    let absence = move |agent: Option<&str>| waiters.absence(agent.unwrap_or(agents::DEFAULT));
+    let agency = Agency { take: Arc::new(take), absence: Arc::new(absence), has_model: Arc::new(has_model) };
+    skills.serve_agents(agency).await
 }
 
 fn workflow_settings(config: &Config, tools: &Tools) -> workflows::Settings {

@@ -86,6 +86,30 @@ fn definitions_are_kept_checked_and_taken_back() {
     assert_eq!(told[0]["source"], "aman/agents", "{told:?}");
 }
 
+/// Goal: no agent is called as a route is, wherever it comes from, and what agents cost is for administrators.
+#[test]
+fn names_of_routes_and_costs_are_kept() {
+    let folder = Folder::new("agents-names");
+    let place = folder.path().join("agents");
+    std::fs::create_dir_all(&place).expect("a folder");
+    std::fs::write(place.join("start.toml"), "").expect("a file");
+    let daemon = Daemon::start_in(folder.path());
+    assert!(daemon.log().contains("'start' is reserved"), "{}", daemon.log());
+    for (method, id) in [("PUT", "start"), ("PUT", "shutdown"), ("DELETE", "start"), ("PUT", "start?dry_run=true")] {
+        let answer = daemon.call(method, &format!("/agent/{id}"), Some(&json!({})));
+        assert_eq!((answer.status, answer.code()), (400, "reserved_name"), "{method} {id}: {answer:?}");
+        assert!(answer.json["detail"].as_str().is_some_and(|text| text.contains("is reserved")), "{answer:?}");
+    }
+    let made = daemon.post("/auth/token", &json!({ "sub": "phone", "scope": "chat" }));
+    let narrow = format!("Bearer {}", made.json["token"].as_str().expect("a token"));
+    for path in ["/agents", "/agent/aman"] {
+        let seen = daemon.send("GET", path, &[("authorization", &narrow)], None);
+        let one = if path == "/agents" { seen.json["items"][0].clone() } else { seen.json.clone() };
+        assert_eq!((seen.status, &one["usage"]), (200, &Value::Null), "costs are for administrators: {seen:?}");
+    }
+    assert!(daemon.get("/agent/aman").json["usage"]["today"].is_object());
+}
+
 /// Goal: the command line shows and changes agents.
 #[test]
 fn the_command_line_shows_and_changes_agents() {

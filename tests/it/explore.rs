@@ -27,8 +27,7 @@ fn web() -> Stub {
 fn model() -> Stub {
     Stub::thinking(|request| {
         if request.contains("Give every one") {
-            let judged: Vec<Value> =
-                (1..=3).map(|n| json!({ "n": n, "score": 10 - n, "tags": ["tag`1"] })).collect();
+            let judged: Vec<Value> = (1..=3).map(|n| json!({ "n": n, "score": 10 - n, "tags": ["tag`1"] })).collect();
             return Reply::words(&["```json\n", &json!({ "items": judged }).to_string(), "\n```"]);
         }
         Reply::words(&["Much is new, see [here](https://evil.example)."])
@@ -86,7 +85,7 @@ fn an_exploration_ends_in_the_session_it_was_started_for() {
     let session = begun.json["session_id"].as_str().expect("a session").to_owned();
 
     let text = said(&daemon, &session);
-    assert!(text.contains("- [A \\[new\\](javascript:alert(1)) compiler](https://news.example/1) · 9/10"), "{text}");
+    assert!(text.contains("- [A \\[new\\](javascript:alert(1)) compiler](https://news.example/1) · 7/10"), "{text}");
     assert!(text.contains("[Rust 2.0](https://board.example/9)") && text.contains("about rust news"), "{text}");
     assert!(text.contains("gone: the server answered 404"), "{text}");
     assert!(!text.contains("](https://evil.example)"), "only what was found is linked: {text}");
@@ -96,7 +95,10 @@ fn an_exploration_ends_in_the_session_it_was_started_for() {
     assert!(asked.contains("A note of mine"), "the tool's answer is among it");
     let state = daemon.get(&format!("/chat/session/{session}/state")).json;
     assert_eq!((&state["trust"], &state["kind"]), (&json!("web"), &json!("person")), "{state}");
-    assert_eq!(state["messages"][0]["text"], "Look through board, gone, mine, news, notes for what is new about this: rust news");
+    assert_eq!(
+        state["messages"][0]["text"],
+        "Look through board, gone, mine, news, notes for what is new about this: rust news"
+    );
 
     let instance = begun.json["instance_id"].as_str().expect("an instance");
     let path = format!("/workflow-instance/{instance}");
@@ -112,7 +114,7 @@ fn an_exploration_ends_in_the_session_it_was_started_for() {
 #[test]
 fn an_exploration_that_cannot_be_is_refused() {
     let (model, web, folder) = (model(), web(), Folder::new("explore-refused"));
-    std::fs::write(folder.path().join("aman.toml"), "[models]\ndetect = false\n").expect("aman.toml");
+    std::fs::write(folder.path().join("aman.toml"), "[models]\ndetect = \"\"\n").expect("aman.toml");
     let mut daemon = Daemon::start_in(folder.path());
     let start = |daemon: &Daemon, body: Value| daemon.post("/explore/start", &body);
     let none = start(&daemon, json!({}));
@@ -123,7 +125,7 @@ fn an_exploration_that_cannot_be_is_refused() {
 
     let whole = config(&model, &web, &folder);
     let (before, sources) = whole.split_at(whole.find("[explore").expect("sources"));
-    std::fs::write(folder.path().join("aman.toml"), format!("[models]\ndetect = false\n{sources}")).expect("aman.toml");
+    std::fs::write(folder.path().join("aman.toml"), format!("[models]\ndetect = \"\"\n{sources}")).expect("aman.toml");
     let reloaded = daemon.post("/config/reload", &json!({}));
     assert!(reloaded.json["started"].to_string().contains("explore.sources.news"), "{reloaded:?}");
     let no_model = start(&daemon, json!({}));

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod access;
+mod agent_jobs;
 mod agents;
 mod audit;
 mod auth_coverage;

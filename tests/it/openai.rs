@@ -65,3 +65,31 @@ fn agents_are_models_to_other_programs() {
     let off = daemon.send("GET", "/v1/models", &[("authorization", &bearer)], None);
     assert_eq!((off.status, &off.json["error"]["code"]), (403, &json!("switched_off")), "{off:?}");
 }
+
+/// Goal: what cannot be answered is refused before anything is stored: no session is left behind without a model, and what a client
+/// says was said before passes the same rules as what it says now.
+#[test]
+fn a_refused_conversation_leaves_nothing_behind() {
+    let folder = Folder::new("openai-refused");
+    let script = folder.path().join("turns.yaml");
+    std::fs::write(&script, SCRIPT).expect("the script");
+    let without = "[http]\nopenai = true\n[models]\ndetect = \"\"\n[content_policy]\ndeny = [\"gold\"]\n";
+    let mut daemon = Daemon::configured(without);
+    let ask = |daemon: &Daemon, before: &str| {
+        let messages = json!([{ "role": "user", "content": before }, { "role": "assistant", "content": "So?" },
+            { "role": "user", "content": "Go on" }]);
+        daemon.post("/v1/chat/completions", &json!({ "model": "aman", "messages": messages }))
+    };
+    let none = ask(&daemon, "Good day");
+    assert_eq!((none.status, &none.json["error"]["code"]), (503, &json!("no_model")), "{none:?}");
+    let provider = format!("[providers.demo]\nkind = \"script\"\npath = \"{}\"\n", script.display());
+    let with = without.replace("detect = \"\"", "default = \"demo/script\"") + &provider;
+    std::fs::write(daemon.home().join("aman.toml"), with).expect("aman.toml");
+    daemon.kill();
+    daemon.again();
+    let refused = ask(&daemon, "Where is the gold?");
+    assert_eq!((refused.status, &refused.json["error"]["code"]), (400, &json!("content_policy")), "{refused:?}");
+    assert_eq!(daemon.get("/chat/sessions").items().len(), 0);
+    let good = ask(&daemon, "Good day");
+    assert_eq!((good.status, daemon.get("/chat/sessions").items().len()), (200, 1), "{good:?}");
+}

@@ -17,12 +17,12 @@ use crate::peer::Peer;
 /// Calls of tools that a run asks for, one after the other.
 const CALLS: usize = 3;
 /// Longer than any wait of a test.
-const HELD: Duration = Duration::from_secs(60);
+pub const HELD: Duration = Duration::from_secs(60);
 /// What may be between the last byte of an answer and its place in the journal.
 const JOURNALED: Duration = Duration::from_millis(400);
 
 /// A daemon whose default model is `stub`, with these agents and this besides in its configuration.
-fn daemon_in(folder: &Folder, stub: &Stub, agents: &[(&str, &str)], besides: &str) -> Daemon {
+pub fn daemon_in(folder: &Folder, stub: &Stub, agents: &[(&str, &str)], besides: &str) -> Daemon {
     let toml = format!(
         "[models]\ndefault = \"stub/m\"\nmax_retries = 0\n[providers.stub]\nkind = \"openai\"\nurl = \"{}\"\nmodels = [\"m\"]\n{besides}",
         stub.url()
@@ -324,7 +324,7 @@ fn skills_workflows_and_agents_ask_agents() {
 }
 
 /// The questions that wait for an answer.
-fn pending(daemon: &Daemon) -> Vec<Value> {
+pub fn pending(daemon: &Daemon) -> Vec<Value> {
     daemon.get("/tool-auth/pending").items()
 }
 

@@ -39,6 +39,7 @@ impl Consumer for Events {
                 attempt,
                 attempts_max: ATTEMPTS_MAX,
                 skill: None,
+                allowed_tools: None,
                 time_max: None,
             };
             inner.deliver(job).await
@@ -54,6 +55,8 @@ pub struct SkillRun {
     pub skill: String,
     /// What is to be done.
     pub instructions: String,
+    /// The tools that it may use of those that the agent has, as the skill says it.
+    pub allowed_tools: Option<String>,
     /// The delivery.
     pub attempt: Attempt,
     /// After so many attempts it is given up.
@@ -71,6 +74,7 @@ impl Agents {
             attempt: run.attempt,
             attempts_max: run.attempts_max,
             skill: Some((run.skill, run.instructions)),
+            allowed_tools: run.allowed_tools,
             time_max: run.time_max,
         };
         self.inner.deliver(job).await

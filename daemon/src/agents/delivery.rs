@@ -24,11 +24,12 @@ use crate::soul::{FactLine, PromptParts};
 use crate::store::Tx;
 use crate::store::chat::{self, Body, Kind, MessageRow, NewMessage, NewSession, Role, SessionRow};
 use crate::store::turns::{self, NewTurn, Status, TurnRow};
+use crate::tools::Policy;
 
 /// The event that tells of the end of a turn.
 const ENDED: &str = "aman.agent.turn.ended";
-/// How soon work for an agent that is switched off is looked at again.
-const AWAY: Duration = Duration::from_secs(60);
+/// How soon work is looked at again for an agent that was switched off in this moment; whoever has it waits for the agent then.
+const AWAY: Duration = Duration::from_secs(1);
 /// Longest text of an answer in the event that tells of it, in bytes.
 const TOLD_BYTES_MAX: usize = 4 << 10;
 
@@ -44,6 +45,8 @@ pub(super) struct Job {
     pub attempts_max: u32,
     /// The skill whose delivery it is: its name, and what it says is to be done.
     pub skill: Option<(String, String)>,
+    /// The tools that it may use of those that the agent has.
+    pub allowed_tools: Option<String>,
     /// How long it may work, in place of what the agent says.
     pub time_max: Option<Duration>,
 }
@@ -64,6 +67,9 @@ struct Asked {
     /// True when the session is made if it is not there.
     #[serde(default)]
     make: bool,
+    /// The tools that may be used of those that the agent has, as a skill says it.
+    #[serde(default)]
+    allowed_tools: Option<String>,
     #[serde(default)]
     output: Option<Value>,
     /// What `output` says, read.
@@ -88,7 +94,10 @@ impl Inner {
             Err(error) => return Outcome::Reject(Failure::new(error.to_string())),
         };
         match asked(&job.attempt.event) {
-            Ok(Some(Asked { answer: Some(text), session: Some(session), principal, .. })) => {
+            // Only a workflow says for whom it was started.
+            Ok(Some(Asked { answer: Some(text), session: Some(session), principal, .. }))
+                if job.attempt.event.sent.source.starts_with("workflow/") =>
+            {
                 let trust = job.attempt.event.trust.min(agent.definition.trust);
                 return self.note(&job, Note { session, principal, text, trust }).await;
             }
@@ -230,8 +239,11 @@ impl Inner {
         let (definition, event) = (Arc::clone(&agent.definition), Arc::clone(&job.attempt.event));
         let (said, read) = context::history(&path);
         let text = path.last().map_or("", |message| message.text.as_str());
-        let system = self.system(job, agent, text).await?;
-        let form = asked(&event)?.and_then(|asked| asked.form);
+        let asked = asked(&event)?;
+        let allowed = asked.as_ref().and_then(|asked| asked.allowed_tools.clone()).or(job.allowed_tools.clone());
+        let form = asked.and_then(|asked| asked.form);
+        let policy = allowed.map_or_else(|| definition.tools.clone(), |allowed| definition.tools.limited_to(&allowed));
+        let system = self.system(job, agent, &policy, text).await?;
         let trace = row.trace.parse().unwrap_or(TraceId([0; 16]));
         let limit = job.time_max.unwrap_or(definition.turn_timeout);
         let about = About {
@@ -252,7 +264,7 @@ impl Inner {
             trust: row.trust.min(read).min(definition.trust),
             limit,
             left: limit,
-            policy: Arc::new(definition.tools.clone()),
+            policy: Arc::new(policy),
             own: said.len().saturating_sub(1),
             job: job_of(job),
             definition,
@@ -274,18 +286,19 @@ impl Inner {
     }
 
     /// What the model is told before everything else.
-    async fn system(&self, job: &Job, agent: &Agent, text: &str) -> Result<String, Error> {
+    async fn system(&self, job: &Job, agent: &Agent, policy: &Policy, text: &str) -> Result<String, Error> {
         let mut instructions = agent.definition.instructions.clone();
         if let Some((name, body)) = &job.skill {
             instructions.push_str(&format!("\n\nAn event called for the skill '{name}'. Do what it says:\n\n{body}"));
         }
-        self.prompt((&job.agent, &agent.definition), &instructions, text).await
+        self.prompt((&job.agent, &agent.definition), policy, &instructions, text).await
     }
 
-    /// What the model of an agent is told, with these instructions, where this was said.
+    /// What the model of an agent is told that may use these tools, with these instructions, where this was said.
     pub(super) async fn prompt(
         &self,
         (id, definition): (&str, &Definition),
+        policy: &Policy,
         instructions: &str,
         text: &str,
     ) -> Result<String, Error> {
@@ -303,7 +316,7 @@ impl Inner {
             agent_instructions: instructions.trim(),
             skills: &skills,
             facts: &facts,
-            tools: self.parts.tools.list_for(&definition.tools, definition.trust).len(),
+            tools: self.parts.tools.list_for(policy, definition.trust).len(),
             now_ms: self.now_ms(),
         }))
     }
@@ -327,12 +340,15 @@ impl Inner {
                 return Outcome::Retry(failure, fault.after);
             }
             let stored = self.stored(&turn, status, &text, value, Some(fault));
-            let write = move |tx: &mut Tx<'_>| (stored.state)(tx);
-            if let Err(error) = self.bus.store().write(write).await {
-                return Outcome::Retry(failure.within(error.to_string()), None);
-            }
-            turn.frames.emit(FrameKind::Error, json!({ "code": fault.code, "detail": fault.detail }));
-            return Outcome::Reject(failure);
+            let (frames, data) = (turn.frames.clone(), json!({ "code": fault.code, "detail": fault.detail }));
+            let effects = Effects {
+                publish: vec![stored.event],
+                state: Some(stored.state),
+                trust: Some(turn.trust),
+                stored: Some(Box::new(move || frames.emit(FrameKind::Error, data))),
+                ..Effects::default()
+            };
+            return Outcome::Buried(failure, Box::new(effects));
         }
         let stored = self.stored(&turn, status, &text, value, fault.as_ref());
         let (frames, message) = (turn.frames.clone(), stored.message.clone());

@@ -8,9 +8,9 @@ use crate::bus::{NewInstance, Wanted};
 use crate::error::Error;
 use crate::event::Trust;
 use crate::id::{TraceId, fresh};
+use crate::store::Tx;
 use crate::store::chat::{self as rows, Body, Kind, NewMessage, NewSession, Role};
 use crate::store::workflows::Change;
-use crate::store::Tx;
 
 /// The bundled workflow.
 const WORKFLOW: &str = "explore";

@@ -24,6 +24,8 @@ pub struct NewIdle {
     pub skill: String,
     /// What it says is to be done.
     pub instructions: String,
+    /// The tools that it says it needs.
+    pub allowed_tools: Option<String>,
     /// What it belongs to; the same project and work go on in the same session.
     pub project: Option<String>,
     /// Which piece of that.
@@ -73,7 +75,8 @@ impl Agents {
             new.instructions
         );
         let id = fresh();
-        let data = json!({ "prompt": prompt, "session": session, "make": true, "skill": new.skill });
+        let data = json!({ "prompt": prompt, "session": session, "make": true, "skill": new.skill,
+            "allowed_tools": new.allowed_tools });
         let mut event = NewEvent::new(super::SOURCE, CALL, &data);
         (event.id, event.agent_id, event.trace) = (Some(id.clone()), Some(agent.clone()), Some(new.trace));
         event.partition_key = Some(session.clone());

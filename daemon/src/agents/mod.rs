@@ -24,6 +24,7 @@ mod view;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -114,6 +115,8 @@ struct Inner {
     held: Mutex<Held>,
     /// Held while agents are changed.
     changing: tokio::sync::Mutex<()>,
+    /// Told when an agent is another one, or gone.
+    changed: tokio::sync::Notify,
 }
 
 /// What is in memory of the tables.
@@ -181,6 +184,7 @@ impl Agents {
                 at_work: Mutex::default(),
                 held: Mutex::default(),
                 changing: tokio::sync::Mutex::default(),
+                changed: tokio::sync::Notify::new(),
             }),
         };
         let delegate = delegate::Delegate { agents: Arc::downgrade(&agents.inner) };
@@ -208,6 +212,31 @@ impl Agents {
         Ok(Arc::clone(&self.inner.agent(id)?.definition))
     }
 
+    /// Waits until an agent is switched on, or removed, or the daemon ends; none when it is on, or not there.
+    pub fn absence(&self, id: &str) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        let away = |agents: &Agents, id: &str| agents.inner.agent(id).is_ok_and(|agent| agent.row.disabled);
+        if !away(self, id) {
+            return None;
+        }
+        let (agents, id) = (self.clone(), id.to_owned());
+        Some(Box::pin(async move {
+            let stopping = agents.inner.bus.stopping();
+            loop {
+                let changed = agents.inner.changed.notified();
+                tokio::pin!(changed);
+                // Whoever is told of it looks once more, so that no change in between is missed.
+                changed.as_mut().enable();
+                if !away(&agents, &id) {
+                    return;
+                }
+                tokio::select! {
+                    () = stopping.cancelled() => return,
+                    () = changed => {}
+                }
+            }
+        }))
+    }
+
     /// As [`Agents::definition`], for whoever wants something of it: `invalid_state` when it is switched off.
     pub fn ready(&self, id: &str) -> Result<Arc<Definition>, Error> {
         let agent = self.inner.agent(id)?;
@@ -221,7 +250,7 @@ impl Agents {
     /// What the model of an agent is told before everything else, where nothing was said yet.
     pub async fn prompt(&self, id: &str) -> Result<String, Error> {
         let definition = self.definition(id)?;
-        self.inner.prompt((id, &definition), &definition.instructions, "").await
+        self.inner.prompt((id, &definition), &definition.tools, &definition.instructions, "").await
     }
 }
 

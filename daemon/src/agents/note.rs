@@ -36,9 +36,7 @@ impl Inner {
                 let cut = job.attempt.cancel.is_cancelled() || self.bus.is_draining();
                 if cut { Outcome::Postponed(Duration::ZERO) } else { unread(&note) }
             }
-            Err(error @ Error::NotFound { .. }) => {
-                Outcome::Reject(Failure { chain: error.chain(), timed_out: false })
-            }
+            Err(error @ Error::NotFound { .. }) => Outcome::Reject(Failure { chain: error.chain(), timed_out: false }),
             Err(error) => Outcome::Retry(Failure { chain: error.chain(), timed_out: false }, None),
         }
     }

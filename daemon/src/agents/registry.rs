@@ -159,6 +159,7 @@ impl Agents {
         };
         self.inner.bus.store().write(change).await?;
         self.inner.held(|held| held.agents.remove(id));
+        self.inner.changed.notify_waiters();
         self.inner.bus.unregister(&[super::consumer_name(id)]).await;
         Ok(shown)
     }
@@ -281,6 +282,7 @@ impl Inner {
             held.left_out.remove(&agent.row.id);
             held.agents.insert(agent.row.id.clone(), Arc::clone(&agent));
         });
+        self.changed.notify_waiters();
         self.bus.register(vec![self.consumer(&agent)?]).await?;
         self.moves(&agent, |_| ());
         Ok(())

@@ -170,6 +170,13 @@ impl Agents {
         }
     }
 
+    /// Whether an agent could be asked, in a new session in which all this is said: see [`Agents::ask`].
+    pub async fn admit_new(&self, agent: &str, mut texts: impl Iterator<Item = &str>) -> Result<(), Error> {
+        let definition = self.ready(agent)?;
+        texts.try_for_each(|text| self.inner.parts.soul.admit_text(text))?;
+        self.inner.admit_model(&definition).await
+    }
+
     /// Looks at the turn of a session that is under way, from its begin, or once more at the last one. `Conflict`
     /// `invalid_state` when there is none.
     pub async fn look_on(&self, who: &Visitor, session: &str) -> Result<Viewer, Error> {

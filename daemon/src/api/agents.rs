@@ -7,6 +7,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::audit::Draft;
+use super::auth::Scope;
 use super::body::{self, Reply};
 use super::problem::Problem;
 use super::query::Query;
@@ -43,13 +44,24 @@ fn digest(app: &App, id: &str) -> Option<String> {
 
 /// `GET /agents`, by id.
 pub(super) async fn list(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
-    Query::read(&call, &["limit", "cursor"])?.page("agents", app.agents.list().await?)
+    let mut agents = app.agents.list().await?;
+    agents.iter_mut().for_each(|agent| hide(&call, agent));
+    Query::read(&call, &["limit", "cursor"])?.page("agents", agents)
 }
 
 /// `GET /agent/{id}`
 pub(super) async fn show(app: Arc<App>, call: Call) -> Result<Reply, Problem> {
     Query::read(&call, &[])?;
-    body::ok(&app.agents.get(call.param("id")).await?)
+    let mut shown = app.agents.get(call.param("id")).await?;
+    hide(&call, &mut shown);
+    body::ok(&shown)
+}
+
+/// Takes out what agents cost, whoever asked them, unless an administrator looks, as at `GET /usage`.
+fn hide(call: &Call, shown: &mut Value) {
+    if !call.principal.as_ref().is_some_and(|who| who.may(Scope::Admin)) {
+        shown["usage"] = Value::Null;
+    }
 }
 
 /// `PUT /agent/{id}`: the bare definition, as JSON or TOML.
@@ -181,12 +193,13 @@ pub(super) async fn idle_run(app: Arc<App>, mut call: Call) -> Result<Reply, Pro
         );
         return Err(Error::conflict("invalid_state", reason).into());
     };
-    let content = app.skills.content(&skill).await?.content;
+    let (content, allowed_tools) = (app.skills.content(&skill).await?.content, app.skills.allowed_tools(&skill)?);
     let trust = call.principal.as_ref().map_or(Trust::Unknown, |principal| principal.trust);
     let new = NewIdle {
         agent,
         instructions: content,
         skill: skill.clone(),
+        allowed_tools,
         project,
         work,
         principal: principal(&call),

@@ -200,6 +200,9 @@ async fn begin(app: &Arc<App>, call: &Call, who: &Visitor, wanted: &Wanted) -> R
             Err(error) => return Err(error.into()),
         }
     }
+    // What cannot be answered leaves no session behind.
+    let texts = conversation.before.iter().map(|said| said.text.as_str()).chain([conversation.text.as_str()]);
+    app.agents.admit_new(&wanted.agent, texts).await?;
     let (before, trust, now_ms) = (conversation.before.clone(), who.trust, app.clock.now_ms());
     let seed: Audit = Box::new(move |tx: &mut Tx<'_>, shown: &Value| {
         seed(tx, shown["id"].as_str().unwrap_or_default(), before, trust, now_ms)

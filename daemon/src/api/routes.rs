@@ -15,9 +15,9 @@ use super::auth::Scope;
 use super::body::Reply;
 use super::problem::Problem;
 use super::{
-    App, Call, agents, audit, chat, config, cron, db, dlq, events, explore, health, login, mcp, mcp_servers, memory, metrics,
-    models, notifications, openai, openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens, tools,
-    usage, why, workflows,
+    App, Call, agents, audit, chat, config, cron, db, dlq, events, explore, health, login, mcp, mcp_servers, memory,
+    metrics, models, notifications, openai, openapi, plugins, runtime, sinks, skills, soul, sources, stream, tokens,
+    tools, usage, why, workflows,
 };
 use crate::error::{Error, distance};
 use crate::package::PACKED_MAX;

@@ -144,6 +144,8 @@ pub(super) enum End {
     Expires,
     /// It is given up.
     Dies(Reason, Failure),
+    /// It was given up, and what its consumer had to say of that is stored.
+    Died(Settled, Reason, Failure),
     /// It waits so long for another attempt.
     Waits(Duration, Failure),
     /// The attempt did not begin, and is made so much later.
@@ -158,7 +160,7 @@ pub(super) async fn attempt(bus: &Bus, entry: &Arc<Entry>, ready: Ready) -> Sett
     let end = attempted(bus, entry, &ready).await;
     let span = span.and_then(|span| spans::ended(span, &end));
     let settled = match end {
-        End::Done(settled) | End::Untold(settled) => settled,
+        End::Done(settled) | End::Untold(settled) | End::Died(settled, ..) => settled,
         End::Expires => settle::expire(bus, entry, &ready).await,
         End::Dies(reason, failure) => settle::die(bus, entry, &ready, reason, failure).await,
         End::Waits(wait, failure) => settle::wait(bus, &ready, wait, failure).await,
@@ -212,6 +214,12 @@ async fn attempted(bus: &Bus, entry: &Arc<Entry>, ready: &Ready) -> End {
             Err(Unsettled::Failed(failure)) => failed(entry, ready, failure, None),
         },
         Ran::Outcome(Outcome::Reject(failure)) => End::Dies(Reason::Rejected, failure),
+        Ran::Outcome(Outcome::Buried(failure, effects)) => {
+            match settle::buried(bus, entry, ready, &failure, *effects).await {
+                Ok(settled) => End::Died(settled, Reason::Rejected, failure),
+                Err(unstored) => failed(entry, ready, unstored, None),
+            }
+        }
         Ran::Outcome(Outcome::Retry(failure, after)) => failed(entry, ready, failure, after),
         Ran::Outcome(Outcome::Postponed(wait)) => End::Postponed(wait),
         // Not settled: the next start recovers it as cut off.
@@ -266,13 +274,13 @@ async fn run(inner: &Inner, entry: &Arc<Entry>, ready: &Ready, number: u32) -> R
     if !timed_out {
         // What ended in the last moment has ended; anything else was cut off, and the next start takes it up.
         return match late {
-            Ok(Ok(outcome @ (Outcome::Done(_) | Outcome::Reject(_)))) => Ran::Outcome(outcome),
+            Ok(Ok(outcome @ (Outcome::Done(_) | Outcome::Reject(_) | Outcome::Buried(..)))) => Ran::Outcome(outcome),
             _ => Ran::Aborted,
         };
     }
     // An attempt that ended well while it was being cancelled has still run out of time.
     let mut failure = Failure::new(format!("The attempt took longer than {} ms.", limit.as_millis()));
-    if let Ok(Ok(Outcome::Retry(inner, _) | Outcome::Reject(inner))) = late {
+    if let Ok(Ok(Outcome::Retry(inner, _) | Outcome::Reject(inner) | Outcome::Buried(inner, _))) = late {
         failure.chain.extend(inner.chain);
     }
     failure.timed_out = true;

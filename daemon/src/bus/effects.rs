@@ -174,6 +174,8 @@ pub enum Outcome {
     Retry(Failure, Option<Duration>),
     /// It failed and cannot work: dead letter at once.
     Reject(Failure),
+    /// As [`Outcome::Reject`]; of these effects the events and the change of state commit with the dead letter.
+    Buried(Failure, Box<Effects>),
     /// It did not begin, because the consumer is away: it is tried again after this time, and counts as no attempt.
     Postponed(Duration),
 }

@@ -148,6 +148,41 @@ pub(super) async fn die(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason,
     } else {
         ready.attempt + 1
     };
+    tell_dead(entry, ready, reason, &failure);
+    let ending = bury(bus, entry, ready, reason, failure.chain, attempts).await;
+    let ended = end(bus, ready, ending).await;
+    bus.inner.stats.dead.fetch_add(u64::from(ended), Ordering::Relaxed);
+    Settled::Ended
+}
+
+/// As [`die`], with what the consumer has to say of it: events, unless they may not be, and a change of state. The failure is
+/// that nothing was stored.
+pub(super) async fn buried(
+    bus: &Bus,
+    entry: &Entry,
+    ready: &Ready,
+    failure: &Failure,
+    effects: Effects,
+) -> Result<Settled, Failure> {
+    tell_dead(entry, ready, Reason::Rejected, failure);
+    let mut ending = bury(bus, entry, ready, Reason::Rejected, failure.chain.clone(), ready.attempt + 1).await;
+    let is_deep = ready.event.depth + 1 > bus.inner.settings.load().max_causation_depth;
+    if !is_deep && first_invalid(bus, &effects.publish).is_none() {
+        let cause = spans::cause(bus, ready);
+        ending.publish.extend(bus.prepare_effects(entry, &cause, effects.trust, effects.publish).await);
+    }
+    let ended = match effects.state {
+        None => end(bus, ready, ending).await,
+        Some(state) => end_with_state(bus, ready, ending, state).await?,
+    };
+    bus.inner.stats.dead.fetch_add(u64::from(ended), Ordering::Relaxed);
+    if let Some(stored) = effects.stored.filter(|_| ended) {
+        stored();
+    }
+    Ok(Settled::Ended)
+}
+
+fn tell_dead(entry: &Entry, ready: &Ready, reason: Reason, failure: &Failure) {
     tracing::warn!(
         consumer = entry.spec.name,
         event = ready.event.id(),
@@ -155,10 +190,6 @@ pub(super) async fn die(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason,
         error = failure.chain.join(": "),
         "Delivery is dead."
     );
-    let ending = bury(bus, entry, ready, reason, failure.chain, attempts).await;
-    let ended = end(bus, ready, ending).await;
-    bus.inner.stats.dead.fetch_add(u64::from(ended), Ordering::Relaxed);
-    Settled::Ended
 }
 
 async fn bury(bus: &Bus, entry: &Entry, ready: &Ready, reason: Reason, chain: Vec<String>, attempts: u32) -> Ending {

@@ -156,7 +156,7 @@ pub(super) fn ended(span: Span, end: &End) -> Option<Span> {
     match end {
         End::Done(_) => Some(span.text("aman.outcome", "done")),
         End::Expires => Some(span.text("aman.outcome", "expired")),
-        End::Dies(reason, failure) => failed(span, "dead", reason.name(), failure),
+        End::Dies(reason, failure) | End::Died(_, reason, failure) => failed(span, "dead", reason.name(), failure),
         End::Waits(_, failure) if failure.timed_out => failed(span, "retry", "timeout", failure),
         End::Waits(_, failure) => failed(span, "retry", "failed", failure),
         End::Postponed(_) | End::Untold(_) => None,

@@ -204,7 +204,10 @@ async fn explore(context: &mut Context, args: &ExploreArgs) -> Result<(), Failur
             Some("completed") => break,
             Some("faulted" | "cancelled") => {
                 let why = text(&shown["error"]["detail"]);
-                return Err(Failure::Failed(format!("The exploration has no result: {}. {why}", text(&shown["status"]))));
+                return Err(Failure::Failed(format!(
+                    "The exploration has no result: {}. {why}",
+                    text(&shown["status"])
+                )));
             }
             _ => tokio::time::sleep(WAIT).await,
         }

@@ -121,10 +121,8 @@ pub(super) fn source(
             return None;
         }
     };
-    let timeout = timeout
-        .or_else(|| reader.duration("timeout", TIMEOUT_MIN..=TIMEOUT_MAX))
-        .unwrap_or(TIMEOUT)
-        .min(TIMEOUT_MAX);
+    let timeout =
+        timeout.or_else(|| reader.duration("timeout", TIMEOUT_MIN..=TIMEOUT_MAX)).unwrap_or(TIMEOUT).min(TIMEOUT_MAX);
     reader.finish(faults);
     let kind = kind.filter(|_| faults.wrong.len() == wrong_before)?;
     Some(ExploreSource { name: name.to_owned(), items_max, timeout, map, kind })

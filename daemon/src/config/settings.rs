@@ -430,7 +430,9 @@ impl Layers {
             if section == "cron" {
                 continue;
             }
-            if ["explore", "mcp", "sources", "sinks", "plugin", "prices", "providers", "workflows"].contains(&section.as_str()) {
+            if ["explore", "mcp", "sources", "sinks", "plugin", "prices", "providers", "workflows"]
+                .contains(&section.as_str())
+            {
                 if !content.is_table() {
                     let reason = format!("must be sections with an id each, such as [{section}.my-id].");
                     self.wrong.push(field(section, reason));

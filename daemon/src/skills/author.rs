@@ -293,7 +293,7 @@ impl Tried {
                 ("done", None)
             }
             Outcome::Retry(failure, _) => ("retry", Some(failure)),
-            Outcome::Reject(failure) => ("reject", Some(failure)),
+            Outcome::Reject(failure) | Outcome::Buried(failure, _) => ("reject", Some(failure)),
             Outcome::Postponed(_) => ("retry", None),
         };
         self.outcome = Some(name);

@@ -2,6 +2,7 @@
 //! be done. Who agents are is none of its business: whoever runs them hands it down.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::load::SKILL_FILE;
 use super::manifest::Manifest;
 use super::run::{OnChange, check_content, keep_stats, plan};
 use super::stats::Stats;
-use crate::bus::{Attempt, Consumer, Delivered, Failure, Outcome, Plan};
+use crate::bus::{Absence, Attempt, Consumer, Delivered, Failure, Outcome, Plan};
 use crate::clock::Clock;
 use crate::plain;
 use crate::store::Store;
@@ -28,6 +29,8 @@ pub struct ForAgent {
     pub skill: String,
     /// What is to be done.
     pub instructions: String,
+    /// The tools that the skill says it needs, as it says it; none = it does not say.
+    pub allowed_tools: Option<String>,
     /// The delivery.
     pub attempt: Attempt,
     /// After so many attempts it is given up.
@@ -37,15 +40,17 @@ pub struct ForAgent {
 }
 
 /// The future of a turn.
-pub type Taking = std::pin::Pin<Box<dyn Future<Output = Outcome> + Send>>;
+pub type Taking = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 /// The future of a question.
-pub type Answering = std::pin::Pin<Box<dyn Future<Output = bool> + Send>>;
+pub type Answering = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Whoever runs agents, as far as skills need it.
 #[derive(Clone)]
 pub struct Agency {
     /// Takes a delivery as a turn.
     pub take: Arc<dyn Fn(ForAgent) -> Taking + Send + Sync>,
+    /// Waits until an agent (none = the default one) is switched on; none when it is.
+    pub absence: Arc<dyn Fn(Option<&str>) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> + Send + Sync>,
     /// Whether there is a model that could answer.
     pub has_model: Arc<dyn Fn() -> Answering + Send + Sync>,
 }
@@ -81,6 +86,15 @@ impl Consumer for Thinker {
         })
     }
 
+    fn absence(&self) -> Option<Absence<'_>> {
+        let away = (self.agency.absence)(self.manifest.agent.as_deref())?;
+        Some(Box::pin(async move {
+            away.await;
+            // Meanwhile the skill may have been switched off, or be another one: it is looked at anew.
+            Some(Duration::ZERO)
+        }))
+    }
+
     fn plan(&self) -> Option<Plan> {
         plan(&self.manifest)
     }
@@ -102,6 +116,7 @@ impl Thinker {
             agent: self.manifest.agent.clone(),
             skill: self.manifest.name.clone(),
             instructions: front::body(&text).to_owned(),
+            allowed_tools: self.manifest.allowed_tools.clone(),
             attempt,
             attempts_max: self.manifest.retry.max_attempts,
             time_max: self.manifest.time_max(),

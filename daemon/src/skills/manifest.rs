@@ -131,7 +131,7 @@ impl Manifest {
             description: front.description.clone().unwrap_or_default(),
             license: front.license.clone(),
             compatibility: front.compatibility.clone(),
-            allowed_tools: front.allowed_tools.clone(),
+            allowed_tools: front.allowed_tools.clone().filter(|tools| !tools.trim().is_empty()),
             version: check.read("aman.version", |text| short(text, 64)).unwrap_or_else(|| "0".to_owned()),
             rules: patterns.into_iter().map(|pattern| Rule { pattern, condition: condition.clone() }).collect(),
             when: condition.map(|condition| condition.source().to_owned()),

@@ -316,7 +316,7 @@ mod tests {
             let (end, failure) = match judge(&finished(exit, stdout, b""), &manifest, "") {
                 Outcome::Done(_) => ("done", None),
                 Outcome::Retry(failure, _) => ("retry", Some(failure)),
-                Outcome::Reject(failure) => ("reject", Some(failure)),
+                Outcome::Reject(failure) | Outcome::Buried(failure, _) => ("reject", Some(failure)),
                 Outcome::Postponed(_) => ("postponed", None),
             };
             assert_eq!(end, expected, "{exit:?}");

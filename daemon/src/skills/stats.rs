@@ -74,7 +74,7 @@ impl Stats {
         counts.took_ms.push_back(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
         let failure: Option<&Failure> = match outcome {
             Outcome::Done(_) | Outcome::Postponed(_) => None,
-            Outcome::Retry(failure, _) | Outcome::Reject(failure) => Some(failure),
+            Outcome::Retry(failure, _) | Outcome::Reject(failure) | Outcome::Buried(failure, _) => Some(failure),
         };
         if let Some(failure) = failure {
             counts.failures += 1;

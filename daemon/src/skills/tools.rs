@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Skill, Skills};
+use crate::error::Error;
 use crate::event::Trust;
 use crate::plain;
 use crate::tools::{Call, Calling, Output, Permission, Provider, Tool, ToolFailure, pattern};
@@ -25,6 +26,11 @@ pub struct SkillTools {
 }
 
 impl Skills {
+    /// The tools that a skill says it needs, as it says it; none when it does not.
+    pub fn allowed_tools(&self, name: &str) -> Result<Option<String>, Error> {
+        Ok(self.inner.skill(name)?.found.manifest.allowed_tools.clone())
+    }
+
     /// The skills whose content is trusted and whose names fit one of `patterns`: name and description.
     pub fn index(&self, patterns: &[String]) -> Vec<(String, String)> {
         let loaded = self.inner.loaded.read().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -76,7 +82,7 @@ impl Provider for SkillTools {
 
 impl SkillTools {
     async fn read(&self, name: &str, file: Option<&str>) -> Result<Output, ToolFailure> {
-        let failed = |error: crate::error::Error| ToolFailure::Failed(error.chain().join(": "));
+        let failed = |error: Error| ToolFailure::Failed(error.chain().join(": "));
         let content = self.skills.content(name).await.map_err(failed)?;
         let files: Vec<String> = content.files.iter().map(|file| file.path.clone()).collect();
         let Some(file) = file else {

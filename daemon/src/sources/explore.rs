@@ -100,7 +100,9 @@ impl Explore {
         match named {
             None => Ok(names),
             Some(name) if names.iter().any(|known| known == name) => Ok(vec![name.to_owned()]),
-            Some(_) => Err(Error::invalid("source", format!("is none of the sources. There are: {}.", names.join(", ")))),
+            Some(_) => {
+                Err(Error::invalid("source", format!("is none of the sources. There are: {}.", names.join(", "))))
+            }
         }
     }
 
@@ -136,7 +138,11 @@ impl Explore {
         }
         found.sort_by_key(|(place, _)| *place);
         let items = dealt(found.into_iter().map(|(_, items)| items).collect());
-        Ok(Output { text: told(&items, &failed), value: Some(json!({ "items": items, "failed": failed })), trust: Trust::Web })
+        Ok(Output {
+            text: told(&items, &failed),
+            value: Some(json!({ "items": items, "failed": failed })),
+            trust: Trust::Web,
+        })
     }
 }
 
@@ -147,9 +153,10 @@ impl Provider for Explore {
         }
         vec![Tool {
             name: GATHER.to_owned(),
-            description: "Gathers what is new in the sources that the owner's configuration names for explorations. What it \
+            description:
+                "Gathers what is new in the sources that the owner's configuration names for explorations. What it \
                           finds is content from outside."
-                .to_owned(),
+                    .to_owned(),
             schema: json!({
                 "type": "object",
                 "properties": {
@@ -193,7 +200,7 @@ impl Inner {
             ExploreKind::Tool { tool, arguments, query: parameter } => {
                 let mut arguments = arguments.clone();
                 arguments.extend(parameter.iter().map(|name| (name.clone(), query.into())));
-                self.ask(tool, arguments, (call, source), cancel).await?
+                self.ask((tool, arguments), (call, source), cancel).await?
             }
         };
         let things = match source.map.clone() {
@@ -264,8 +271,7 @@ impl Inner {
     /// Calls a tool: by what the owner grants people and workflows, and the name in the configuration.
     async fn ask(
         &self,
-        tool: &str,
-        arguments: Map<String, Value>,
+        (tool, arguments): (&str, Map<String, Value>),
         (call, source): (&Call, &ExploreSource),
         cancel: &CancellationToken,
     ) -> Result<Value, String> {
@@ -275,7 +281,13 @@ impl Inner {
         let policy = Policy { allow: vec![tool.to_owned()], ..Policy::clone(&self.with.tools.policy()) };
         asked.caller.policy = Arc::new(policy);
         match self.with.tools.call(asked, cancel, &|_| {}).await {
-            Ok(output) => Ok(output.value.unwrap_or_else(|| output.text.into())),
+            // What is no list is for programs that know the tool; its words are what was found.
+            Ok(Output { value: Some(value), .. })
+                if source.map.is_some() || value.is_array() || value["items"].is_array() =>
+            {
+                Ok(value)
+            }
+            Ok(output) => Ok(unmarked(output).into()),
             Err(ToolFailure::Arguments(place, why)) => Err(format!("{tool}: arguments{place} {why}")),
             Err(ToolFailure::Refused(code, why)) => Err(format!("{tool}: {code}: {why}")),
             Err(ToolFailure::Failed(why) | ToolFailure::Unknown(why)) => Err(format!("{tool}: {why}")),
@@ -286,7 +298,8 @@ impl Inner {
 /// The address with what is looked for.
 fn address(web: &Web, query: &str) -> Result<Url, String> {
     let Some(name) = web.query.as_ref().filter(|_| !query.is_empty()) else { return Ok(web.url.clone()) };
-    let encoded = |text: &str| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string();
+    let encoded =
+        |text: &str| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string();
     let whole = web.url.to_string();
     let joint = if whole.contains('?') { '&' } else { '?' };
     Url::parse(&format!("{whole}{joint}{}={}", encoded(name), encoded(query)))
@@ -306,6 +319,16 @@ fn entries(heard: &Heard) -> Result<Value, String> {
 async fn mapped(map: Expr, given: Value) -> Result<Vec<Value>, String> {
     let ran = tokio::task::spawn_blocking(move || map.run_value(&given, &Limits::transform())).await;
     ran.map_err(|error| error.to_string())?.map_err(|error| format!("map: {error}"))
+}
+
+/// The words of a tool without the marks that say for a model where they come from: all that is gathered is marked again.
+fn unmarked(output: Output) -> String {
+    let text = output.text;
+    if output.trust >= Trust::Paired {
+        return text;
+    }
+    let inner = text.split_once('\n').and_then(|(_, rest)| rest.rsplit_once('\n')).map(|(inner, _)| inner.to_owned());
+    inner.unwrap_or(text)
 }
 
 /// The things in what a source gave: of a list, or of an object with a list `items`.
@@ -330,7 +353,10 @@ fn item(source: &str, thing: &Value) -> Option<Item> {
     let link = web(thing["link"].as_str().or_else(|| thing["url"].as_str()).unwrap_or_default());
     let (title, summary) = match thing {
         // A text alone is all there is of it.
-        Value::String(text) => (line(text, TITLE_CHARS_MAX), line(text, SUMMARY_CHARS_MAX)),
+        Value::String(text) => {
+            let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+            (line(first, TITLE_CHARS_MAX), line(text, SUMMARY_CHARS_MAX))
+        }
         _ => (
             text(&["title", "name"], TITLE_CHARS_MAX),
             text(&["summary", "snippet", "description", "text"], SUMMARY_CHARS_MAX),
@@ -428,7 +454,8 @@ mod tests {
         assert_eq!(hacker.markdown, "[A \\[b\\](javascript:x) \\# c](https://e.org/a%281%29)");
         assert_eq!((hacker.link.as_str(), hacker.author.as_str()), ("https://e.org/a(1)", "me"));
         assert_eq!(one(json!({ "title": "t", "link": "javascript:alert(1)" })).markdown, "t");
-        assert_eq!(one(json!("  just\twords ")).title, "just words");
+        let words = one(json!("\n  just\twords \nand more"));
+        assert_eq!((words.title.as_str(), words.summary.as_str()), ("just words", "just words and more"));
         assert_eq!(one(json!({ "snippet": "only that" })).title, "only that");
         assert_eq!(item("s", &json!({ "link": "https://e.org" })), None);
         assert_eq!(listed(json!({ "items": [1, 2] })).len(), 2);
@@ -438,7 +465,8 @@ mod tests {
     #[test]
     fn every_source_has_its_turn_and_nothing_comes_twice() {
         let many = |source: &str, count: usize| {
-            let thing = |n: usize| json!({ "title": format!("{source}{n}"), "link": format!("https://e.org/{source}/{n}") });
+            let thing =
+                |n: usize| json!({ "title": format!("{source}{n}"), "link": format!("https://e.org/{source}/{n}") });
             (0..count).filter_map(|n| item(source, &thing(n))).collect::<Vec<_>>()
         };
         let found = dealt(vec![many("a", 100), many("b", 2), many("a", 3)]);

@@ -109,7 +109,8 @@ pub(super) fn unstored(error: &Error) -> ToolFailure {
 
 /// Whether a policy has a tool of that name.
 pub(super) fn is_allowed(name: &str, policy: &Policy) -> bool {
-    !pattern::any(&policy.deny, name) && (policy.allow.is_empty() || pattern::any(&policy.allow, name))
+    let is_left = policy.only.as_ref().is_none_or(|only| only.iter().any(|known| known == name));
+    is_left && !pattern::any(&policy.deny, name) && (policy.allow.is_empty() || pattern::any(&policy.allow, name))
 }
 
 impl Tools {

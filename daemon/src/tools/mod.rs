@@ -125,6 +125,66 @@ pub struct Policy {
     pub sqlite: Vec<String>,
     /// True when nobody is there to answer: what would be asked is refused at once.
     pub unattended: bool,
+    /// The names of the tools that are left of all this; none = all of them. Not part of a definition.
+    #[serde(skip)]
+    pub only: Option<Vec<String>>,
+}
+
+/// Names that skills of the Agent Skills specification have for tools that are called otherwise here.
+const CALLED_OTHERWISE: [(&str, &str); 5] =
+    [("bash", "exec"), ("glob", "find"), ("ls", "list"), ("webfetch", "http_fetch"), ("websearch", "web_search")];
+
+impl Policy {
+    /// What is left of it for a skill whose `allowed-tools` (names with spaces between, as `Read Bash(git:*)`) say this. Reading
+    /// skills stays. A restriction in brackets counts for commands; other tools that have one are left out, since nobody would
+    /// see to it.
+    #[must_use]
+    pub fn limited_to(&self, allowed: &str) -> Policy {
+        let (mut only, mut commands, mut any_command) = (vec!["read_skill".to_owned()], Vec::new(), false);
+        for word in words_of(allowed) {
+            let (name, within) = word.split_once('(').map_or((word.as_str(), None), |(name, rest)| (name, Some(rest)));
+            let lower = name.to_ascii_lowercase();
+            let known =
+                CALLED_OTHERWISE.iter().find(|(theirs, _)| *theirs == lower).map(|(_, ours)| (*ours).to_owned());
+            let is_exec = known.as_deref().unwrap_or(&lower) == "exec";
+            match within {
+                Some(within) if is_exec => commands.extend(
+                    within.split([' ', ':', '*', ')']).next().filter(|word| !word.is_empty()).map(str::to_owned),
+                ),
+                Some(_) => continue,
+                None => any_command |= is_exec,
+            }
+            // Tools of others are called as they are called.
+            only.extend(known.or((lower != name).then_some(lower)));
+            only.push(name.to_owned());
+        }
+        let mut left = Policy { only: Some(only), ..self.clone() };
+        if !any_command {
+            left.exec.retain(|command| commands.contains(command));
+        }
+        left
+    }
+}
+
+/// The words of a text, a part in brackets with the word before it.
+fn words_of(text: &str) -> Vec<String> {
+    let (mut words, mut depth) = (vec![String::new()], 0_usize);
+    for c in text.chars() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            ' ' | ',' | '\n' | '\t' if depth == 0 => {
+                words.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(word) = words.last_mut() {
+            word.push(c);
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 /// A call.
@@ -265,6 +325,7 @@ impl Settings {
             exec: exec.clone(),
             sqlite: sqlite.clone(),
             unattended: false,
+            only: None,
         };
         Settings { policy: Arc::new(policy), approval_time: *approval_time, search: search.clone() }
     }
