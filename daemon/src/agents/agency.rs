@@ -115,17 +115,19 @@ impl Agents {
         }
     }
 
-    /// Stores a definition, trusted no further than plugins and with nothing that the agent does not have.
+    /// Stores a definition, trusted no further than whoever asks, and with nothing that the agent does not have.
     async fn put_for(&self, asker: &Asker, id: String, mut definition: Value) -> Result<Value, Error> {
+        let most = asker.trust.min(Trust::Plugin);
         if let Value::Object(fields) = &mut definition
             && fields.get("trust").is_none_or(Value::is_null)
         {
-            fields.insert("trust".to_owned(), Trust::Plugin.name().into());
+            fields.insert("trust".to_owned(), most.name().into());
         }
         let definition = Definition::parse_json(&definition)?;
         let before = self.definition(&id).ok().map(|definition| definition.digest.clone());
         let record = self.inner.digests(asker, "agent.put", &id, before);
-        let put = Put { id: id.clone(), definition, principal: asker.principal.clone(), narrow: true, dry_run: false };
+        let put =
+            Put { id: id.clone(), definition, principal: asker.principal.clone(), narrow: Some(most), dry_run: false };
         let stored = self.put(put, record).await;
         let shown = stored.map(|(shown, is_new)| json!({ "agent": shown, "is_new": is_new }));
         self.inner.refused(asker, "agent.put", &id, shown).await

@@ -4,15 +4,19 @@ use super::Definition;
 use crate::error::Error;
 use crate::event::Trust;
 
-/// Refuses a definition that is trusted further than plugins (`Invalid`), or that gives the agent something to reach that it does
+/// Refuses a definition that is trusted further than `most` (`Invalid`), or that gives the agent something to reach that it does
 /// not have now, or something to use or to spend beyond the `limits` that its operator set last (`Forbidden`).
 pub(super) fn check(
     before: Option<&Definition>,
     limits: Option<&Definition>,
     wanted: &Definition,
+    most: Trust,
 ) -> Result<(), Error> {
-    if wanted.trust > Trust::Plugin {
-        let reason = "must be plugin or less, or be left out: what a plugin says an agent is, is trusted no further.";
+    if wanted.trust > most {
+        let reason = format!(
+            "must be {} or less, or be left out: what a plugin says an agent is, is trusted no further than the plugin here.",
+            most.name()
+        );
         return Err(Error::invalid("trust", reason));
     }
     let more = reaches_more(before, wanted).or_else(|| limits.and_then(|limits| loosens(limits, wanted)));
@@ -102,7 +106,7 @@ mod tests {
         let parse = |text: &str| Definition::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
         let refused = |before: Option<&str>, wanted: &str| {
             let before = before.map(parse);
-            check(before.as_ref(), before.as_ref(), &parse(&format!("trust = \"plugin\"\n{wanted}")))
+            check(before.as_ref(), before.as_ref(), &parse(&format!("trust = \"plugin\"\n{wanted}")), Trust::Plugin)
                 .err()
                 .map(|error| error.to_string())
         };
@@ -132,6 +136,6 @@ mod tests {
             }
         }
         let owners = parse("trust = \"owner\"");
-        assert!(matches!(check(None, None, &owners), Err(Error::Invalid { .. })));
+        assert!(matches!(check(None, None, &owners, Trust::Plugin), Err(Error::Invalid { .. })));
     }
 }

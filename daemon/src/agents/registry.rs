@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{Agent, Agents, Audit, Definition, Inner, check_id, narrow, view};
 use crate::bundled;
 use crate::error::Error;
+use crate::event::Trust;
 use crate::plain;
 use crate::store::agents::{self as rows, AgentRow, DefinitionRow, Origin};
 use crate::store::approvals;
@@ -24,8 +25,8 @@ pub struct Put {
     pub definition: Definition,
     /// Who says so.
     pub principal: String,
-    /// True when it may give the agent nothing that it does not have already.
-    pub narrow: bool,
+    /// Set when it may give the agent nothing that it does not have already, and is trusted no further than this.
+    pub narrow: Option<Trust>,
     /// Check only.
     pub dry_run: bool,
 }
@@ -90,9 +91,9 @@ impl Agents {
         self.inner.admit_exec(&put.definition)?;
         let _turn = self.inner.changing.lock().await;
         let before = self.inner.agent(&put.id).ok();
-        if put.narrow {
+        if let Some(most) = put.narrow {
             let limits = self.inner.of_operator(&put.id).await?;
-            narrow::check(before.as_ref().map(|agent| &*agent.definition), limits.as_ref(), &put.definition)?;
+            narrow::check(before.as_ref().map(|agent| &*agent.definition), limits.as_ref(), &put.definition, most)?;
         }
         if before.is_none() && self.inner.held(|held| held.agents.len()) >= AGENTS_MAX {
             let reason = format!("There are {AGENTS_MAX} agents, which is the most. Remove one first.");

@@ -88,7 +88,7 @@ pub(super) async fn put(app: Arc<App>, mut call: Call) -> Result<Reply, Problem>
     };
     let id = call.param("id").to_owned();
     let audit = audit(&call.draft, &id, digest(&app, &id));
-    let put = Put { id, definition, principal: principal(&call), narrow: false, dry_run };
+    let put = Put { id, definition, principal: principal(&call), narrow: None, dry_run };
     let (shown, is_new) = app.agents.put(put, audit).await?;
     body::reply(if is_new && !dry_run { StatusCode::CREATED } else { StatusCode::OK }, &shown)
 }

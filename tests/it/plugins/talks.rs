@@ -43,13 +43,13 @@ fn component() -> &'static [u8] {
     BUILT.get_or_init(|| built("talks"))
 }
 
-fn packed(version: &str, permissions: &str) -> Vec<u8> {
+fn packed(version: &str, permissions: &str, limits: &str) -> Vec<u8> {
     let manifest = format!(
         "name = \"talks\"\nversion = \"{version}\"\ndescription = \"d\"\ninterface = \"0.1\"\n\
          component = \"plugin.wasm\"\n[permissions]\n{permissions}\
          [[routes]]\nmethod = \"POST\"\npath = \"/talks\"\n[[routes]]\nmethod = \"POST\"\npath = \"/talks/stream\"\n\
          [[events]]\ntypes = [\"talks.do\"]\n\
-         [[tools]]\nname = \"ask_aman\"\ndescription = \"Asks\"\nschema = \"schemas/probe.json\"\n"
+         [[tools]]\nname = \"ask_aman\"\ndescription = \"Asks\"\nschema = \"schemas/probe.json\"\n{limits}"
     );
     package(&manifest, component())
 }
@@ -70,7 +70,7 @@ fn daemon() -> Daemon {
         "description = \"Runs\"\n[tools]\nexec = [\"echo\"]\nread = [\"~/notes\"]\n[budget]\nday_tokens = 100000\n";
     std::fs::write(folder.path().join("agents/runner.toml"), runner).expect("an agent");
     let daemon = Daemon::start_keeping(folder);
-    installed(&daemon, &packed("1.0.0", ALL), "approve=true");
+    installed(&daemon, &packed("1.0.0", ALL, ""), "approve=true");
     daemon
 }
 
@@ -92,6 +92,12 @@ fn session(daemon: &Daemon) -> String {
 
 fn say(daemon: &Daemon, session: &str, words: &str) -> Value {
     acted(daemon, &json!({ "do": "say", "session": session, "text": words }))
+}
+
+/// Waits until no turn is under way in a session.
+fn rest(daemon: &Daemon, session: &str) {
+    let state = || acted(daemon, &json!({ "do": "read", "session": session }))["state"].clone();
+    daemon.wait("the turn's end", || (state() == "SessionState::Idle").then_some(()));
 }
 
 /// Sessions of plugins as their owner sees them.
@@ -122,14 +128,14 @@ fn nothing_is_asked_that_was_not_agreed_to() {
     for (little, named) in
         [("", "aman:plugin/agents, aman:plugin/chat"), ("agents = [\"read\"]\n", "imports aman:plugin/chat")]
     {
-        let refused = install(&daemon, &packed("1.0.0", &format!("{little}kv = \"64KiB\"\n")), "approve=true");
+        let refused = install(&daemon, &packed("1.0.0", &format!("{little}kv = \"64KiB\"\n"), ""), "approve=true");
         assert_eq!((refused.status, refused.code()), (400, "invalid_plugin"), "{refused:?}");
         assert!(refused.json.to_string().contains(named), "{refused:?}");
     }
     let some = "agents = [\"read\", \"chat\"]\nkv = \"64KiB\"\n";
-    let waiting = installed(&daemon, &packed("1.0.0", some), "");
+    let waiting = installed(&daemon, &packed("1.0.0", some, ""), "");
     assert_eq!(waiting["status"], "pending_consent");
-    installed(&daemon, &packed("1.0.0", some), "approve=true");
+    installed(&daemon, &packed("1.0.0", some, ""), "approve=true");
     let shown = daemon.get("/plugin/talks").json;
     assert_eq!(shown["permissions"]["agents"], json!(["read", "chat"]));
     let words = shown["granted"].to_string();
@@ -141,7 +147,7 @@ fn nothing_is_asked_that_was_not_agreed_to() {
         assert_eq!((denied.status, denied.code()), (403, "plugin_denied"), "{denied:?}");
         assert!(denied.json.to_string().contains("manage"), "{denied:?}");
     }
-    let more = installed(&daemon, &packed("1.1.0", ALL), "");
+    let more = installed(&daemon, &packed("1.1.0", ALL, ""), "");
     assert_eq!(
         (&more["status"], &more["added"][0]["key"]),
         (&json!("pending_consent"), &json!("agents manage")),
@@ -257,13 +263,18 @@ fn turns_are_answered_in_sessions_of_its_own() {
         let answer = act(&daemon, &json!({ "do": told, "session": others, "text": "let me in" }));
         assert_eq!(answer.status, 404, "{told}: {answer:?}");
     }
+    // What a call looked at ends with it, whatever the guest keeps.
+    acted(&daemon, &json!({ "do": "keep", "session": id, "text": "keep this" }));
+    let stale = act(&daemon, &json!({ "do": "look at kept" }));
+    assert!(stale.status == 409 && stale.json.to_string().contains("is over"), "{stale:?}");
+    rest(&daemon, &id);
     let named = |key: &str| acted(&daemon, &json!({ "do": "create", "key": key }))["id"].clone();
     assert_eq!(named("chat 7"), named("chat 7"), "a key is one session");
     let (second, third) = (named("chat 8"), named("chat 9"));
     let page = acted(&daemon, &json!({ "do": "sessions" }));
     assert_eq!((&page["sessions"][0]["id"], &page["sessions"][1]["id"]), (&third, &second), "{page}");
-    let rest = acted(&daemon, &json!({ "do": "sessions", "after": page["next"] }));
-    assert_eq!((rest["sessions"].as_array().map(Vec::len), &rest["next"]), (Some(2), &Value::Null), "{rest}");
+    let others = acted(&daemon, &json!({ "do": "sessions", "after": page["next"] }));
+    assert_eq!((others["sessions"].as_array().map(Vec::len), &others["next"]), (Some(2), &Value::Null), "{others}");
     assert_eq!(acted(&daemon, &json!({ "do": "sessions", "agent": "runner" }))["sessions"], json!([]));
 
     for (told, status, said) in [
@@ -282,7 +293,7 @@ fn turns_are_answered_in_sessions_of_its_own() {
     assert_eq!(act(&daemon, &json!({ "do": "read", "session": id })).status, 404);
     assert_eq!((sessions(&daemon).len(), records(&daemon, "chat.delete").len()), (3, 1));
     let sent = records(&daemon, "chat.send");
-    assert_eq!((sent.len(), sent[0]["target"] == id.as_str()), (4, true), "{sent:?}");
+    assert_eq!((sent.len(), sent[0]["target"] == id.as_str()), (5, true), "{sent:?}");
     assert_eq!((records(&daemon, "chat.create").len(), records(&daemon, "chat.retry").len()), (4, 1));
 }
 
@@ -326,9 +337,7 @@ fn turns_are_streamed_and_the_person_is_asked() {
     let busy = act(&daemon, &json!({ "do": "say", "session": id, "text": "x" }));
     assert_eq!((busy.status, busy.code()), (409, "invalid_state"), "{busy:?}");
     drop(left);
-    daemon.wait("the turn's end", || {
-        (acted(&daemon, &json!({ "do": "read", "session": id }))["state"] == "SessionState::Idle").then_some(())
-    });
+    rest(&daemon, &id);
     let history = daemon.all(&format!("/chat/session/{id}/history?limit=50"));
     assert!(history.last().is_some_and(|last| last["text"].as_str().is_some_and(|text| text.ends_with("w20"))));
 
@@ -398,6 +407,28 @@ fn a_redelivery_asks_nothing_twice() {
     let other = daemon.push("talks.do", json!({ "do": "ask", "text": "once" }));
     daemon.until(&other, "done");
     assert_eq!(sessions(&daemon).len(), 3);
+}
+
+/// Goal: a call waits as long as its manifest lets it; the turn goes on, over an upgrade too, and the same key waits for it again.
+#[test]
+fn a_call_waits_as_long_as_it_may() {
+    let daemon = daemon();
+    let id = session(&daemon);
+    let hasty = packed("1.1.0", ALL, "[limits]\nwait = \"500ms\"\n");
+    installed(&daemon, &hasty, "");
+    let told = json!({ "do": "say", "session": id, "text": "slow", "key": "k" });
+    let late = act(&daemon, &told);
+    assert_eq!((late.status, late.code()), (504, "plugin_timeout"), "{late:?}");
+    assert_eq!(
+        daemon.get("/plugin/talks").json["health"]["rests_until"],
+        Value::Null,
+        "that is no fault of the plugin"
+    );
+    installed(&daemon, &packed("1.2.0", ALL, ""), "");
+    let done = acted(&daemon, &told);
+    assert_eq!((&done["is_new"], &done["outcome"]), (&json!(false), &json!("Outcome::Done")), "{done}");
+    assert!(done["text"].as_str().is_some_and(|text| text.ends_with("w20")), "{done}");
+    assert_eq!(records(&daemon, "chat.send").len(), 1);
 }
 
 /// Goal: a guest that opens turn after turn gets so many; switched off, its turns are stopped, and its sessions go with its data.

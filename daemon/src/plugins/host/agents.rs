@@ -75,8 +75,19 @@ impl Api {
 
     /// Asks on the daemon's runtime; it ends even if the call does not.
     async fn ask(&self, right: AgentRight, caller: &Caller, request: Request) -> Result<Value, Refusal> {
+        self.ask_within(right, caller, None, request).await
+    }
+
+    /// As [`Api::ask`], for what an event led to.
+    async fn ask_within(
+        &self,
+        right: AgentRight,
+        caller: &Caller,
+        cause: Option<&Arc<Event>>,
+        request: Request,
+    ) -> Result<Value, Refusal> {
         self.may_agents(right)?;
-        let (asker, bus) = (self.asker(caller, None)?, self.bus().clone());
+        let (asker, bus) = (self.asker(caller, cause)?, self.bus().clone());
         on(&self.services.inner.runtime, async move { (bus.agency()?.ask)(asker, request).await }).await
     }
 
@@ -90,10 +101,16 @@ impl Api {
         Ok(AgentDefinition { agent: agent(&shown), json: shown["definition"].to_string(), extensions: Vec::new() })
     }
 
-    pub(super) async fn put_agent(&self, caller: &Caller, id: &str, text: &str) -> Result<AgentStored, Refusal> {
+    pub(super) async fn put_agent(
+        &self,
+        caller: &Caller,
+        (id, text): (&str, &str),
+        cause: Option<&Arc<Event>>,
+    ) -> Result<AgentStored, Refusal> {
         let definition = read_json(text.as_bytes())
             .map_err(|error| invalid("definition", format!("is no JSON that can be kept: {error}")))?;
-        let stored = self.ask(AgentRight::Manage, caller, Request::Put { id: id.to_owned(), definition }).await?;
+        let request = Request::Put { id: id.to_owned(), definition };
+        let stored = self.ask_within(AgentRight::Manage, caller, cause, request).await?;
         Ok(AgentStored { agent: agent(&stored["agent"]), is_new: stored["is_new"] == true })
     }
 
@@ -107,9 +124,8 @@ impl Api {
         new: NewSession,
         within: Within<'_>,
     ) -> Result<Session, Refusal> {
-        let key = within.key(new.key)?;
-        let shown =
-            self.ask(AgentRight::Chat, caller, Request::Create { agent: new.agent, title: new.title, key }).await;
+        let request = Request::Create { key: within.key(new.key)?, agent: new.agent, title: new.title };
+        let shown = self.ask_within(AgentRight::Chat, caller, within.cause, request).await;
         shown.map(|shown| session(&shown))
     }
 

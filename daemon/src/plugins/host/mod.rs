@@ -376,7 +376,7 @@ impl HostApi for Api {
     }
 
     fn agent_put<'a>(&'a self, caller: &'a Caller, id: &'a str, definition: &'a str) -> Reply<'a, AgentStored> {
-        Box::pin(self.put_agent(caller, id, definition))
+        Box::pin(self.put_agent(caller, (id, definition), None))
     }
 
     fn agent_remove<'a>(&'a self, caller: &'a Caller, id: &'a str) -> Reply<'a, ()> {

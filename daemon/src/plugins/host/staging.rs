@@ -419,7 +419,7 @@ impl HostApi for Staging {
     }
 
     fn agent_put<'a>(&'a self, caller: &'a Caller, id: &'a str, definition: &'a str) -> Reply<'a, AgentStored> {
-        self.api.agent_put(caller, id, definition)
+        Box::pin(self.api.put_agent(caller, (id, definition), self.work.cause()))
     }
 
     fn agent_remove<'a>(&'a self, caller: &'a Caller, id: &'a str) -> Reply<'a, ()> {
