@@ -12,7 +12,7 @@ scripts/bench [--only 1,2,8] [--rounds 3] [--quick] [--full] [--peers] [--json F
 
   --only LIST   targets to run: 1 push, 2 latency, 3 relaxed durability, 4 http, 5 streams, 6 start, 7 growth, 8 settle, 9 disk,
                 10 plugin routes, 11 plugin events, 12 plugin memory and start, 13 guests that spin, 14 journal of workflows, 15 workflows that wait,
-                16 first word of a model, 17 many streams of models;
+                16 first word of a model, 17 many streams of models, 18 stop in the middle of a command;
                 0 = the references alone, which needs no daemon and is not in the default
   --rounds N    rounds of each measurement, medians are shown (default 3; 1 with --quick)
   --quick       short and rough, for seeing that it works: below three minutes
@@ -23,7 +23,7 @@ scripts/bench [--only 1,2,8] [--rounds 3] [--quick] [--full] [--peers] [--json F
 ";
 
 /// What can be asked for; 0 is the references alone.
-const KNOWN: [u8; 18] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17];
+const KNOWN: [u8; 19] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18];
 
 /// What was asked for.
 pub struct Args {

@@ -400,10 +400,12 @@ pub fn append(tx: &Tx<'_>, session: i64, new: &NewMessage) -> Result<Appended, E
         .map_err(unwritten)?;
     let number = tx.conn.last_insert_rowid();
     if new.role != Role::Tool && !text.is_empty() {
-        tx.conn
-            .prepare_cached("INSERT INTO message_words (rowid, text) VALUES (?1, ?2)")
-            .and_then(|mut s| s.execute(params![number, spaced(&text)]))
-            .map_err(unwritten)?;
+        tx.overwriting(|| {
+            tx.conn
+                .prepare_cached("INSERT INTO message_words (rowid, text) VALUES (?1, ?2)")
+                .and_then(|mut s| s.execute(params![number, spaced(&text)]))
+                .map_err(unwritten)
+        })?;
     }
     let version = tx
         .conn

@@ -81,38 +81,44 @@ fn fact(row: &Row<'_>) -> rusqlite::Result<Fact> {
 pub fn insert(tx: &Tx<'_>, new: &Fact) -> Result<i64, Error> {
     let row =
         params![new.id, new.agent, new.text, new.tags, new.source, new.trust.code(), new.created_ms, new.updated_ms];
-    tx.conn
-        .prepare_cached(
-            "INSERT INTO memory (id, agent, text, tags, source, trust, created_ms, updated_ms) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )
-        .and_then(|mut s| s.execute(row))
-        .map_err(unwritten)?;
-    let number = tx.conn.last_insert_rowid();
-    index(tx, number, new).map(|()| number)
+    tx.overwriting(|| {
+        tx.conn
+            .prepare_cached(
+                "INSERT INTO memory (id, agent, text, tags, source, trust, created_ms, updated_ms) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            )
+            .and_then(|mut s| s.execute(row))
+            .map_err(unwritten)?;
+        let number = tx.conn.last_insert_rowid();
+        index(tx, number, new).map(|()| number)
+    })
 }
 
 /// Replaces what a fact says; it is named by its number.
 pub fn update(tx: &Tx<'_>, fact: &Fact) -> Result<(), Error> {
     let row = params![fact.number, fact.text, fact.tags, fact.source, fact.trust.code(), fact.updated_ms];
-    tx.conn
-        .prepare_cached(
-            "UPDATE memory SET text = ?2, tags = ?3, source = ?4, trust = ?5, updated_ms = ?6 WHERE number = ?1",
-        )
-        .and_then(|mut s| s.execute(row))
-        .map_err(unwritten)?;
-    unindex(tx, fact.number)?;
-    index(tx, fact.number, fact)
+    tx.overwriting(|| {
+        tx.conn
+            .prepare_cached(
+                "UPDATE memory SET text = ?2, tags = ?3, source = ?4, trust = ?5, updated_ms = ?6 WHERE number = ?1",
+            )
+            .and_then(|mut s| s.execute(row))
+            .map_err(unwritten)?;
+        unindex(tx, fact.number)?;
+        index(tx, fact.number, fact)
+    })
 }
 
-/// Removes a fact; false when it was not there.
+/// Removes a fact for good; false when it was not there.
 pub fn delete(tx: &Tx<'_>, id: &str) -> Result<bool, Error> {
-    let number: Option<i64> = tx
-        .conn
-        .prepare_cached("DELETE FROM memory WHERE id = ?1 RETURNING number")
-        .and_then(|mut s| s.query_row([id], |row| row.get(0)).optional())
-        .map_err(unwritten)?;
-    number.map_or(Ok(false), |number| unindex(tx, number).map(|()| true))
+    tx.overwriting(|| {
+        let number: Option<i64> = tx
+            .conn
+            .prepare_cached("DELETE FROM memory WHERE id = ?1 RETURNING number")
+            .and_then(|mut s| s.query_row([id], |row| row.get(0)).optional())
+            .map_err(unwritten)?;
+        number.map_or(Ok(false), |number| unindex(tx, number).map(|()| true))
+    })
 }
 
 fn index(tx: &Tx<'_>, number: i64, fact: &Fact) -> Result<(), Error> {

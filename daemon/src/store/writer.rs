@@ -478,3 +478,19 @@ fn is_machine_failure(error: &rusqlite::Error) -> bool {
 fn execute(conn: &Connection, sql: &str) -> rusqlite::Result<()> {
     conn.prepare_cached(sql)?.execute([]).map(|_| ())
 }
+
+impl Tx<'_> {
+    /// Runs `change` so that what it removes is overwritten in the file, not only marked as free. What it adds to an index of
+    /// words belongs in here as well: that may move others there, and leave what they were.
+    pub(in crate::store) fn overwriting<R>(&self, change: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+        let failed = |error| Error::internal("removing for good")(error);
+        let set = |sql: &str| self.conn.query_row(sql, [], |_| Ok(())).map_err(failed);
+        set("PRAGMA secure_delete = ON")?;
+        let changed = change().and_then(|done| {
+            // An index of words keeps its changes until a savepoint.
+            self.conn.execute_batch("SAVEPOINT overwritten; RELEASE overwritten").map_err(failed).map(|()| done)
+        });
+        set("PRAGMA secure_delete = OFF")?;
+        changed
+    }
+}

@@ -4,6 +4,7 @@ pub mod disk;
 pub mod growth;
 pub mod http;
 pub mod latency;
+pub mod model_stops;
 pub mod model_streams;
 pub mod plugin_costs;
 pub mod plugin_events;
@@ -23,7 +24,7 @@ use crate::{Bench, Res};
 
 type Target = (u8, &'static str, fn(&mut Bench) -> Res<()>);
 
-const ALL: [Target; 18] = [
+const ALL: [Target; 19] = [
     (0, "the references alone", references::run),
     (1, "durable push", push::run),
     (2, "latency of one publisher", latency::run),
@@ -42,6 +43,7 @@ const ALL: [Target; 18] = [
     (15, "workflows: waiting", workflow_waits::run),
     (16, "models: the first word", model_streams::first),
     (17, "models: many streams", model_streams::many),
+    (18, "models: a stop", model_stops::run),
 ];
 
 /// Runs the targets that were asked for; names those that could not be measured.

@@ -21,7 +21,7 @@ pub(in crate::store) const DUE_HIDDEN: &str = "closed = 2 AND updated_ms <= ?1";
 
 /// Hides a session from everybody; its rows go with [`purge`].
 pub fn hide(tx: &Tx<'_>, session: i64) -> Result<(), Error> {
-    overwriting(tx, || {
+    tx.overwriting(|| {
         tx.conn
             .execute("UPDATE session SET closed = 2, title = NULL, head = NULL WHERE number = ?1", [session])
             .map(drop)
@@ -31,25 +31,16 @@ pub fn hide(tx: &Tx<'_>, session: i64) -> Result<(), Error> {
 
 /// As [`hide`], of all sessions of a kind that a principal has; their rows go with the next run of retention.
 pub fn hide_all(tx: &Tx<'_>, principal: &str, kind: Kind) -> Result<(), Error> {
-    overwriting(tx, || {
+    tx.overwriting(|| {
         let sql = "UPDATE session SET closed = 2, title = NULL, head = NULL WHERE principal = ?1 AND kind = ?2";
         tx.conn.execute(sql, params![principal, kind as i64]).map(drop).map_err(unwritten)
     })
 }
 
-/// Runs `change` so that what it removes is overwritten in the file, not only marked as free.
-fn overwriting<R>(tx: &Tx<'_>, change: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
-    let set = |sql: &str| tx.conn.query_row(sql, [], |_| Ok(())).map_err(unwritten);
-    set("PRAGMA secure_delete = ON")?;
-    let changed = change();
-    set("PRAGMA secure_delete = OFF")?;
-    changed
-}
-
 /// Removes a step of a session's rows: its messages with their words, its turns with their journals, and at last what was
 /// allowed in it and itself. True when something is left.
 pub fn purge(tx: &Tx<'_>, session: i64) -> Result<bool, Error> {
-    overwriting(tx, || step(tx, session))
+    tx.overwriting(|| step(tx, session))
 }
 
 fn step(tx: &Tx<'_>, session: i64) -> Result<bool, Error> {
