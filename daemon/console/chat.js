@@ -111,7 +111,9 @@ function agentEntry(agent) {
     },
     restart() { words?.remove(); words = null; },
     call: box,
-    name(known) { element.firstChild.textContent = known; },
+    name(known) { element.firstChild.textContent = agent = known; },
+    // Who thought, which may be a script or a model in the place of another.
+    by(model) { element.firstChild.textContent = `${agent}, by ${model}`; },
     result(id, name, text, isError) { (tools.get(id) ?? box(id, name)).result(text, isError); },
     ask(asked) { add(approvalCard(asked)); },
     note(text) { add(make("p", text, "empty")); },
@@ -144,6 +146,7 @@ function entries(state) {
     if (message.role === "tool") {
       agent.result(message.call_id, message.tool, message.text, message.is_error);
     } else {
+      if (message.model) agent.by(message.model);
       if (message.text) agent.say(message.text);
       for (const one of message.tool_calls ?? []) agent.call(one.id, one.name, one.arguments);
       if (message.stopped) agent.note("(stopped)");
@@ -188,6 +191,7 @@ function take(view, name, data) {
   switch (name) {
     case "start": view.name(data.agent_id); break;
     case "token": view.say(data.text); break;
+    case "usage": view.by(data.model); break;
     case "restart": view.restart(); break;
     case "tool_call": view.call(data.id, data.name, data.arguments); break;
     case "tool_result": view.result(data.id, data.name, data.text, data.is_error); break;

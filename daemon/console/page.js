@@ -198,6 +198,7 @@ function heard(event) {
 async function live() {
   try {
     const { ticket } = await call("POST", "/auth/ticket");
+    stream?.close();
     stream = new EventSource(`/events/stream?named=false&since=${newest}&ticket=${encodeURIComponent(ticket)}`);
     stream.addEventListener("open", () => say("Live."));
     stream.addEventListener("message", (message) => heard(JSON.parse(message.data)));

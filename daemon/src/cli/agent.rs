@@ -9,7 +9,7 @@ use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{clean_lines, digest, shorten, text, text_or_dash, time};
 use super::usage::spent;
-use super::{Context, PAGE_MAX, chat, read_file};
+use super::{Context, PAGE_MAX, Sure, chat, read_file};
 
 /// Characters of a description or an error that a list shows.
 const WORDS_CHARS: usize = 80;
@@ -110,9 +110,8 @@ pub struct PutArgs {
 pub struct ConfirmedArgs {
     /// The agent
     id: String,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Names an agent.
@@ -138,9 +137,8 @@ pub struct RollbackArgs {
     id: String,
     /// The version, or its digest
     version: String,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Begins an exploration.
@@ -179,7 +177,7 @@ pub async fn run(context: &mut Context, command: AgentCommand) -> Result<(), Fai
         AgentCommand::Explore(args) => explore(context, &args).await,
         AgentCommand::Versions(args) => versions(context, &args.id).await,
         AgentCommand::Rollback(args) => {
-            context.confirm(args.yes, &format!("Put version {} of {} in force again?", args.version, args.id))?;
+            context.confirm(args.sure.yes, &format!("Put version {} of {} in force again?", args.version, args.id))?;
             let key = if args.version.len() == 64 { "digest" } else { "version" };
             act(context, &args.id, "rollback", &json!({ key: args.version })).await
         }
@@ -281,7 +279,7 @@ async fn put(context: &mut Context, args: &PutArgs) -> Result<(), Failure> {
 }
 
 async fn remove(context: &mut Context, args: &ConfirmedArgs) -> Result<(), Failure> {
-    context.confirm(args.yes, &format!("Remove the agent {}?", args.id))?;
+    context.confirm(args.sure.yes, &format!("Remove the agent {}?", args.id))?;
     if context.answer(Call::delete(path(&args.id))).await?.is_none() {
         return Ok(());
     }

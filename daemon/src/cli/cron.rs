@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{clean_lines, shorten, text, text_or_dash, time};
-use super::{Context, PAGE_MAX, Paging};
+use super::{Context, PAGE_MAX, Paging, Sure};
 
 /// Characters of an error that a list shows.
 const ERROR_CHARS: usize = 80;
@@ -133,9 +133,8 @@ pub struct UpdateArgs {
 pub struct RemoveArgs {
     /// The job
     id: String,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Runs a job.
@@ -358,7 +357,7 @@ async fn update(context: &mut Context, args: UpdateArgs) -> Result<(), Failure> 
 }
 
 async fn remove(context: &mut Context, args: &RemoveArgs) -> Result<(), Failure> {
-    context.confirm(args.yes, &format!("Remove the cron job {}?", args.id))?;
+    context.confirm(args.sure.yes, &format!("Remove the cron job {}?", args.id))?;
     let call = Call::post(path(&args.id, "/remove")).header("x-aman-confirm", "yes");
     if context.answer(call).await?.is_none() {
         return Ok(());

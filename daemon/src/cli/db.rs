@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::Context;
 use super::client::Call;
 use super::failure::{FAILED, Failure};
 use super::out::{clean, count, size, text, text_or_dash, time};
 use super::skill_author::SkillFiles;
+use super::{Context, Sure};
 use crate::config::Paths;
 use crate::error::Error;
 
@@ -113,9 +113,8 @@ pub struct PruneArgs {
     /// Say what would go; touch nothing
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Gives room back.
@@ -255,7 +254,7 @@ fn restore(context: &mut Context, args: &RestoreArgs) -> Result<(), Failure> {
 
 async fn prune(context: &mut Context, args: &PruneArgs) -> Result<(), Failure> {
     if !args.dry_run {
-        context.confirm(args.yes, "Remove for good what is kept long enough?")?;
+        context.confirm(args.sure.yes, "Remove for good what is kept long enough?")?;
     }
     let call = Call::post("/db/prune").header("x-aman-confirm", "yes").lasting();
     let call = call.query_some("dry_run", args.dry_run.then_some(true));

@@ -7,7 +7,7 @@ use super::client::{Call, Reply, segment};
 use super::explain::{error_text, event_id};
 use super::failure::Failure;
 use super::out::{clean_lines, count, shorten, text, text_or_dash, time};
-use super::{Context, PAGE_MAX, Paging};
+use super::{Context, PAGE_MAX, Paging, Sure};
 
 /// Characters of an error that a list shows.
 const ERROR_CHARS: usize = 80;
@@ -88,9 +88,8 @@ pub struct RetryArgs {
     /// Why, for the audit log
     #[arg(long)]
     reason: Option<String>,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
     /// Say what would happen; touch nothing
     #[arg(long)]
     dry_run: bool,
@@ -227,7 +226,7 @@ async fn retry(context: &mut Context, args: &RetryArgs) -> Result<(), Failure> {
         context.out.line("Nothing was touched. This would happen:")?;
         return context.out.line(&clean_lines(&format!("{answer:#}")));
     }
-    context.confirm(args.yes, &format!("Try {what} again? What it did outside the daemon may happen twice."))?;
+    context.confirm(args.sure.yes, &format!("Try {what} again? What it did outside the daemon may happen twice."))?;
     let Some(answer) = context.answer(call).await? else { return Ok(()) };
     let retried = match answer["items"].as_array() {
         Some(items) => count(items.len() as u64, "dead letter"),

@@ -424,6 +424,14 @@ struct Paging {
     all: bool,
 }
 
+/// `--yes` of what asks before it changes something for good.
+#[derive(Args, Debug, Clone, Copy)]
+struct Sure {
+    /// Do not ask
+    #[arg(long, short = 'y')]
+    yes: bool,
+}
+
 /// Runs every command that asks the daemon; `serve` and `jq` are the caller's, and answered with a usage error here.
 pub async fn run(cli: Cli, files: Files) -> ExitCode {
     let out = Out::stdout(cli.global.json);

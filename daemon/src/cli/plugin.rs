@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{digest, text, text_or_dash, time};
-use super::{Context, PAGE_MAX, plugin_author};
+use super::{Context, PAGE_MAX, Sure, plugin_author};
 use crate::package::PACKED_MAX;
 
 /// What can be done with plugins.
@@ -77,9 +77,8 @@ pub struct NameArgs {
 pub struct ApproveArgs {
     /// Its name
     name: String,
-    /// Do not ask
-    #[arg(long, short)]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Switches on.
@@ -96,9 +95,8 @@ pub struct EnableArgs {
 pub struct DisableArgs {
     /// Its name
     name: String,
-    /// Do not ask
-    #[arg(long, short)]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Goes back.
@@ -107,9 +105,8 @@ pub struct DisableArgs {
 pub struct RollbackArgs {
     /// Its name
     name: String,
-    /// Do not ask
-    #[arg(long, short)]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Removes.
@@ -124,9 +121,8 @@ pub struct UninstallArgs {
     /// Remove its keys, values and database, too, and forget the key of its publisher
     #[arg(long)]
     purge_data: bool,
-    /// Do not ask
-    #[arg(long, short)]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Runs `aman plugin …`.
@@ -138,11 +134,11 @@ pub async fn run(context: &mut Context, command: PluginCommand) -> Result<(), Fa
         PluginCommand::Approve(args) => approve(context, &args).await,
         PluginCommand::Enable(args) => switch(context, &args.name, "enable", "is switched on").await,
         PluginCommand::Disable(args) => {
-            context.confirm(args.yes, &format!("Switch the plugin {} off?", args.name))?;
+            context.confirm(args.sure.yes, &format!("Switch the plugin {} off?", args.name))?;
             switch(context, &args.name, "disable", "is switched off").await
         }
         PluginCommand::Rollback(args) => {
-            context.confirm(args.yes, &format!("Go back to the version of {} before this one?", args.name))?;
+            context.confirm(args.sure.yes, &format!("Go back to the version of {} before this one?", args.name))?;
             switch(context, &args.name, "rollback", "is back at its version before").await
         }
         PluginCommand::Uninstall(args) => uninstall(context, &args).await,
@@ -287,7 +283,7 @@ async fn show(context: &mut Context, name: &str) -> Result<(), Failure> {
 async fn approve(context: &mut Context, args: &ApproveArgs) -> Result<(), Failure> {
     let plugin = context.call(Call::get(format!("/plugin/{}", segment(&args.name)))).await?.json()?;
     let pending = &plugin["pending"];
-    if pending.is_object() && !args.yes {
+    if pending.is_object() && !args.sure.yes {
         shown_before(context)?;
         grants(context, &format!("{} {} may then:", args.name, text(&pending["version"])), &pending["added"])?;
         context.confirm(false, "Agree?")?;
@@ -308,7 +304,7 @@ async fn switch(context: &mut Context, name: &str, action: &str, done: &str) -> 
 
 async fn uninstall(context: &mut Context, args: &UninstallArgs) -> Result<(), Failure> {
     let data = if args.purge_data { " with all its data" } else { "; its data stay" };
-    context.confirm(args.yes, &format!("Remove the plugin {}{data}?", args.name))?;
+    context.confirm(args.sure.yes, &format!("Remove the plugin {}{data}?", args.name))?;
     let call = Call::post(format!("/plugin/{}/uninstall", segment(&args.name))).lasting();
     let call = call.body("application/json", json!({ "purge_data": args.purge_data }).to_string());
     let Some(_) = context.answer(call.header("x-aman-confirm", "yes")).await? else { return Ok(()) };

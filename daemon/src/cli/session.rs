@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{clean_lines, count, text, text_or_dash, time};
-use super::{Context, Paging};
+use super::{Context, Paging, Sure};
 
 /// What can be done with sessions.
 #[derive(Subcommand, Debug)]
@@ -115,9 +115,8 @@ pub struct CloseArgs {
 pub struct DeleteArgs {
     /// Its id, from `session list`
     id: String,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Searches.
@@ -236,7 +235,7 @@ async fn delete(context: &mut Context, args: &DeleteArgs) -> Result<(), Failure>
     let state = context.call(Call::get(place(&args.id, "/state"))).await?.json()?;
     let messages = count(state["message_count"].as_u64().unwrap_or(0), "message");
     let title = text_or_dash(&state["title"]);
-    context.confirm(args.yes, &format!("Remove '{title}' with {messages} for good?"))?;
+    context.confirm(args.sure.yes, &format!("Remove '{title}' with {messages} for good?"))?;
     let call = Call::delete(place(&args.id, "")).header("x-aman-confirm", "yes");
     if context.answer(call).await?.is_some() {
         context.out.line(&format!("'{title}' is gone, with {messages}."))?;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{clean_lines, count, text, text_or_dash, time};
-use super::{Context, PAGE_MAX, Paging};
+use super::{Context, PAGE_MAX, Paging, Sure};
 
 /// What can be done with sinks.
 #[derive(Subcommand, Debug)]
@@ -106,9 +106,8 @@ up for good; `aman why` shows them as discarded.")]
 pub struct DiscardArgs {
     /// Its id, from `sink list`
     id: String,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Tries a sink.
@@ -246,7 +245,7 @@ async fn retry(context: &mut Context, args: &RetryArgs) -> Result<(), Failure> {
 }
 
 async fn discard(context: &mut Context, args: &DiscardArgs) -> Result<(), Failure> {
-    context.confirm(args.yes, &format!("Give up everything that waits to be sent by {}?", args.id))?;
+    context.confirm(args.sure.yes, &format!("Give up everything that waits to be sent by {}?", args.id))?;
     let call = Call::post(format!("/sink/{}/discard", segment(&args.id))).header("x-aman-confirm", "yes");
     let Some(answer) = context.answer(call.body("application/json", json!({}).to_string())).await? else {
         return Ok(());

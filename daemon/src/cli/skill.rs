@@ -7,7 +7,7 @@ use super::client::{Call, segment};
 use super::failure::Failure;
 use super::out::{clean_lines, digest, size, text, text_or_dash, time};
 use super::skill_author::{self, AuthorCommand};
-use super::{Context, PAGE_MAX};
+use super::{Context, PAGE_MAX, Sure};
 
 /// What can be done with skills.
 #[derive(Subcommand, Debug)]
@@ -115,9 +115,8 @@ pub struct RollbackArgs {
     /// A version, or the beginning of a digest, from `skill versions`
     #[arg(value_name = "VERSION|DIGEST")]
     to: String,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Finds skills.
@@ -328,7 +327,7 @@ async fn rollback(context: &mut Context, args: &RollbackArgs) -> Result<(), Fail
         let Some(answer) = context.answer(call.query("dry_run", "true")).await? else { return Ok(()) };
         return show_diff(context, &answer);
     }
-    context.confirm(args.yes, &format!("Replace all files of {} by those of {}?", args.name, args.to))?;
+    context.confirm(args.sure.yes, &format!("Replace all files of {} by those of {}?", args.name, args.to))?;
     let Some(answer) = context.answer(call).await? else { return Ok(()) };
     let digest = digest(&answer["digest"]);
     context.out.line(&format!("{} is {} again (digest {digest}).", args.name, text_or_dash(&answer["version"])))

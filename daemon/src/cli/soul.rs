@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::client::Call;
 use super::failure::{FAILED, Failure};
 use super::out::{DIGEST_CHARS, clean_lines, digest, text, text_or_dash, time};
-use super::{Context, Paging, editor, read_file};
+use super::{Context, Paging, Sure, editor, read_file};
 use crate::config;
 
 /// Longest file that is read; the daemon takes less, and says how much.
@@ -86,9 +86,8 @@ pub struct RollbackArgs {
     /// A version, or the beginning of a digest, from `soul versions`
     #[arg(value_name = "VERSION|DIGEST")]
     to: String,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Prints the prompt.
@@ -223,7 +222,7 @@ async fn versions(context: &mut Context, paging: &Paging) -> Result<(), Failure>
 }
 
 async fn rollback(context: &mut Context, args: &RollbackArgs) -> Result<(), Failure> {
-    context.confirm(args.yes, &format!("Put the soul's text {} in force again?", args.to))?;
+    context.confirm(args.sure.yes, &format!("Put the soul's text {} in force again?", args.to))?;
     // Short numbers are versions; a digest that begins with as many digits is written longer.
     let body = match args.to.parse::<u32>() {
         Ok(number) if args.to.len() < DIGEST_CHARS => json!({ "version": number }),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Call, segment};
 use super::failure::{FAILED, Failure};
 use super::out::{clean_lines, count, digest, shorten, text, text_or_dash, time};
-use super::{Context, PAGE_MAX, Paging, read_file};
+use super::{Context, PAGE_MAX, Paging, Sure, read_file};
 use crate::workflow;
 
 /// Characters of an error that a list shows.
@@ -104,9 +104,8 @@ pub struct PutArgs {
 pub struct DeleteArgs {
     /// The workflow
     name: String,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Starts an instance.
@@ -174,9 +173,8 @@ pub struct InstanceArgs {
 pub struct ConfirmedArgs {
     /// The instance
     id: String,
-    /// Do not ask
-    #[arg(long, short = 'y')]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
 }
 
 /// Answers an instance.
@@ -226,11 +224,11 @@ pub async fn run(context: &mut Context, command: WorkflowCommand) -> Result<(), 
         WorkflowCommand::Instances(args) => instances(context, &args).await,
         WorkflowCommand::ShowInstance(args) => show_instance(context, &args).await,
         WorkflowCommand::Retry(args) => {
-            context.confirm(args.yes, &format!("Take the instance {} up at the task that failed?", args.id))?;
+            context.confirm(args.sure.yes, &format!("Take the instance {} up at the task that failed?", args.id))?;
             act(context, &args.id, "retry", &json!({})).await
         }
         WorkflowCommand::Cancel(args) => {
-            context.confirm(args.yes, &format!("End the instance {} and what it runs?", args.id))?;
+            context.confirm(args.sure.yes, &format!("End the instance {} and what it runs?", args.id))?;
             act(context, &args.id, "cancel", &json!({})).await
         }
         WorkflowCommand::Pause(args) => act(context, &args.id, "pause", &json!({})).await,
@@ -384,7 +382,7 @@ async fn put(context: &mut Context, args: &PutArgs) -> Result<(), Failure> {
 }
 
 async fn delete(context: &mut Context, args: &DeleteArgs) -> Result<(), Failure> {
-    context.confirm(args.yes, &format!("Remove the workflow {}?", args.name))?;
+    context.confirm(args.sure.yes, &format!("Remove the workflow {}?", args.name))?;
     if context.answer(Call::delete(format!("/workflow/{}", segment(&args.name)))).await?.is_none() {
         return Ok(());
     }

@@ -57,8 +57,15 @@ fn session(browser: &mut Browser) -> String {
 #[test]
 fn a_conversation_in_a_browser() {
     let daemon = scripted();
-    let mut browser = Browser::logged_in(&daemon);
+    let mut browser = Browser::start();
+    // A link that was opened before the login leads on after it, in whichever tab that is.
+    browser.open(&format!("http://{}/#chat", daemon.address));
+    browser.wait("document.getElementById('login')?.hidden === false");
+    let linked = browser.new_tab();
+    browser.log_in(&daemon);
     browser.eval("document.querySelector('#views a[data-to=chat]').click()");
+    browser.wait("document.getElementById('agent').value === 'aman'");
+    browser.go_to(linked);
     browser.wait("document.getElementById('agent').value === 'aman'");
     say(&mut browser, "slow");
     browser.wait(&has("log", "w1 w2 w3"));
@@ -77,6 +84,7 @@ fn a_conversation_in_a_browser() {
     say(&mut browser, "markup");
     browser.wait(&has("log", MARKUP));
     browser.wait("!document.getElementById('send').disabled");
+    assert_eq!(browser.eval(&has("log", "aman, by demo/script")), true, "who answers is shown");
     let made = "[document.title, document.querySelectorAll('#log :is(img, script, b, strong)').length]";
     assert_eq!(browser.eval(made), json!(["aman", 0]), "an answer is text");
     say(&mut browser, "broken");
