@@ -43,8 +43,8 @@ pub const PYTHON: &[File] = &[
 
 /// The Rust library.
 pub const SDK: &[File] = files!("plugins/sdk/", "sdk/":
-    "Cargo.toml", "src/bindings.rs", "src/error.rs", "src/event.rs", "src/http.rs", "src/kv.rs", "src/lib.rs",
-    "src/notify.rs", "src/parts.rs", "src/polled.rs", "src/routes.rs", "src/sql.rs", "src/workflows.rs");
+    "Cargo.toml", "src/agents.rs", "src/bindings.rs", "src/chat.rs", "src/error.rs", "src/event.rs", "src/http.rs",
+    "src/kv.rs", "src/lib.rs", "src/notify.rs", "src/parts.rs", "src/polled.rs", "src/routes.rs", "src/sql.rs", "src/workflows.rs");
 
 /// The interface, for the Rust library.
 pub const SDK_WIT: &[File] =
@@ -53,3 +53,19 @@ pub const SDK_WIT: &[File] =
 /// The interface, for other languages.
 pub const WIT: &[File] =
     files!("schemas/wit/0.1/", "wit/deps/aman-plugin/": "exports.wit", "imports.wit", "types.wit", "world.wit");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: whoever makes a plugin gets the whole library.
+    #[test]
+    fn the_library_is_whole() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/sdk/src");
+        for entry in std::fs::read_dir(folder).expect("the library is there") {
+            let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
+            let place = format!("sdk/src/{name}");
+            assert!(SDK.iter().any(|(known, _)| *known == place), "{place} is missing from the bundled files");
+        }
+    }
+}
