@@ -113,7 +113,7 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     bus.register(consumers).await?;
     outbox::start(&bus, &supervisor, sinks);
     let egress = Egress::new(config.allow_private);
-    let tools = tools(&config, &bus, (&soul, &memory), (&sandbox, &egress));
+    let (tools, explore) = tools(&config, &bus, (&soul, &memory), (&sandbox, &egress));
     let models = Models::new(&config.models, &egress);
     let sinks = Sinks::start(&config.sinks, &bus, &egress, &supervisor).await?;
     let plugins = start_plugins(&config, &bus, &egress).await?;
@@ -124,7 +124,6 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     bus.start().await;
     agents.end_orphans().await?;
     tools.run();
-    let explore = start_explore(&config, &tools, (&sandbox, &egress));
     let mcp = start_mcp(&config, &tools, &supervisor, (&sandbox, &egress, clock));
     settle_config(&config, &bus).await;
     let upkeep = Upkeep::start(&bus, &supervisor, config.bus.retention, config.backup.clone());
@@ -156,11 +155,10 @@ pub async fn start_with(config: Config, extras: Extras) -> Result<Daemon, Error>
     };
     let (server, url) = serve(&config, auth, parts, (listener, address)).await?;
     ready(&lifecycle, &store, address);
-    let _lock = lock;
     #[rustfmt::skip]
     let daemon = Daemon {
         address, url, bus, server, supervisor, lifecycle, cron, sources, plugins, workflows, agents, tools, config,
-        _lock,
+        _lock: lock,
     };
     Ok(daemon)
 }
@@ -415,7 +413,7 @@ fn start_explore(config: &Config, tools: &Tools, (sandbox, egress): (&Sandbox, &
     let (egress, sandbox, work) = (egress.clone(), sandbox.clone(), config.paths.runtime.join("work/explore"));
     let with = sources::explore::Surroundings { egress, sandbox, tools: tools.clone(), work };
     let explore = Explore::new(&config.explore, with);
-    tools.offer("explore", Arc::new(explore.clone()));
+    tools.offer("builtin/explore", Arc::new(explore.clone()));
     explore
 }
 
@@ -431,13 +429,13 @@ fn start_mcp(
     mcp::Servers::start(&config.mcp, surroundings, tools, supervisor)
 }
 
-/// The gate before the tools, and aman's own behind it.
+/// The gate before the tools, and aman's own behind it; and what explorations gather from, which is among them.
 fn tools(
     config: &Config,
     bus: &Bus,
     (soul, memory): (&Soul, &Memory),
     (sandbox, egress): (&Sandbox, &Egress),
-) -> Tools {
+) -> (Tools, Explore) {
     let soul = soul.clone();
     let admit = Arc::new(move |tool: &str, arguments: &serde_json::Value| soul.admit_tool(tool, arguments));
     let tools = Tools::new(bus, admit, tools::Settings::of(&config.tools));
@@ -449,7 +447,8 @@ fn tools(
         work: config.paths.runtime.join("work/tools"),
     });
     tools.offer("builtin/memory", Arc::new(MemoryTools(memory.clone())));
-    tools
+    let explore = start_explore(config, &tools, (sandbox, egress));
+    (tools, explore)
 }
 
 async fn start_agents(

@@ -1,6 +1,8 @@
 //! Explorations: gathered from several sources, judged and summed up by an agent, and put into a session. Model and servers are
 //! stubs on loopback.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Folder, TOKEN};
@@ -167,4 +169,50 @@ fn what_was_gathered_is_said_whatever_becomes_of_the_judgement() {
     let begun: Value = serde_json::from_str(&out).expect("JSON");
     assert!(code == 0 && begun["session_id"].is_string(), "{out}");
     assert!(said(&daemon, begun["session_id"].as_str().expect("an id")).contains("about"), "{out}");
+}
+
+/// Begins an exploration of the feed; gives its session and its instance.
+fn begin(daemon: &Daemon) -> (String, String) {
+    let begun = daemon.post("/explore/start", &json!({ "source": "news" }));
+    assert_eq!(begun.status, 202, "{begun:?}");
+    let id = |name: &str| begun.json[name].as_str().expect("an id").to_owned();
+    (id("session_id"), id("instance_id"))
+}
+
+/// Goal: over a kill while the agent judges nothing is gathered or said twice; what is found waits for a turn that is under way in
+/// its session, and a session that was removed meanwhile takes nothing and fails nothing.
+#[test]
+fn what_was_found_has_its_place_whatever_happens_meanwhile() {
+    let model = Stub::thinking(|request| {
+        let (_, body) = request.split_once("\r\n\r\n").expect("a body");
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        let last = body["messages"].as_array().and_then(|all| all.last()).expect("a message")["content"].to_string();
+        match (last.contains("Give every one"), last.contains("HELLO")) {
+            (true, _) => Reply::words(&["{\"items\": []}"]).waiting(0, Duration::from_secs(2)),
+            (_, true) => Reply::words(&["hello yourself"]).waiting(0, Duration::from_secs(4)),
+            _ => Reply::words(&["what?"]),
+        }
+    });
+    let (web, folder) = (web(), Folder::new("explore-meanwhile"));
+    let mut daemon = daemon(&folder, &model, &web);
+    let (session, killed) = begin(&daemon);
+    daemon.wait("the agent to judge", || (!model.requests().is_empty()).then_some(()));
+    daemon.kill();
+    daemon.again();
+    let place = format!("/chat/session/{session}");
+    assert_eq!(daemon.post(&format!("{place}/send"), &json!({ "text": "HELLO" })).status, 202);
+    let (gone, removed) = begin(&daemon);
+    assert_eq!(daemon.call("DELETE", &format!("/chat/session/{gone}"), None).status, 200);
+    for instance in [&killed, &removed] {
+        let path = format!("/workflow-instance/{instance}");
+        daemon.wait("the instance to end", || (daemon.get(&path).json["status"] == "completed").then_some(()));
+    }
+    let state = daemon.get(&format!("{place}/state")).json;
+    let messages = state["messages"].as_array().expect("messages");
+    let roles: Vec<&str> = messages.iter().filter_map(|message| message["role"].as_str()).collect();
+    assert_eq!(roles, ["user", "user", "assistant", "assistant"], "{state}");
+    assert_eq!(messages[2]["text"], "hello yourself", "{state}");
+    assert_eq!(messages[3]["text"], "Nothing was found that is worth a look.", "{state}");
+    assert_eq!(web.requests().len(), 2, "each exploration gathered once");
+    assert!(daemon.get("/dlq").items().is_empty());
 }

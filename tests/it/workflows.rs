@@ -89,7 +89,9 @@ fn definitions_are_checked_stored_and_drawn() {
         .iter()
         .map(|one| one["name"].as_str().unwrap_or_default().to_owned())
         .collect();
-    assert_eq!(listed, ["approve-incoming-file", "daily-digest", "order", "probe-until-healthy", "webhook-fan-out"]);
+    let bundled =
+        ["approve-incoming-file", "daily-digest", "explore", "order", "probe-until-healthy", "webhook-fan-out"];
+    assert_eq!(listed, bundled);
 
     let refused = put(&daemon, "no", &define("no", "do:\n  - a:\n      call: asyncapi\n      with: {}"));
     assert_eq!((refused.status, refused.code()), (400, "unsupported_construct"), "{refused:?}");

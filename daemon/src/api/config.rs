@@ -349,18 +349,14 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         .filter(|(_, now)| config::holds_at_once(&now.key))
         .map(|(_, now)| now.key.clone())
         .collect();
-    let plugins = config::plugins::plan(&old.plugins, &new.plugins);
-    let providers = config::models::plan(&old.models, &new.models);
-    let explore = config::explore::plan(&old.explore, &new.explore);
+    let read = sections_read(old, &new);
     let planned = [
         app.sinks.plan(&new.sinks),
         app.cron.plan(&new.cron).await,
         app.sources.plan(&new.sources),
         app.mcp.plan(&new.mcp),
-        plugins.clone(),
-        providers.clone(),
-        explore.clone(),
     ];
+    let planned = [planned.as_slice(), &read].concat();
     let mut answer = json!({
         "version": version,
         "applied": applied,
@@ -385,16 +381,23 @@ pub(super) async fn reload(app: Arc<App>, mut call: Call) -> Result<Reply, Probl
         app.cron.apply(&new.cron).await,
         app.sources.apply(&new.sources).await,
         app.mcp.apply(&new.mcp).await,
-        plugins,
-        providers,
-        explore,
     ];
+    let sections = [sections.as_slice(), &read].concat();
     tell_sections(&mut answer, &applied, &sections);
     app.plugins.configure(&new.plugins);
     app.explore.configure(&new.explore);
     app.fronts.configure(&app, &new.plugins);
     apply(&app, new, version)?;
     body::ok(&answer)
+}
+
+/// What becomes of the sections that are read whenever they are needed: nothing of them is started or stopped.
+fn sections_read(old: &Config, new: &Config) -> [Applied; 3] {
+    [
+        config::plugins::plan(&old.plugins, &new.plugins),
+        config::models::plan(&old.models, &new.models),
+        config::explore::plan(&old.explore, &new.explore),
+    ]
 }
 
 /// Puts into the answer what becomes of sinks, jobs and sources.

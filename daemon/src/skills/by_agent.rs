@@ -41,6 +41,10 @@ pub struct ForAgent {
 
 /// The future of a turn.
 pub type Taking = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+/// The future of an end.
+pub type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Says how to wait for an agent, if it is away.
+pub type Absent = dyn Fn(Option<&str>) -> Option<Waiting> + Send + Sync;
 /// The future of a question.
 pub type Answering = Pin<Box<dyn Future<Output = bool> + Send>>;
 
@@ -50,7 +54,7 @@ pub struct Agency {
     /// Takes a delivery as a turn.
     pub take: Arc<dyn Fn(ForAgent) -> Taking + Send + Sync>,
     /// Waits until an agent (none = the default one) is switched on; none when it is.
-    pub absence: Arc<dyn Fn(Option<&str>) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> + Send + Sync>,
+    pub absence: Arc<Absent>,
     /// Whether there is a model that could answer.
     pub has_model: Arc<dyn Fn() -> Answering + Send + Sync>,
 }

@@ -176,3 +176,30 @@ async fn calls_that_are_given_up_are_on_record() {
     assert_eq!(outcomes, ["\"failed\"", "\"unknown\"", "\"unknown\""], "newest first");
     assert!(tools.pending().await.expect("pending").is_empty(), "nobody is asked for nothing");
 }
+
+#[test]
+fn a_skill_leaves_an_agent_the_tools_that_it_names() {
+    let policy = Policy { exec: vec!["git".to_owned(), "sh".to_owned()], ..Policy::default() };
+    let names = ["read", "exec", "http_fetch", "home_light", "Home_light"];
+    for (allowed, left, commands) in [
+        ("Read", "read", ""),
+        ("Read,  WebFetch", "read http_fetch", ""),
+        ("Bash(git:*) Bash(rm -rf *)", "exec", "git"),
+        ("Bash(git status)", "exec", "git"),
+        ("Bash exec(sh:*)", "exec", "git sh"),
+        ("Read(~/x/**) home_light", "home_light", ""),
+        ("nothing(", "", ""),
+    ] {
+        let limited = policy.limited_to(allowed);
+        let of = |names: &[&'static str]| {
+            names.iter().filter(|name| gate::is_allowed(name, &limited)).copied().collect::<Vec<_>>()
+        };
+        assert_eq!(of(&names).join(" "), left, "{allowed}");
+        assert_eq!(limited.exec.join(" "), commands, "{allowed}");
+        assert_eq!(of(&["read_skill"]).len(), 1, "{allowed}");
+    }
+    let denied = Policy { deny: vec!["read".to_owned()], allow: vec!["r*".to_owned()], ..Policy::default() };
+    assert!(
+        !gate::is_allowed("read", &denied.limited_to("read")) && !gate::is_allowed("exec", &denied.limited_to("exec"))
+    );
+}
