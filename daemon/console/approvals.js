@@ -48,6 +48,12 @@ function answerButtons(asked) {
   ];
 }
 
+// What would turn the direction of a text, or not be seen, is shown by its number: a question reads as what would run.
+function plain(text) {
+  return text?.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu,
+    (c) => c === "\n" || c === "\t" ? c : `\\u{${c.codePointAt(0).toString(16)}}`);
+}
+
 // Exactly what would run, why it is asked, and what each answer means.
 function approvalCard(asked) {
   const who = asked.agent ? `The agent ${asked.agent}` : asked.principal ?? "The agent";
@@ -56,10 +62,10 @@ function approvalCard(asked) {
   const canRemember = (asked.remember ?? []).length > 1;
   const facts = [
     ["Offered by", asked.source],
-    ["It", asked.preview && make("span", asked.preview, "words")],
-    ["With", pre(JSON.stringify(asked.arguments, null, 2))],
-    ["Why it is asked", asked.reason],
-    ["“Always” allows", canRemember ? make("code", asked.pattern) : "Nothing: such a call is asked about each time."],
+    ["It", asked.preview && make("span", plain(asked.preview), "words")],
+    ["With", pre(plain(JSON.stringify(asked.arguments, null, 2)))],
+    ["Why it is asked", plain(asked.reason)],
+    ["“Always” allows", canRemember ? make("code", plain(asked.pattern)) : "Nothing: such a call is asked about each time."],
     ["Led to by", asked.trust && `what is trusted as ${asked.trust}`],
     ["Conversation", asked.session && chatLink(asked.session, "Open it")],
     ["Expires", asked.expires_at && local(asked.expires_at)],
@@ -83,11 +89,13 @@ function endCard(card) {
 
 async function showApprovals() {
   try {
+    // Only what was there before the daemon was asked can be over by its answer.
+    const shown = [...document.querySelectorAll("[data-approval]")];
     const { items } = await call("GET", "/tool-auth/pending?limit=1000");
     const list = byId("approvals");
     const waiting = new Set(items.map((asked) => asked.id));
     list.append(...items.filter((asked) => !list.querySelector(cardsOf(asked.id))).map(approvalCard));
-    for (const card of document.querySelectorAll("[data-approval]")) {
+    for (const card of shown) {
       if (!waiting.has(card.dataset.approval)) endCard(card);
     }
     [...list.querySelectorAll(".over")].slice(0, -ENDED_SHOWN).forEach((card) => card.remove());

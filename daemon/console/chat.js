@@ -254,11 +254,15 @@ async function follow(route, body, begun) {
 
 async function send() {
   const box = byId("text"), text = box.value;
-  if (!text.trim() || watching) return;
+  if (!text.trim() || watching || byId("send").disabled) return;
   if (!talk) {
+    byId("send").disabled = true;
     try {
       talk = (await call("POST", "/chat/session/create", { agent_id: byId("agent").value })).id;
-    } catch (error) { return troubleOf(error); }
+    } catch (error) {
+      busy(false);
+      return troubleOf(error);
+    }
     // The address names it, and nothing is loaded anew.
     history.replaceState(null, "", `#chat=${encodeURIComponent(talk)}`);
     byId("choice").hidden = true;

@@ -175,7 +175,10 @@ function failed(error) {
 // Shows the view that the address names: #chat, #chat=SESSION, #approvals, #approval=ID, #why=EVENT.
 async function route() {
   const [, name, given] = /^#(\w+)(?:=(.*))?$/.exec(location.hash) ?? [];
-  const id = given && decodeURIComponent(given);
+  let id = given;
+  try {
+    id = given && decodeURIComponent(given);
+  } catch { /* It is no id, and is looked for as it stands. */ }
   const view = { chat: "chat", approvals: "approvals", approval: "approvals" }[name] ?? "activity";
   document.querySelectorAll("[data-view]").forEach((one) => { one.hidden = one.dataset.view !== view; });
   for (const link of byId("views").querySelectorAll("a")) {

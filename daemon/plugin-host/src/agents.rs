@@ -71,10 +71,16 @@ impl agents::Host for State {
 
 /// Checks what bounds a turn; the rest of its rules are the daemon's.
 fn check(turn: &NewTurn) -> Result<(), Error> {
+    if let Asked::Send(said) = &turn.asked
+        && said.attachments.len() > limits::ATTACHMENTS_MAX
+    {
+        return Err(invalid("attachments", format!("may be at most {}", limits::ATTACHMENTS_MAX)));
+    }
     let (text, attached) = match &turn.asked {
-        Asked::Send(said) => {
-            (said.text.len(), said.attachments.iter().map(|one| one.data.len() + one.name.len()).sum())
-        }
+        Asked::Send(said) => (
+            said.text.len(),
+            said.attachments.iter().map(|one| one.data.len() + one.name.len() + one.media_type.len()).sum(),
+        ),
         Asked::Edit(edited) => (edited.text.len(), 0),
         Asked::Retry => (0, 0),
     };

@@ -28,6 +28,8 @@ pub const STAGED_ACTS_MAX: usize = 64;
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
 /// Longest definition of an agent, in bytes.
 pub const DEFINITION_BYTES_MAX: usize = 256 << 10;
+/// Attachments of one message.
+pub const ATTACHMENTS_MAX: usize = 8;
 /// Longest text that is said to an agent, in bytes, and all bytes of what comes with it.
 pub const SAID_BYTES_MAX: usize = 512 << 10;
 /// See [`SAID_BYTES_MAX`].

@@ -23,6 +23,11 @@ use crate::store::turns::{self, TurnRow};
 const SESSIONS_MAX: i64 = 10_000;
 /// Turns that one plugin may have under way.
 const TURNS_OPEN_MAX: i64 = 16;
+/// What the keys begin with that the work of a plugin has by itself, and how often a turn of it is taken anew.
+const WORK: &str = "work/";
+const AGAIN_MAX: u32 = 100;
+/// Who stops the turns of a plugin that is switched off.
+const OFF: &str = "aman/plugins";
 
 /// What the bus hands on.
 pub(super) fn agency(inner: &Arc<Inner>) -> Agency {
@@ -198,17 +203,23 @@ impl Agents {
         let principal = asker.principal.clone();
         let busy = self.inner.bus.store().read(move |conn| rows::at_work(conn, &principal, Kind::Plugin)).await?;
         let count = busy.len();
+        let mut failed = None;
         for session in busy {
-            self.stop(session, &asker.principal, |_, _| Ok(())).await?;
+            if let Err(error) = self.stop(session, OFF, |_, _| Ok(())).await {
+                failed = Some(error);
+            }
         }
-        Ok(json!({ "stopped": count }))
+        failed.map_or_else(|| Ok(json!({ "stopped": count })), Err)
     }
 
     /// Has a turn taken, or finds the one with the same key.
     async fn begin_turn(&self, asker: &Asker, wanted: NewTurn) -> Result<BegunTurn, Error> {
         let who = visitor(asker);
         let session = self.inner.seen(&who, &wanted.session).await?.id;
-        let turn = wanted.key.as_ref().map(|key| id::named(&["turn", &who.principal, &session, key]));
+        let turn = match &wanted.key {
+            Some(key) => Some(self.inner.turn_of(&who.principal, &session, key).await?),
+            None => None,
+        };
         if let Some(known) = self.inner.known(asker, turn.as_deref()).await? {
             return Ok(known);
         }
@@ -264,6 +275,23 @@ fn told_again(outcome: &Value) -> Frames {
 }
 
 impl Inner {
+    /// The id of the turn with this key. Work that is done again has one taken anew that came to no answer; a key that the
+    /// asker chose is one turn, whatever becomes of it.
+    async fn turn_of(&self, principal: &str, session: &str, key: &str) -> Result<String, Error> {
+        let named = |n: u32| id::named(&["turn", principal, session, key, &n.to_string()]);
+        let mut n = 0;
+        while key.starts_with(WORK) && n < AGAIN_MAX {
+            let id = named(n);
+            let row = self.bus.store().read(move |conn| turns::by_id(conn, &id)).await?;
+            let is_void = |row: TurnRow| row.status == turns::Status::Failed || row.stopped_by.as_deref() == Some(OFF);
+            if !row.is_some_and(is_void) {
+                break;
+            }
+            n += 1;
+        }
+        Ok(named(n))
+    }
+
     /// A turn of the asker's that is there, from its begin.
     async fn known(&self, asker: &Asker, turn: Option<&str>) -> Result<Option<BegunTurn>, Error> {
         let Some(turn) = turn.map(str::to_owned) else { return Ok(None) };

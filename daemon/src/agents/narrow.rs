@@ -73,7 +73,13 @@ fn loosens(before: &Definition, wanted: &Definition) -> Option<String> {
     } else {
         added("skills", &wanted.skills, &before.skills)
     };
-    allowed.or(gone).or(told).or_else(|| spends_more(before, wanted))
+    let more = [
+        (wanted.recall > before.recall, "recall would grow"),
+        (wanted.trust > before.trust, "trust would grow"),
+        (old.unattended && !new.unattended, "tools.unattended would be gone"),
+    ];
+    let more = more.into_iter().find(|(is_more, _)| *is_more).map(|(_, why)| why.to_owned());
+    allowed.or(gone).or(told).or(more).or_else(|| spends_more(before, wanted))
 }
 
 /// The budget that would grow, or be without end.
@@ -126,6 +132,7 @@ mod tests {
             (Some(has), &has.replace("deny = [\"exec\"]\n", ""), Some("tools.deny")),
             (Some(has), &has.replace("approve = [\"list\"]\n", ""), Some("tools.approve")),
             (Some(has), &has.replace("10", "11"), Some("day_tokens")),
+            (Some(has), &format!("recall = 20\n{has}"), Some("recall would grow")),
             (Some(has), &has.replace("day_money = 1.5\n", ""), Some("day_money")),
         ] {
             let why = refused(before, wanted);
@@ -135,6 +142,11 @@ mod tests {
                 _ => panic!("{wanted}: {why:?}"),
             }
         }
+        // What it has now may be less than what its operator gave, and counts for nothing then.
+        let (now, operators) = (parse("trust = \"plugin\"\nrecall = 0"), parse("trust = \"plugin\"\nrecall = 3"));
+        let wants = |recall: u32| parse(&format!("trust = \"plugin\"\nrecall = {recall}"));
+        assert!(check(Some(&now), Some(&operators), &wants(3), Trust::Plugin).is_ok());
+        assert!(check(Some(&operators), Some(&now), &wants(3), Trust::Plugin).is_err());
         let owners = parse("trust = \"owner\"");
         assert!(matches!(check(None, None, &owners, Trust::Plugin), Err(Error::Invalid { .. })));
     }

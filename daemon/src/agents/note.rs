@@ -12,8 +12,21 @@ use crate::bus::{Effects, Failure, Outcome};
 use crate::error::Error;
 use crate::event::Trust;
 use crate::id::fresh;
-use crate::store::chat::{self, Body, NewMessage, Role, SessionRow};
+use crate::store::chat::{self, Body, NewMessage, Role};
 use crate::store::{Tx, turns};
+
+/// How soon a session is looked at again in which a turn is under way.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How the session of an answer stands.
+enum Place {
+    /// It is closed, or was removed.
+    None,
+    /// A turn is under way in it.
+    Busy,
+    /// The answer can go behind what is said there: the session's number.
+    Free(i64),
+}
 
 /// An answer and where it goes.
 pub(super) struct Note {
@@ -30,40 +43,30 @@ pub(super) struct Note {
 impl Inner {
     /// Puts an answer into its session, behind the end of what is said there now.
     pub(super) async fn note(self: &Arc<Self>, job: &Job, note: Note) -> Outcome {
-        match self.quiet(job, &note).await {
-            Ok(Some(session)) => self.noted(session.number, note),
-            Ok(None) => {
-                let cut = job.attempt.cancel.is_cancelled() || self.bus.is_draining();
-                if cut { Outcome::Postponed(Duration::ZERO) } else { unread(&note) }
-            }
+        match self.place(job, &note).await {
+            Ok(Place::Free(session)) => self.noted(session, note),
+            // It waits outside of the agent's lane: the turn may need the place.
+            Ok(Place::Busy) => Outcome::Postponed(AGAIN),
+            Ok(Place::None) => unread(&note),
             Err(error @ Error::NotFound { .. }) => Outcome::Reject(Failure { chain: error.chain(), timed_out: false }),
             Err(error) => Outcome::Retry(Failure { chain: error.chain(), timed_out: false }, None),
         }
     }
 
-    /// The session, once no turn is under way in it; none when it is closed, was removed, or the wait is cut off.
-    async fn quiet(&self, job: &Job, note: &Note) -> Result<Option<SessionRow>, Error> {
-        let mut ended = self.bus.ended();
-        loop {
-            let id = note.session.clone();
-            let read = self.bus.store().read(move |conn| {
-                let Some(session) = chat::session(conn, &id)? else { return Ok(None) };
-                let open = turns::open_of_session(conn, session.number)?;
-                Ok(Some((session, open.is_some())))
-            });
-            let Some((session, busy)) = read.await?.filter(|(session, _)| !session.closed) else { return Ok(None) };
-            if session.agent != job.agent || session.principal != note.principal {
-                // To whoever is not let in it is not there.
-                return Err(Error::not_found("session", note.session.clone()));
-            }
-            if !busy {
-                return Ok(Some(session));
-            }
-            tokio::select! {
-                () = job.attempt.cancel.cancelled() => return Ok(None),
-                changed = ended.changed() => if changed.is_err() { return Ok(None) },
-            }
+    /// How the session stands.
+    async fn place(&self, job: &Job, note: &Note) -> Result<Place, Error> {
+        let id = note.session.clone();
+        let read = self.bus.store().read(move |conn| {
+            let Some(session) = chat::session(conn, &id)? else { return Ok(None) };
+            let open = turns::open_of_session(conn, session.number)?;
+            Ok(Some((session, open.is_some())))
+        });
+        let Some((session, busy)) = read.await?.filter(|(session, _)| !session.closed) else { return Ok(Place::None) };
+        if session.agent != job.agent || session.principal != note.principal {
+            // To whoever is not let in it is not there.
+            return Err(Error::not_found("session", note.session.clone()));
         }
+        Ok(if busy { Place::Busy } else { Place::Free(session.number) })
     }
 
     fn noted(&self, session: i64, note: Note) -> Outcome {

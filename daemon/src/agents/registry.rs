@@ -16,6 +16,8 @@ use crate::store::approvals;
 
 /// Agents at the most.
 const AGENTS_MAX: usize = 200;
+/// Ids that are remembered, removed ones with their history among them.
+const KNOWN_MAX: usize = 1000;
 
 /// A definition that is to be stored.
 pub struct Put {
@@ -94,6 +96,14 @@ impl Agents {
         if let Some(most) = put.narrow {
             let limits = self.inner.of_operator(&put.id).await?;
             narrow::check(before.as_ref().map(|agent| &*agent.definition), limits.as_ref(), &put.definition, most)?;
+            self.inner.bus.store().takes_new()?;
+        }
+        let all = self.inner.bus.store().read(rows::all).await?;
+        let stored = all.iter().find(|row| row.id == put.id);
+        if stored.is_none() && all.len() >= KNOWN_MAX {
+            let reason =
+                format!("{KNOWN_MAX} agents were known here, which is the most. Take the id of a removed one.");
+            return Err(Error::conflict("invalid_state", reason));
         }
         if before.is_none() && self.inner.held(|held| held.agents.len()) >= AGENTS_MAX {
             let reason = format!("There are {AGENTS_MAX} agents, which is the most. Remove one first.");
@@ -103,8 +113,12 @@ impl Agents {
             id: put.id.clone(),
             digest: Some(put.definition.digest.clone()),
             origin: Origin::Api,
-            file_digest: self.inner.file_digest(&put.id).await?,
-            disabled: before.as_ref().is_some_and(|agent| agent.row.disabled),
+            file_digest: stored.and_then(|row| row.file_digest.clone()),
+            disabled: match &before {
+                Some(agent) => agent.row.disabled,
+                // Who is no operator does not switch on by removing it first.
+                None => put.narrow.is_some() && stored.is_some_and(|row| row.disabled),
+            },
             updated_ms: self.inner.now_ms(),
         };
         let agent = self.inner.made(row, put.definition, before.as_deref());

@@ -107,6 +107,11 @@ impl Explore {
     }
 
     async fn gather(&self, call: &Call, cancel: &CancellationToken) -> Result<Output, ToolFailure> {
+        // It works by what people and workflows were granted; agents have grants of their own.
+        if call.caller.agent.is_some() {
+            let why = "explorations are begun by people: `aman agent explore`.".to_owned();
+            return Err(ToolFailure::Refused("tool_denied", why));
+        }
         let query = call.arguments["query"].as_str().unwrap_or_default().to_owned();
         let named: Option<Vec<&str>> =
             call.arguments["sources"].as_array().map(|names| names.iter().filter_map(Value::as_str).collect());
@@ -268,7 +273,7 @@ impl Inner {
         read.map(Value::from).map_err(|error| format!("what it writes is no JSON: {error}"))
     }
 
-    /// Calls a tool: by what the owner grants people and workflows, and the name in the configuration.
+    /// Calls a tool, for the workflow: by what the owner grants people and workflows, and the name in the configuration.
     async fn ask(
         &self,
         (tool, arguments): (&str, Map<String, Value>),

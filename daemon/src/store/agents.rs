@@ -117,7 +117,7 @@ pub fn define(tx: &Tx<'_>, agent: &str, new: &DefinitionRow) -> Result<(), Error
     tx.conn
         .prepare_cached(
             "DELETE FROM agent_definition WHERE agent = ?1 AND number <= (SELECT number FROM agent_definition \
-             WHERE agent = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2) AND number NOT IN (SELECT max(number) FROM \
+             WHERE agent = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2) AND number IS NOT (SELECT max(number) FROM \
              agent_definition WHERE agent = ?1 AND principal NOT LIKE 'plugin/%')",
         )
         .and_then(|mut s| s.execute(params![agent, KEPT]))

@@ -198,7 +198,13 @@ impl Tools {
     ) -> Result<(), ToolFailure> {
         let store = self.inner.bus.store();
         let digest = receipt.lock().digest.clone();
-        if !need.once {
+        // Before it is asked, so that no answer is missed.
+        let mut changed = self.inner.approvals.changed.subscribe();
+        let key = call.key.clone();
+        let known = store.read(move |conn| rows::by_key(conn, &key)).await.map_err(|error| unstored(&error))?;
+        let known = known.filter(|known| !known.is_over());
+        // What was asked about is decided by its answer: a rule would leave no trace that the call began.
+        if !need.once && known.is_none() {
             let (whose, agent, session) = (tool.clone(), call.caller.agent.clone(), call.caller.session.clone());
             let rules = store.read(move |conn| {
                 rows::rules_for(conn, (&whose.name, &whose.source), agent.as_deref(), session.as_deref())
@@ -209,11 +215,6 @@ impl Tools {
                 return Ok(());
             }
         }
-        // Before it is asked, so that no answer is missed.
-        let mut changed = self.inner.approvals.changed.subscribe();
-        let key = call.key.clone();
-        let known = store.read(move |conn| rows::by_key(conn, &key)).await.map_err(|error| unstored(&error))?;
-        let known = known.filter(|known| !known.is_over());
         let asked = match known {
             Some(known) => known,
             None if call.caller.policy.unattended => {
@@ -426,7 +427,7 @@ impl Tools {
         }
         let key = key.to_owned();
         let asked = self.inner.bus.store().read(move |conn| rows::by_key(conn, &key)).await;
-        matches!(asked, Ok(Some(asked)) if asked.begun_ms.is_none())
+        matches!(asked, Ok(Some(asked)) if !asked.is_over())
     }
 
     /// One question, however it stands.

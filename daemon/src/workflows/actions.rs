@@ -176,7 +176,8 @@ async fn agent(inner: &Arc<Inner>, job: &Job, read: &mut Trust) -> Result<Value,
     let (says, session) = (args["answer"].as_str(), args["session"].as_str().map(str::to_owned));
     let wanted = match says {
         Some(text) => json!({ "answer": text, "session": session, "principal": job.row.principal }),
-        None => json!({ "prompt": prompt(args, job.row.trust), "session": session, "output": args["output"] }),
+        None => json!({ "prompt": prompt(args, job.row.trust), "session": session, "output": args["output"],
+            "allowed_tools": args["allowed_tools"] }),
     };
     let mut event = NewEvent::new(format!("workflow/{}", job.row.workflow), AGENT_CALL, &wanted);
     event.agent_id = Some(name.to_owned());

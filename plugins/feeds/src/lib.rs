@@ -174,8 +174,9 @@ fn fetch(url: &str, state: &mut State) -> Result<Option<Feed>> {
         return Ok(None);
     }
     let response = response.ok()?;
-    let feed = aman_feed::parse(&aman_feed::decode(&response.body, response.header("content-type").unwrap_or_default()))
-        .map_err(|reason| Error::internal(format!("it is no feed: {reason}")))?;
+    let feed =
+        aman_feed::parse(&aman_feed::decode(&response.body, response.header("content-type").unwrap_or_default()))
+            .map_err(|reason| Error::internal(format!("it is no feed: {reason}")))?;
     state.etag = response.header("etag").map(str::to_owned);
     state.modified = response.header("last-modified").map(str::to_owned);
     Ok(Some(feed))

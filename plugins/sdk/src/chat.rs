@@ -142,11 +142,12 @@ impl Frame {
 }
 
 impl Answer {
-    /// The agent's words; an error when the turn failed.
+    /// The agent's words; an error when the turn failed, or was stopped before it had an answer.
     pub fn words(self) -> Result<String> {
         match self.failure {
             Some(Failure { code, detail }) => Err(Error::unavailable(format!("the agent failed ({code}): {detail}"))),
-            None => Ok(self.text),
+            None if matches!(self.outcome, Outcome::Done) => Ok(self.text),
+            None => Err(Error::unavailable("the turn was stopped before it had an answer")),
         }
     }
 }

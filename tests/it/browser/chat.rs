@@ -7,7 +7,7 @@ use crate::harness::{Daemon, Folder};
 
 /// What would show that an answer was taken for more than text.
 const MARKUP: &str =
-    "<img src=x onerror=document.title='hacked'><script>document.title='hacked'</script> **bold** done";
+    "<img src=x onerror=document.title='hacked'><script>document.title='hacked'</script> **bold** \u{202e}done";
 
 /// A daemon whose agent answers by a script, and asks before it publishes.
 fn scripted() -> Daemon {
@@ -149,7 +149,9 @@ fn questions_are_answered_in_a_browser() {
     browser.wait(&format!("{LIVE} && document.activeElement.dataset.approval === '{id}'"));
     let card = browser.eval("document.activeElement.innerText");
     let card = card.as_str().expect("a card");
-    for part in ["The agent aman asks", "\"page.made\"", "<img src=x", "publish_event: page.made", "Expires"] {
+    for part in
+        ["The agent aman asks", "\"page.made\"", "<img src=x", "\\u{202e}done", "publish_event: page.made", "Expires"]
+    {
         assert!(card.contains(part), "{part} in {card}");
     }
     let names = "[...document.activeElement.querySelectorAll('button')].map(one => one.textContent)";

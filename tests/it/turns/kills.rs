@@ -115,6 +115,13 @@ fn a_kill_in_each_gap_between_calls_repeats_nothing() {
 /// knows, and so is the model told.
 #[test]
 fn a_call_that_had_begun_is_not_made_again() {
+    for remember in ["once", "always"] {
+        is_not_made_again(remember);
+    }
+}
+
+/// As above. A yes for always comes while nobody is at work on the turn, so that its rule is there before.
+fn is_not_made_again(remember: &str) {
     let folder = folder("turn-lost");
     let input = counting(&folder, "lost", "sleep 60; echo ended >> FILE");
     let stub = Stub::thinking(move |request| match results(request).pop() {
@@ -124,7 +131,19 @@ fn a_call_that_had_begun_is_not_made_again() {
     let mut daemon = daemon_in(&folder, &stub, &[("runner", RUNNER)], "");
     let id = ask(&daemon, "runner");
     let asked = question(&daemon, "lost");
-    yes(&daemon, &asked);
+    let status = |daemon: &Daemon, status: &str| {
+        assert_eq!(daemon.post("/agent/runner/status", &json!({ "status": status })).status, 200);
+    };
+    if remember == "always" {
+        status(&daemon, "disabled");
+        daemon.kill();
+        daemon.again();
+    }
+    let answer = json!({ "auth_id": asked["id"], "approved": true, "remember": remember });
+    assert_eq!(daemon.post("/tool-auth/respond", &answer).status, 200);
+    if remember == "always" {
+        status(&daemon, "idle");
+    }
     daemon.wait("the command to run", || (!counted(&folder, "lost").is_empty()).then_some(()));
     daemon.kill();
     daemon.again();

@@ -118,6 +118,10 @@ impl Turn {
         if kind != "usage" {
             self.leave_prompt();
         }
+        if kind == "tool_result" {
+            // Whoever answered, the question is over.
+            self.asked = None;
+        }
         if context.out.json() {
             context.out.line(&json!({ "event": kind, "data": data }).to_string())?;
             if kind == "approval_required" {
@@ -142,10 +146,6 @@ impl Turn {
             }
             "done" | "error" => self.ended(context, kind, &data)?,
             _ => {}
-        }
-        if kind == "tool_result" {
-            // Whoever answered, the question is over.
-            self.asked = None;
         }
         Ok(end)
     }
@@ -241,6 +241,12 @@ impl Turn {
         let call = Call::post("/tool-auth/respond").body("application/json", body);
         if let Err(failure) = self.client.call(call).await {
             context.out.complain(&format!("aman: {}", failure.message()));
+            let is_over = matches!(&failure, Failure::Refused(reply) if reply.status == 409);
+            if !is_over {
+                lines::show("Allow it? [y]es or [n]o: ");
+                self.prompted = true;
+                return Ok(());
+            }
         }
         self.asked = None;
         Ok(())

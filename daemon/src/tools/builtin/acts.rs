@@ -9,7 +9,7 @@ use super::{Shared, failed, number, said, text};
 use crate::bus::{NewInstance, Origin, Publish, Wanted};
 use crate::clock::{parse_rfc3339, rfc3339};
 use crate::error::Error;
-use crate::event::{Data, NewEvent, Trust, TypePattern, check_type};
+use crate::event::{Data, Event, NewEvent, Trust, TypePattern, check_type};
 use crate::store::events::{self, Cause, Filter};
 use crate::store::workflows::{self, Change};
 use crate::tools::{Call, Caller, Output, Preview, ToolFailure};
@@ -42,6 +42,11 @@ fn source(caller: &Caller) -> String {
 
 /// `search_events`
 pub(super) async fn search(shared: &Shared, call: &Call) -> Result<Output, ToolFailure> {
+    // A plugin hears of what its manifest names, and of no more by way of an agent.
+    if call.caller.principal.starts_with("plugin/") {
+        let why = "a plugin sees the events that its manifest names, and no others.";
+        return Err(ToolFailure::Refused("trust_too_low", why.to_owned()));
+    }
     let wrong = |field: &str, why: String| ToolFailure::Arguments(format!("/{field}"), why);
     let types = call.arguments["types"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let types: Result<Vec<_>, String> = types.map(TypePattern::parse).collect();
@@ -55,10 +60,10 @@ pub(super) async fn search(shared: &Shared, call: &Call) -> Result<Output, ToolF
     };
     let (limit, ids) = (number(call, "limit").unwrap_or(EVENTS), shared.bus.store().ids());
     let found = shared.bus.store().read(move |conn| events::recent(conn, ids, &filter, None, limit)).await;
-    let (mut found, _) = found.map_err(|error| refused(&error))?;
+    let (mut found, rest) = found.map_err(|error| refused(&error))?;
+    let is_part = rest.is_some() && found.len() < limit && found.last().is_none_or(|event| event.received_ms >= since);
     found.retain(|event| event.received_ms >= since);
-    // What others wrote of it is believed like them.
-    let trust = found.iter().map(|event| event.trust).min().unwrap_or(Trust::Owner);
+    let trust = found.iter().map(believed).min().unwrap_or(Trust::Owner);
     let mut told = String::new();
     for event in &found {
         let data = match &event.sent.data {
@@ -76,10 +81,19 @@ pub(super) async fn search(shared: &Shared, call: &Call) -> Result<Output, ToolF
             &data[..end]
         ));
     }
-    if found.is_empty() {
+    if is_part {
+        told.push_str("Not everything was looked through: older ones may be there.");
+    } else if found.is_empty() {
         told.push_str("There is no such event.");
     }
     Ok(Output { text: told, value: None, trust })
+}
+
+/// How far the words of an event are believed: like whoever wrote them. Some of aman's own repeat those of a consumer.
+fn believed(event: &Event) -> Trust {
+    let kind = event.sent.kind.as_str();
+    let is_theirs = kind == "aman.delivery.dead" || kind.starts_with("aman.plugin.");
+    if is_theirs { event.trust.min(Trust::Plugin) } else { event.trust }
 }
 
 /// What a refusal of the bus comes to.
