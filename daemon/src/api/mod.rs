@@ -52,6 +52,7 @@ mod why;
 mod words;
 mod workflows;
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -188,27 +189,10 @@ impl Counters {
 
 /// Handles of everything that handlers call.
 pub struct App {
-    bus: Bus,
+    parts: Parts,
     store: Store,
     live: Live,
     clock: Clock,
-    skills: Skills,
-    cron: Cron,
-    supervisor: Supervisor,
-    lifecycle: Arc<Lifecycle>,
-    sources: Sources,
-    sinks: Sinks,
-    upkeep: Upkeep,
-    plugins: Plugins,
-    workflows: Workflows,
-    agents: Agents,
-    explore: Explore,
-    tools: Tools,
-    soul: Soul,
-    memory: Memory,
-    budget: Budget,
-    models: Models,
-    mcp: Servers,
     /// Conversations of clients that keep them themselves.
     conversations: openai::Conversations,
     connections_max: usize,
@@ -288,31 +272,21 @@ fn draining() -> Problem {
     Problem::new((StatusCode::SERVICE_UNAVAILABLE, "draining"), detail).retry_after_ms(5000)
 }
 
+/// What handlers call is called as if it were the API's own.
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
 impl App {
     /// Puts the API together. Fails only when the route table is unsound.
     pub async fn new(settings: Settings, parts: Parts) -> Result<Arc<App>, Error> {
-        let Parts {
-            bus,
-            skills,
-            cron,
-            supervisor,
-            lifecycle,
-            sources,
-            sinks,
-            upkeep,
-            plugins,
-            workflows,
-            agents,
-            explore,
-            mcp,
-            tools,
-            soul,
-            memory,
-            budget,
-            models,
-        } = parts;
         let Settings { auth, connections_max, config } = settings;
         let fronts = Fronts::new(&config);
+        let bus = parts.bus.clone();
         let clock = bus.clock().clone();
         let cookie = format!("aman_session_{:08x}", bus.store().ids().node);
         let gate = Gate::new(auth, clock.clone(), cookie);
@@ -322,26 +296,9 @@ impl App {
         let app = Arc::new(App {
             store: bus.store().clone(),
             live: bus.live().clone(),
+            parts,
             clock,
-            bus,
-            skills,
-            cron,
-            supervisor,
-            lifecycle,
-            sources,
-            sinks,
-            upkeep,
-            plugins,
-            workflows,
-            agents,
-            explore,
-            mcp,
             conversations: openai::Conversations::default(),
-            tools,
-            soul,
-            memory,
-            budget,
-            models,
             rates: Rates::new(config::limits(&config)),
             checking: tokio::sync::Mutex::new(()),
             turns: again::Turns::default(),
