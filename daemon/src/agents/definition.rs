@@ -180,6 +180,7 @@ impl<'a> Reader<'a> {
             exec: self.list("exec"),
             sqlite: self.list("sqlite"),
             unattended: self.flag("unattended"),
+            of_people: false,
             only: None,
         }
     }

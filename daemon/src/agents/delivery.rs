@@ -83,6 +83,8 @@ struct Opened {
     session: SessionRow,
     path: Vec<MessageRow>,
     steps: VecDeque<turns::StepRow>,
+    /// What the event asks, if it is a call.
+    asked: Option<Asked>,
 }
 
 impl Inner {
@@ -93,7 +95,7 @@ impl Inner {
             Ok(_) => return Outcome::Postponed(AWAY),
             Err(error) => return Outcome::Reject(Failure::new(error.to_string())),
         };
-        match asked(&job.attempt.event) {
+        let asked = match asked(&job.attempt.event) {
             // Only a workflow says for whom it was started.
             Ok(Some(Asked { answer: Some(text), session: Some(session), principal, .. }))
                 if job.attempt.event.sent.source.starts_with("workflow/") =>
@@ -101,10 +103,10 @@ impl Inner {
                 let trust = job.attempt.event.trust.min(agent.definition.trust);
                 return self.note(&job, Note { session, principal, text, trust }).await;
             }
-            Ok(_) => {}
+            Ok(asked) => asked,
             Err(error) => return Outcome::Reject(Failure { chain: error.chain(), timed_out: false }),
-        }
-        let opened = match self.open(&job, &agent).await {
+        };
+        let opened = match self.open(&job, &agent, asked).await {
             Ok(Some(opened)) => opened,
             Ok(None) => return Outcome::Done(Effects::default()),
             Err(
@@ -123,8 +125,8 @@ impl Inner {
         let number = opened.turn.number;
         self.at_work(|all| all.insert(number, at_work));
         // Whoever stops it from now on finds it at work; whoever did before has written so.
-        let asked = self.bus.store().read_here(move |conn| turns::by_number(conn, number)).await;
-        if matches!(asked, Ok(Some(row)) if row.stopped_by.is_some()) {
+        let now = self.bus.store().read_here(move |conn| turns::by_number(conn, number)).await;
+        if matches!(now, Ok(Some(row)) if row.stopped_by.is_some()) {
             stopped.store(true, Ordering::Release);
             cancel.cancel();
         }
@@ -141,7 +143,12 @@ impl Inner {
     }
 
     /// The turn that a delivery is, made when it is not there yet; none when there is nothing (more) to do.
-    async fn open(self: &Arc<Self>, job: &Job, agent: &Arc<Agent>) -> Result<Option<Opened>, Error> {
+    async fn open(
+        self: &Arc<Self>,
+        job: &Job,
+        agent: &Arc<Agent>,
+        asked: Option<Asked>,
+    ) -> Result<Option<Opened>, Error> {
         let (event, consumer) = (Arc::clone(&job.attempt.event), job.consumer.clone());
         let sequence = event.sequence;
         let found = self.bus.store().read(move |conn| turns::of_delivery(conn, sequence, &consumer)).await?;
@@ -149,7 +156,7 @@ impl Inner {
             Some(turn) => turn,
             // Its session was removed.
             None if event.sent.kind == MESSAGE => return Ok(None),
-            None => self.begin(job, agent).await?,
+            None => self.begin(job, agent, asked.as_ref()).await?,
         };
         if turn.status == Status::Done || turn.status == Status::Stopped {
             return Ok(None);
@@ -162,20 +169,19 @@ impl Inner {
             let Some(session) = chat::by_number(conn, turn.session)? else { return Ok(None) };
             let path = chat::path_to(conn, Some(turn.message), context::ROWS_MAX, context::BYTES_MAX)?;
             let steps = turns::steps(conn, turn.number)?.into();
-            Ok(Some(Opened { turn, session, path, steps }))
+            Ok(Some(Opened { turn, session, path, steps, asked }))
         };
         self.bus.store().read(read).await
     }
 
     /// Stores the session, the message and the turn of an event that is no message.
-    async fn begin(self: &Arc<Self>, job: &Job, agent: &Arc<Agent>) -> Result<TurnRow, Error> {
+    async fn begin(self: &Arc<Self>, job: &Job, agent: &Arc<Agent>, asked: Option<&Asked>) -> Result<TurnRow, Error> {
         let event = Arc::clone(&job.attempt.event);
-        let asked = asked(&event)?;
-        if let Some(asked) = &asked {
-            self.parts.soul.admit_text(&asked.prompt)?;
-        }
         let (text, kind, session, make) = match asked {
-            Some(asked) => (asked.prompt, Kind::Asked, asked.session.clone(), asked.make || asked.session.is_none()),
+            Some(Asked { prompt, session, make, .. }) => {
+                self.parts.soul.admit_text(prompt)?;
+                (prompt.clone(), Kind::Asked, session.clone(), *make || session.is_none())
+            }
             None => (context::event_text(&event), Kind::Event, None, true),
         };
         let trust = event.trust.min(agent.definition.trust);
@@ -235,11 +241,10 @@ impl Inner {
         opened: Opened,
         (cancel, stopped): (tokio_util::sync::CancellationToken, Arc<AtomicBool>),
     ) -> Result<Turn, Error> {
-        let Opened { turn: row, session, path, steps } = opened;
+        let Opened { turn: row, session, path, steps, asked } = opened;
         let (definition, event) = (Arc::clone(&agent.definition), Arc::clone(&job.attempt.event));
         let (said, read) = context::history(&path);
         let text = path.last().map_or("", |message| message.text.as_str());
-        let asked = asked(&event)?;
         let allowed = asked.as_ref().and_then(|asked| asked.allowed_tools.clone()).or(job.allowed_tools.clone());
         let form = asked.and_then(|asked| asked.form);
         let policy = allowed.map_or_else(|| definition.tools.clone(), |allowed| definition.tools.limited_to(&allowed));

@@ -344,6 +344,17 @@ mod tests {
         }
         assert_eq!((models.window(""), models.window("b/one"), models.window("c/x")), (99, 8_192, 8_192));
         assert!(models.price("").is_some() && models.price("b/one").is_none());
+        let dear = Price { input_micros_per_mtok: 9, output_micros_per_mtok: 1, cached_micros_per_mtok: 0 };
+        let priced = ModelsConfig {
+            prices: [("a/x/y".to_owned(), models.price("").expect("one")), ("b/one".to_owned(), dear)].into(),
+            ..config()
+        };
+        let both = Models::new(&priced, &Egress::new(false));
+        assert_eq!(both.price("b"), Some(dear), "by its provider alone");
+        let most = both.dearest("", &["b".to_owned()]).expect("both have one");
+        let first = both.price("").expect("one");
+        assert_eq!(most.input_micros_per_mtok, first.input_micros_per_mtok.max(9));
+        assert_eq!(most.output_micros_per_mtok, first.output_micros_per_mtok.max(1));
         assert_eq!((models.cheaper("").as_deref(), models.cheaper("b/two")), (Some("b/two"), None));
         let shown: Vec<(String, Vec<&str>)> = models.list().await.into_iter().map(|one| (one.id, one.roles)).collect();
         let wanted = [("a/x/y", vec!["default", "fallback"]), ("b/one", vec!["fallback"]), ("b/two", vec!["cheap"])];

@@ -107,11 +107,6 @@ impl Explore {
     }
 
     async fn gather(&self, call: &Call, cancel: &CancellationToken) -> Result<Output, ToolFailure> {
-        // It works by what people and workflows were granted; agents have grants of their own.
-        if call.caller.agent.is_some() {
-            let why = "explorations are begun by people: `aman agent explore`.".to_owned();
-            return Err(ToolFailure::Refused("tool_denied", why));
-        }
         let query = call.arguments["query"].as_str().unwrap_or_default().to_owned();
         let named: Option<Vec<&str>> =
             call.arguments["sources"].as_array().map(|names| names.iter().filter_map(Value::as_str).collect());
@@ -175,6 +170,11 @@ impl Provider for Explore {
             permission: Permission::Net,
             repeatable: true,
         }]
+    }
+
+    /// It works by what people and workflows were granted: agents neither have nor see it.
+    fn is_granted(&self, _tool: &str, policy: &Policy) -> bool {
+        policy.of_people
     }
 
     fn call<'a>(&'a self, call: &'a Call, cancel: &'a CancellationToken) -> Calling<'a> {

@@ -163,3 +163,39 @@ fn definition_of(row: &Row<'_>) -> rusqlite::Result<DefinitionRow> {
         created_ms: row.get(4)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, Store};
+
+    /// Goal: the history of an agent has an end, whoever writes it, and never loses what its operator said last.
+    #[tokio::test]
+    async fn a_history_is_bounded_and_keeps_the_operators_word() {
+        let folder = std::env::temp_dir().join(format!("aman-history-{}", crate::id::fresh()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let store = Store::open(&folder.join("aman.db"), Durability::Normal).expect("a database");
+        let row = |n: usize, principal: &str| DefinitionRow {
+            number: 0,
+            digest: n.to_string(),
+            text: String::new(),
+            principal: principal.to_owned(),
+            created_ms: 0,
+        };
+        let all = KEPT as usize + 20;
+        let write = move |tx: &mut Tx<'_>| {
+            define(tx, "both", &row(0, "owner"))?;
+            for n in 1..all {
+                define(tx, "both", &row(n, "plugin/p"))?;
+                define(tx, "plugins", &row(n, "plugin/p"))?;
+            }
+            Ok(())
+        };
+        store.write(write).await.expect("written");
+        for (agent, oldest, more) in [("both", "0", 1), ("plugins", "20", 0)] {
+            let kept = store.read(move |conn| definitions(conn, agent)).await.expect("read");
+            assert_eq!((kept.len(), kept.last().map(|row| row.digest.as_str())), (KEPT as usize + more, Some(oldest)));
+        }
+        std::fs::remove_dir_all(&folder).expect("it is there");
+    }
+}

@@ -125,6 +125,9 @@ pub struct Policy {
     pub sqlite: Vec<String>,
     /// True when nobody is there to answer: what would be asked is refused at once.
     pub unattended: bool,
+    /// True for what people and workflows may use: an agent has its own. Not part of a definition.
+    #[serde(skip)]
+    pub of_people: bool,
     /// The names of the tools that are left of all this; none = all of them. Not part of a definition.
     #[serde(skip)]
     pub only: Option<Vec<String>>,
@@ -325,6 +328,7 @@ impl Settings {
             exec: exec.clone(),
             sqlite: sqlite.clone(),
             unattended: false,
+            of_people: true,
             only: None,
         };
         Settings { policy: Arc::new(policy), approval_time: *approval_time, search: search.clone() }

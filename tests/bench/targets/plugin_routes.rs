@@ -1,6 +1,6 @@
 //! Target 10: a route that a plugin serves, against a route of the daemon's own that does the same behind the same auth.
 //!
-//! Both search a list of one entry for a word that is not there, and answer the same page.
+//! Both look through a short list in memory and answer the same empty page. The guest does the search besides.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::report::{Row, Wanted};
 use crate::stats::{Pairs, median};
 use crate::{Bench, Res};
 
-/// The daemon's own search; it has one bundled skill.
-pub const NATIVE: &str = "/skills/search?q=nowhere";
+/// A list of the daemon's own in memory, which is empty here. Its own search of skills is a full-text query.
+pub const NATIVE: &str = "/mcp-servers";
 
 pub fn run(bench: &mut Bench) -> Res<()> {
     let aman = Aman::start(&bench.folder("plugin-routes")?.join("aman"))?;

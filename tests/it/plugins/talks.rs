@@ -30,6 +30,13 @@ turns:
     calls: [{ name: memory_save, arguments: { text: "the owner likes it" } }]
   - when: { text: "", after: memory_save }
     say: "memory: {text}"
+  - when: { text: search }
+    calls: [{ name: search_events, arguments: {} }]
+  - when: { text: "", after: search_events }
+    say: "events: {text}"
+  - when: { text: hiccup }
+    fails: [{ kind: auth }]
+    say: "well again"
   - when: { text: broken }
     fails: [{ kind: auth }, { kind: auth }, { kind: auth }]
     say: "mended"
@@ -209,12 +216,17 @@ fn agents_are_managed_within_bounds() {
     let kept = put("runner", json!({ "tools": { "read": ["~/notes"] }, "budget": { "day_tokens": 10 } }));
     assert_eq!((kept.status, &kept.json["agent"]["trust"]), (200, &json!("Trust::Plugin")), "{kept:?}");
 
+    // Removed and made anew it is as its operator left it.
+    assert_eq!(daemon.post("/agent/clerk/status", &json!({ "status": "disabled" })).status, 200);
+    acted(&daemon, &json!({ "do": "remove agent", "id": "clerk" }));
+    assert_eq!(put("clerk", json!({ "description": "Files again" })).status, 200);
+    assert_eq!(daemon.get("/agent/clerk").json["status"], "disabled");
     acted(&daemon, &json!({ "do": "remove agent", "id": "clerk" }));
     assert_eq!(daemon.get("/agent/clerk").status, 404);
     assert_eq!(act(&daemon, &json!({ "do": "remove agent", "id": "clerk" })).status, 404);
     let outcomes =
         |action: &str, outcome: &str| records(&daemon, action).iter().filter(|row| row["outcome"] == outcome).count();
-    assert_eq!((outcomes("agent.put", "done"), outcomes("agent.put", "refused")), (3, 5));
+    assert_eq!((outcomes("agent.put", "done"), outcomes("agent.put", "refused")), (4, 5));
     let gone = records(&daemon, "agent.delete").remove(0);
     assert_eq!((&gone["target"], gone["before_digest"].is_string()), (&json!("clerk"), true), "{gone}");
     assert_eq!(daemon.get("/audit-log/verify").json["ok"], true);
@@ -281,6 +293,7 @@ fn turns_are_answered_in_sessions_of_its_own() {
         (json!({ "do": "say", "session": id, "text": " " }), 400, "text"),
         (json!({ "do": "say", "session": id, "text": "x", "version": 1 }), 409, "version"),
         (json!({ "do": "say", "session": id, "text": "x", "key": "k".repeat(201) }), 400, "key"),
+        (json!({ "do": "say", "session": id, "text": "x", "note": "", "notes": 9 }), 400, "attachments"),
         (json!({ "do": "create", "agent": "nobody" }), 404, "nobody"),
         (json!({ "do": "sessions", "after": "x" }), 400, "after"),
     ] {
@@ -359,7 +372,11 @@ fn turns_are_streamed_and_the_person_is_asked() {
 #[test]
 fn turns_are_trusted_no_further_than_what_led_to_them() {
     let daemon = daemon();
-    for (words, tool, trust) in [("run it", "exec", "plugin"), ("remember it", "memory_save", "plugin")] {
+    for (words, tool, trust) in [
+        ("run it", "exec", "plugin"),
+        ("remember it", "memory_save", "plugin"),
+        ("search it", "search_events", "plugin"),
+    ] {
         let answer = acted(&daemon, &json!({ "do": "ask", "agent": "runner", "text": words }));
         assert!(answer["text"].as_str().is_some_and(|text| text.contains("trust_too_low")), "{answer}");
         let record = receipt(&daemon, tool);
@@ -403,10 +420,14 @@ fn a_redelivery_asks_nothing_twice() {
     let done = acted(&daemon, &json!({ "do": "last" }));
     assert!(done["text"].as_str().is_some_and(|text| text.ends_with("w20")), "{done}");
     assert_eq!((sessions(&daemon).len(), records(&daemon, "chat.send").len()), (2, 2));
+    // A turn that came to no answer is no answer: the next attempt has it taken anew.
+    let event = daemon.push("talks.do", json!({ "do": "ask", "text": "hiccup", "must answer": true }));
+    daemon.until(&event, "done");
+    assert_eq!((acted(&daemon, &json!({ "do": "last" })), sessions(&daemon).len()), (json!("well again"), 3));
     // Another event with the same words is another conversation.
     let other = daemon.push("talks.do", json!({ "do": "ask", "text": "once" }));
     daemon.until(&other, "done");
-    assert_eq!(sessions(&daemon).len(), 3);
+    assert_eq!(sessions(&daemon).len(), 4);
 }
 
 /// Goal: a call waits as long as its manifest lets it; the turn goes on, over an upgrade too, and the same key waits for it again.

@@ -150,7 +150,7 @@ fn no_key_of_a_provider_is_written_anywhere() {
     let folder = Folder::new("canary-agents");
     let home = folder.path();
     let env = [("AMAN_HTTP_TOKEN", TOKEN), ("CANARY_MODEL", KEY), ("AMAN_LOG_LEVEL", "trace")];
-    let mut daemon = start(home, &stub, &env);
+    let daemon = start(home, &stub, &env);
     let heard = listen(&daemon);
     talk(&daemon);
     let lines = heard.join().expect("the stream is read");
@@ -166,7 +166,12 @@ fn no_key_of_a_provider_is_written_anywhere() {
         let output = command(home).args(arguments).envs(env).output().expect("the binary starts");
         assert_clean(&format!("the output of {arguments:?}"), &[output.stdout, output.stderr].concat());
     }
-    for request in seen.lock().expect("not poisoned").iter() {
+    nothing_is_left(daemon, home, &seen.lock().expect("not poisoned"));
+}
+
+/// Ends the daemon, and asserts that neither what the provider was asked nor any file of it holds a secret.
+pub fn nothing_is_left(mut daemon: Daemon, home: &Path, seen: &[String]) {
+    for request in seen {
         let (head, body) = request.split_once("\r\n\r\n").expect("a request");
         assert!(head.contains("canary-model"), "the provider is let in with the key");
         assert_clean("what the model is told", body.as_bytes());
@@ -176,6 +181,7 @@ fn no_key_of_a_provider_is_written_anywhere() {
     files(home, &mut all);
     assert!(all.iter().any(|path| path.ends_with("aman.db")));
     for path in all.iter().filter(|path| !path.ends_with("token")) {
+        assert_clean(&path.display().to_string(), path.display().to_string().as_bytes());
         assert_clean(&path.display().to_string(), &std::fs::read(path).expect("a file"));
     }
 }

@@ -153,6 +153,10 @@ fn is_not_made_again(remember: &str) {
     assert_eq!(steps(&daemon), [3]);
     let outcomes = outcomes(&daemon);
     assert!(outcomes.len() == 1 && outcomes[0].1 == "unknown", "{outcomes:?}");
+    // What was allowed to an agent goes with it.
+    assert_eq!(daemon.get("/tool-auth/rules").items().len(), usize::from(remember == "always"));
+    assert_eq!(daemon.call("DELETE", "/agent/runner", None).json["deleted"], true);
+    assert!(daemon.get("/tool-auth/rules").items().is_empty());
     let record = daemon.all("/audit-log?action=tool.execute&limit=100").remove(0);
     let detail = &record["detail"];
     assert_eq!(

@@ -1,5 +1,5 @@
-//! `search_events` tells what happened; `publish_event` and `start_workflow` are what a call sets going on the bus. Its key makes it one event, or one instance,
-//! however often it is made.
+//! `search_events` tells what happened; `publish_event` and `start_workflow` are what a call sets going on the bus. Its key makes
+//! it one event, or one instance, however often it is made.
 
 use std::sync::Arc;
 
